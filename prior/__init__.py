@@ -1,0 +1,1 @@
+"""Priors: transformers over the codes of a tokenizer, for generating new images."""

@@ -1,0 +1,1 @@
+"""The `tvq-prior` command."""

@@ -1,0 +1,1 @@
+"""Networks of priors, one a file."""

@@ -1,0 +1,61 @@
+"""Image tokenizers: images to discrete codes and back, trained, measured and modelled.
+
+```python
+import tokenizers_vq as tvq
+
+tok = tvq.load("runs/a")  # a run, a saved folder, or a Hub repository
+codes = tok.encode(tvq.images.read("cat.jpg"))  # (1, h, w) int64
+image = tvq.images.to_pil(tok.decode(codes)[0])
+```
+
+Everything here is imported when first used, so that `import tokenizers_vq` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers_vq import images as images
+    from tokenizers_vq.codes import CodeLayout as CodeLayout
+    from tokenizers_vq.encoding import BatchEncoder as BatchEncoder
+    from tokenizers_vq.tokenizer import Tokenizer as Tokenizer
+    from tokenizers_vq.tokenizer import TokenizerConfig as TokenizerConfig
+    from tokenizers_vq.tokenizer import create as create
+    from tokenizers_vq.tokenizer import list_models as list_models
+    from tokenizers_vq.tokenizer import load as load
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CodeLayout": "codes",
+    "BatchEncoder": "encoding",
+    "Tokenizer": "tokenizer",
+    "TokenizerConfig": "tokenizer",
+    "create": "tokenizer",
+    "load": "tokenizer",
+    "list_models": "tokenizer",
+}
+__all__ = [
+    "BatchEncoder",
+    "CodeLayout",
+    "Tokenizer",
+    "TokenizerConfig",
+    "create",
+    "images",
+    "list_models",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "images":
+        return importlib.import_module("tokenizers_vq.images")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"tokenizers_vq.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'tokenizers_vq' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,1 @@
+"""The `tvq` command: one verb a file, parsing and printing only."""

@@ -1,0 +1,256 @@
+"""Typed configuration: a strict, frozen base, schedules, and `a.b=value` overrides.
+
+A part's config stands above its module; its fields are the module's keyword arguments. Sub-packages join the configs
+of one role into a union on `kind`. Everything a person can misspell is answered by one line naming the nearest field.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import Self
+
+Path_ = tuple[str, ...]
+T = TypeVar("T", bound="Config")
+
+
+class ConfigError(ValueError):
+    """A config value that cannot be used: `path` is where it stands, `problem` what is wrong and what to do."""
+
+    def __init__(self, path: Path_, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(f"{'.'.join(path)}: {problem}" if path else problem)
+
+
+class Config(BaseModel):
+    """Base of every config: strict types, unknown fields refused, immutable. Lists become tuples."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise _describe(error, type(self)) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_to_tuples(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            return {key: _tuples(value) for key, value in data.items()}
+        return data
+
+    def arguments(self) -> dict[str, Any]:
+        """The fields as keyword arguments (nested configs stay configs); `kind` left out."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
+
+    def to_dict(self, defaults: bool = True) -> dict[str, Any]:
+        """Plain JSON-able data. `defaults=False` leaves out fields at their default, but keeps every `kind`."""
+        return _dump(self, defaults)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with `changes` applied, validated again."""
+        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return value
+
+
+def _dump(value: Any, defaults: bool) -> Any:
+    if isinstance(value, Config):
+        fields = type(value).model_fields
+        return {
+            name: _dump(getattr(value, name), defaults)
+            for name, field in fields.items()
+            if defaults or name == "kind" or field.is_required() or getattr(value, name) != field.get_default(call_default_factory=True)
+        }
+    if isinstance(value, (list, tuple)):
+        return [_dump(item, defaults) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _dump(item, defaults) for key, item in value.items()}
+    return value
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` when something near exists, else the names themselves."""
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; choose from: {', '.join(names)}" if names else ""
+
+
+def _describe(error: ValidationError, config: type[Config]) -> ConfigError:
+    first = error.errors(include_url=False)[0]
+    inner = first.get("ctx", {}).get("error")
+    # pydantic puts the tag of a union and the names of union members into `loc`; a person wrote neither.
+    where = tuple(str(part) for part in first["loc"] if not _is_tag(part))
+    kind = first["type"]
+    if isinstance(inner, ConfigError):
+        return ConfigError(where + inner.path, inner.problem)
+    if kind == "extra_forbidden":
+        return ConfigError(where, f"no such field{nearest(where[-1], config.model_fields)}")
+    if kind == "missing":
+        return ConfigError(where, "required, but not given")
+    if kind == "union_tag_invalid":
+        tags = [tag.strip("' ") for tag in first["ctx"]["expected_tags"].split(",")]
+        return ConfigError((*where, "kind"), f"unknown kind '{first['ctx']['tag']}'{nearest(str(first['ctx']['tag']), tags)}")
+    if kind == "union_tag_not_found":
+        return ConfigError(where, "needs a `kind`")
+    if kind == "value_error":
+        return ConfigError(where, str(inner))
+    got = first["input"]
+    return ConfigError(where, f"{first['msg'][0].lower()}{first['msg'][1:]}, got {got!r}")
+
+
+def _is_tag(part: Any) -> bool:
+    return isinstance(part, str) and (part.startswith(("function-", "tagged-union", "tuple[", "literal[", "lax-or")) or part in _TAGS or part in _TYPES)
+
+
+_TYPES = {"int", "float", "str", "bool", "constrained-int", "constrained-float", "constrained-str"}
+_TAGS: set[str] = set()
+
+
+def parse(config: type[T], data: Mapping[str, Any], source: str | None = None) -> T:
+    """Build `config` from plain data. Raises `ConfigError`, its one line headed by `source`."""
+    try:
+        return config(**data)
+    except ConfigError as error:
+        if source is None:
+            raise
+        raise ConfigError((), f"{source}: {error}") from None
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """A YAML mapping from a file. Raises `FileNotFoundError`, or `ConfigError` where it is no mapping."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no config file at {path}")
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError((), f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError((), f"{path}: expected `field: value` lines, found {type(data).__name__}")
+    return data
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Copy of `data` with `a.b.0.c=value` applied; values are YAML. Raises `ConfigError` for a malformed override."""
+    result = _plain(data)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError((), f"override '{override}' is not of the form path=value, for example steps=1000")
+        try:
+            value = yaml.load(text, _Loader) if text else None
+        except yaml.YAMLError:
+            raise ConfigError((), f"override '{override}': the value is not valid YAML") from None
+        _assign(result, key.split("."), value, key)
+    return result
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _assign(data: Any, parts: list[str], value: Any, key: str) -> None:
+    *parents, last = parts
+    for part in parents:
+        if isinstance(data, list):
+            data = data[_index(data, part, key)]
+        elif isinstance(data, dict):
+            if not isinstance(data.get(part), (dict, list)):
+                data[part] = {}
+            data = data[part]
+        else:
+            raise ConfigError((key,), f"'{part}' stands inside a plain value; nothing can be set there")
+    if isinstance(data, list):
+        data[_index(data, last, key)] = value
+    elif isinstance(data, dict):
+        data[last] = value
+    else:
+        raise ConfigError((key,), f"'{last}' stands inside a plain value; nothing can be set there")
+
+
+def _index(data: list[Any], part: str, key: str) -> int:
+    if not part.isdigit() or int(part) >= len(data):
+        raise ConfigError((key,), f"'{part}' is not an entry of a list of {len(data)} (entries are numbered from 0)")
+    return int(part)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that reads `1e-4` as a number, as people write learning rates (YAML 1.1 wants `1.0e-4`)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+class ScheduleCurve(Config):
+    """A value that moves from `begin` to `end` over a span of optimizer steps, and stays there."""
+
+    kind: Literal["linear", "cosine", "exponential"] = "linear"
+    begin: float
+    """value up to the first step of the span"""
+    end: float
+    """value from the last step of the span on"""
+    over: tuple[int, int]
+    """first and last step of the span"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not 0 <= self.over[0] < self.over[1]:
+            raise ConfigError(("over",), f"needs two rising steps, got {list(self.over)}")
+        if self.kind == "exponential" and (self.begin <= 0 or self.end <= 0):
+            raise ConfigError((), "an exponential schedule needs positive begin and end")
+        return self
+
+    def at(self, step: int) -> float:
+        """The value at optimizer step `step` (0 = first)."""
+        first, last = self.over
+        t = min(max((step - first) / (last - first), 0.0), 1.0)
+        if self.kind == "linear":
+            return self.begin + (self.end - self.begin) * t
+        if self.kind == "cosine":
+            return self.end + (self.begin - self.end) * 0.5 * (1 + math.cos(math.pi * t))
+        return self.begin * (self.end / self.begin) ** t
+
+
+class ScheduleChain(Config):
+    """Curves one after the other: each holds from the first step of its span (warm-up, then decay)."""
+
+    kind: Literal["chain"] = "chain"
+    parts: Annotated[tuple[ScheduleCurve, ...], Field(min_length=1)]
+
+    def at(self, step: int) -> float:
+        current = self.parts[0]
+        for part in self.parts[1:]:
+            if step >= part.over[0]:
+                current = part
+        return current.at(step)
+
+
+Schedule = float | ScheduleCurve | ScheduleChain
+
+
+def schedule_value(schedule: Schedule, step: int) -> float:
+    """The value of a schedule at an optimizer step: a pure function, so that resuming needs no counter."""
+    return schedule.at(step) if isinstance(schedule, (ScheduleCurve, ScheduleChain)) else float(schedule)

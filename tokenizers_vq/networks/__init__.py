@@ -1,0 +1,1 @@
+"""Encoders and decoders. One family a file; their configs form unions on `kind`."""
