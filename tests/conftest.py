@@ -1,0 +1,33 @@
+"""Shared files, quiet torch, and no network in the tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+def shared(path: str) -> Path:
+    """A file or folder of `../shared`; skips where it is absent, fails where `TVQ_REQUIRE_SHARED` is set."""
+    found = SHARED / path
+    if found.exists():
+        return found
+    reason = f"needs ../shared/{path}, which a clone does not have"
+    if os.environ.get("TVQ_REQUIRE_SHARED"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    import torch
+
+    torch.manual_seed(0)
