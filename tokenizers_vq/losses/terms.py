@@ -1,0 +1,71 @@
+"""Terms: losses of one micro-batch, weighted by a schedule; L1 and L2 here."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from tokenizers_vq.config import Config, Schedule
+from tokenizers_vq.losses.record import Record
+
+
+class Term(nn.Module):
+    """One loss of the reconstructions. A term whose weight is 0 at a step is not computed there."""
+
+    name: str
+    """as the log and the message about a non-finite step call it"""
+    weight: Schedule
+
+    @abstractmethod
+    def forward(self, record: Record) -> Tensor:
+        """float32 scalar, unweighted."""
+
+
+class L1Config(Config):
+    """Mean absolute difference of the images in [-1, 1]."""
+
+    kind: Literal["l1"] = "l1"
+    weight: Schedule = 1.0
+    """weight, or a schedule of it"""
+
+    def build(self) -> L1:
+        return L1(**self.arguments())
+
+
+class L1(Term):
+    """`mean |x - y|`."""
+
+    name = "l1"
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__()
+        self.weight = L1Config(**fields).weight
+
+    def forward(self, record: Record) -> Tensor:
+        return (record.images.float() - record.reconstructions.float()).abs().mean()
+
+
+class L2Config(Config):
+    """Mean squared difference of the images in [-1, 1]."""
+
+    kind: Literal["l2"] = "l2"
+    weight: Schedule = 1.0
+    """weight, or a schedule of it"""
+
+    def build(self) -> L2:
+        return L2(**self.arguments())
+
+
+class L2(Term):
+    """`mean (x - y)^2`."""
+
+    name = "l2"
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__()
+        self.weight = L2Config(**fields).weight
+
+    def forward(self, record: Record) -> Tensor:
+        return (record.images.float() - record.reconstructions.float()).square().mean()
