@@ -20,7 +20,7 @@ _NPY = b"\x93NUMPY"
 _LUMA = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # ITU-R 601, which Pillow's "L" uses too
 
 
-class BrokenImage(ValueError):
+class BrokenImage(ValueError):  # noqa: N818 (names what is broken, not the act)
     """A file that is no readable picture: `name` is the file, `reason` what its decoder said."""
 
     def __init__(self, name: str, reason: str) -> None:
@@ -77,17 +77,16 @@ def _from_file(file: Any, channels: int, name: str, is_array: bool) -> Tensor:
             picture = Image.open(file)
             picture.load()
     except Exception as error:  # decoders raise nearly anything on damaged bytes: OSError, SyntaxError, struct.error
-        reason = (
-            "not a picture, or an unknown format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        )
-        raise BrokenImage(name, reason or type(error).__name__) from None
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = "not a picture, or an unknown format" if unknown else str(error) or type(error).__name__
+        raise BrokenImage(name, reason) from None
     return _from_array(array, channels, name) if is_array else _from_pil(picture, channels, name)
 
 
 def _from_pil(picture: Image.Image, channels: int, name: str) -> Tensor:
     if channels not in (1, 3):
         raise ValueError(
-            f"{name}: a picture gives 1 or 3 channels, not {channels}; store {channels} channels as .npy (H, W, {channels})"
+            f"{name}: a picture gives 1 or 3 channels, not {channels}; store it as .npy (H, W, {channels})"
         )
     try:
         if picture.getexif().get(0x0112, 1) != 1:
@@ -110,9 +109,9 @@ def _from_pil(picture: Image.Image, channels: int, name: str) -> Tensor:
 def _deep(picture: Image.Image, name: str) -> np.ndarray:
     """The array behind a 16-bit, 32-bit or float grey picture: Pillow's own `convert` would clip it to 8 bits."""
     array = np.array(picture)
-    if picture.mode == "I":  # what Pillow calls some 16-bit files
-        if array.min(initial=0) < 0 or array.max(initial=0) > 65535:
-            raise BrokenImage(name, "32-bit values beyond 0..65535; store it as 16-bit or as .npy floats in [0, 1]")
+    # "I" is what Pillow calls some 16-bit files, and every 32-bit one
+    if picture.mode == "I" and (array.min(initial=0) < 0 or array.max(initial=0) > 65535):
+        raise BrokenImage(name, "32-bit values beyond 0..65535; store it as 16-bit or as .npy floats in [0, 1]")
     return array if picture.mode == "F" else array.astype(np.uint16)
 
 
@@ -123,12 +122,8 @@ def _from_array(array: np.ndarray, channels: int, name: str) -> Tensor:
         raise BrokenImage(name, f"array of shape {array.shape}; expected (H, W) or (H, W, C)")
     found = array.shape[2]
     if array.dtype == np.uint8 and found != channels and found in (2, 3, 4) and channels in (1, 3):
-        mode = {2: "LA", 3: "RGB", 4: "RGBA"}[found]
-        return _from_pil(
-            Image.frombytes(mode, (array.shape[1], array.shape[0]), np.ascontiguousarray(array).tobytes()),
-            channels,
-            name,
-        )
+        mode, size = {2: "LA", 3: "RGB", 4: "RGBA"}[found], (array.shape[1], array.shape[0])
+        return _from_pil(Image.frombytes(mode, size, np.ascontiguousarray(array).tobytes()), channels, name)
     pixels = torch.from_numpy(np.array(_plain(array, name))).permute(2, 0, 1).contiguous()
     if found in (2, 4) and channels in (1, 3):
         pixels = pixels[:-1] * (a := (pixels[-1:] + 1) / 2) + (1 - a)  # on white, which is 1
@@ -138,10 +133,8 @@ def _from_array(array: np.ndarray, channels: int, name: str) -> Tensor:
     if found == 1 and channels == 3:
         return pixels.repeat(3, 1, 1)
     if found != channels:
-        advice = "; move the channels last with np.moveaxis(array, 0, -1)" if array.shape[0] == channels else ""
-        raise ValueError(
-            f"{name}: array of shape {tuple(array.shape)} has {found} channels where {channels} are wanted{advice}"
-        )
+        advice = "; move them last with np.moveaxis(array, 0, -1)" if array.shape[0] == channels else ""
+        raise ValueError(f"{name}: array of shape {array.shape} has {found} channels, {channels} are wanted{advice}")
     return pixels
 
 
@@ -156,9 +149,8 @@ def _plain(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
         if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"{name}: floating arrays are read as [0, 1], but values span {low:.4g} to {high:.4g}; scale them first"
-            )
+            span = f"{low:.4g} to {high:.4g}"
+            raise ValueError(f"{name}: floating arrays are read as [0, 1], but values span {span}; scale them first")
         return (array.astype(np.float32) * 2 - 1).astype(np.float32)
     raise ValueError(f"{name}: cannot read {array.dtype} pixels; give uint8, uint16 or floats in [0, 1]")
 
@@ -174,7 +166,7 @@ def from_float01(image: Tensor) -> Tensor:
     """Floating values in [0, 1], any shape, to [-1, 1]. Raises `ValueError` for integers."""
     if not image.is_floating_point():
         raise ValueError(
-            f"from_float01 takes floating values in [0, 1], got {image.dtype}; use images.from_uint8 for uint8"
+            f"from_float01 takes floating values in [0, 1], got {image.dtype}; uint8 goes through images.from_uint8"
         )
     return image * 2 - 1
 
@@ -206,32 +198,24 @@ def check(images: Tensor, channels: int) -> None:
 
     Values may overshoot to `LIMIT` in magnitude; they are looked at in eager mode only. Raises `ValueError`.
     """
-    shape = tuple(images.shape)
+    shape, expected = tuple(images.shape), f"images must be (B, {channels}, H, W)"
     if not images.is_floating_point():
-        call = "images.from_uint8(x)" if images.dtype == torch.uint8 else "images.from_uint8(x.to(torch.uint8))"
-        raise ValueError(
-            f"images must be floating in [-1, 1], got {images.dtype}; convert 0..255 with tokenizers_vq.{call}"
-        )
+        call = "from_uint8(x)" if images.dtype == torch.uint8 else "from_uint8(x.to(torch.uint8))"
+        raise ValueError(f"images must be floating in [-1, 1], got {images.dtype}; convert 0..255 with images.{call}")
     if len(shape) == 3:
-        raise ValueError(
-            f"images must be (B, {channels}, H, W), got {shape}; add the batch dimension with x.unsqueeze(0)"
-        )
+        raise ValueError(f"{expected}, got {shape}; add the batch dimension with x.unsqueeze(0)")
     if len(shape) != 4:
-        raise ValueError(f"images must be (B, {channels}, H, W), got {len(shape)} dimensions: {shape}")
+        raise ValueError(f"{expected}, got {len(shape)} dimensions: {shape}")
     if shape[1] != channels:
-        if shape[3] in (1, 3, 4) or shape[3] == channels:
-            raise ValueError(
-                f"images must be (B, {channels}, H, W), got channels last {shape}; use x.permute(0, 3, 1, 2)"
-            )
-        raise ValueError(
-            f"the tokenizer's config has channels={channels}, got {shape[1]} channels in images of shape {shape}"
-        )
+        if shape[3] in (1, 3, 4, channels):
+            raise ValueError(f"{expected}, got channels last {shape}; use x.permute(0, 3, 1, 2)")
+        raise ValueError(f"{expected} as the config's channels={channels} says, got {shape[1]} channels: {shape}")
     if images.numel() and not torch.compiler.is_compiling():
         low, high = (float(bound) for bound in images.detach().aminmax())
         if not (low >= -LIMIT and high <= LIMIT):
             if not (abs(low) < float("inf") and abs(high) < float("inf")):
                 raise ValueError("images hold NaN or infinite values; find them with x.isfinite()")
             raise ValueError(
-                f"images must lie in [-1, 1], got values from {low:.4g} to {high:.4g}; convert 0..255 with x / 127.5 - 1 "
-                "(uint8: tokenizers_vq.images.from_uint8)"
+                f"images must lie in [-1, 1], got values from {low:.4g} to {high:.4g}; "
+                "convert 0..255 with x / 127.5 - 1, [0, 1] with images.from_float01(x)"
             )
