@@ -1,3 +1,17 @@
-"""Losses: pure functions of images, and the terms of a recipe that call them."""
+"""Losses: pure functions of images, and the terms of a recipe that call them. Their configs form unions on `kind`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Union
+
+from pydantic import Field
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
+from tokenizers_vq.losses.objectives import Hinge, NonSaturating
+from tokenizers_vq.losses.perceptual import LpipsConfig, PerceptualConfig
+from tokenizers_vq.losses.regularisers import R1Config
+from tokenizers_vq.losses.terms import L1Config, L2Config
+
+TermConfig = Annotated[L1Config | L2Config | LpipsConfig | PerceptualConfig, Field(discriminator="kind")]
+ObjectiveConfig = Annotated[Hinge | NonSaturating, Field(discriminator="kind")]
+RegulariserConfig = R1Config

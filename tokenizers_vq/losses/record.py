@@ -73,6 +73,6 @@ class Record:
     def _judging(self) -> Discriminator:
         if self.discriminator is None:
             raise ValueError(
-                "a loss asked for a judgement, but the recipe has no discriminator: give it an `adversary`"
+                "a loss asked for a judgement, but there is no discriminator: give the recipe an `adversary`"
             )
         return self.discriminator

@@ -1,0 +1,65 @@
+"""Regularisers of the discriminator."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tokenizers_vq.config import Config, Schedule
+from tokenizers_vq.judgement import Discriminator, Judgement, judge
+from tokenizers_vq.losses.record import Record
+
+
+class Regulariser(nn.Module):
+    """A term of the discriminator's loss. The step adds `weight * every * forward(...)` at every `every`-th step."""
+
+    name: str
+    """as the log calls it"""
+    weight: Schedule
+    every: int
+    """lazy regularisation (Karras et al., arXiv 1912.04958): computed at each `every`-th step, scaled by it"""
+
+    @abstractmethod
+    def forward(self, record: Record, discriminator: Discriminator, real: Judgement, fake: Judgement) -> Tensor:
+        """float32 scalar, unweighted; `discriminator` is the eager one, `real` and `fake` its step's judgements."""
+
+    def after_step(self, discriminator: Discriminator) -> None:
+        """Called after the discriminator's optimizer step."""
+
+
+class R1Config(Config):
+    """R1 gradient penalty at the real images (Mescheder et al., arXiv 1801.04406)."""
+
+    kind: Literal["r1"] = "r1"
+    weight: Schedule = 10.0
+    """gamma: the loss is gamma / 2 times the mean squared norm of the logits' gradient"""
+    every: Annotated[int, Field(ge=1)] = 16
+    """computed at each `every`-th step, scaled by it"""
+
+    def build(self) -> R1:
+        return R1(**self.arguments())
+
+
+class R1(Regulariser):
+    """`mean over images of |d (sum of logits) / d image|^2 / 2`, by a double backward.
+
+    With a batch norm the logits of one image depend on the others, which blurs the penalty: better none, or spectral.
+    """
+
+    name = "r1"
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__()
+        config = R1Config(**fields)
+        self.weight, self.every = config.weight, config.every
+
+    def forward(self, record: Record, discriminator: Discriminator, real: Judgement, fake: Judgement) -> Tensor:
+        images = record.images.detach().requires_grad_()
+        logits = judge(discriminator, record, images, frozen=False).logits
+        total = torch.stack([scale.float().sum() for scale in logits]).sum()
+        (gradient,) = torch.autograd.grad(total, images, create_graph=True)
+        return 0.5 * gradient.float().square().flatten(1).sum(dim=1).mean()
