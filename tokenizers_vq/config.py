@@ -38,7 +38,7 @@ class Config(BaseModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise _describe(error, type(self)) from None
+            raise _describe(error, type(self), data) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -70,12 +70,13 @@ def _tuples(value: Any) -> Any:
 
 def _dump(value: Any, defaults: bool) -> Any:
     if isinstance(value, Config):
-        fields = type(value).model_fields
-        return {
-            name: _dump(getattr(value, name), defaults)
-            for name, field in fields.items()
-            if defaults or name == "kind" or field.is_required() or getattr(value, name) != field.get_default(call_default_factory=True)
-        }
+        kept = {}
+        for name, field in type(value).model_fields.items():
+            given = getattr(value, name)
+            default = field.get_default(call_default_factory=True)
+            if defaults or name == "kind" or field.is_required() or given != default:
+                kept[name] = _dump(given, defaults)
+        return kept
     if isinstance(value, (list, tuple)):
         return [_dump(item, defaults) for item in value]
     if isinstance(value, Mapping):
@@ -92,11 +93,10 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; choose from: {', '.join(names)}" if names else ""
 
 
-def _describe(error: ValidationError, config: type[Config]) -> ConfigError:
+def _describe(error: ValidationError, config: type[Config], data: Mapping[str, Any]) -> ConfigError:
     first = error.errors(include_url=False)[0]
     inner = first.get("ctx", {}).get("error")
-    # pydantic puts the tag of a union and the names of union members into `loc`; a person wrote neither.
-    where = tuple(str(part) for part in first["loc"] if not _is_tag(part))
+    where = _written(data, first["loc"], first["type"] in ("missing", "extra_forbidden"))
     kind = first["type"]
     if isinstance(inner, ConfigError):
         return ConfigError(where + inner.path, inner.problem)
@@ -106,7 +106,9 @@ def _describe(error: ValidationError, config: type[Config]) -> ConfigError:
         return ConfigError(where, "required, but not given")
     if kind == "union_tag_invalid":
         tags = [tag.strip("' ") for tag in first["ctx"]["expected_tags"].split(",")]
-        return ConfigError((*where, "kind"), f"unknown kind '{first['ctx']['tag']}'{nearest(str(first['ctx']['tag']), tags)}")
+        return ConfigError(
+            (*where, "kind"), f"unknown kind '{first['ctx']['tag']}'{nearest(str(first['ctx']['tag']), tags)}"
+        )
     if kind == "union_tag_not_found":
         return ConfigError(where, "needs a `kind`")
     if kind == "value_error":
@@ -115,12 +117,18 @@ def _describe(error: ValidationError, config: type[Config]) -> ConfigError:
     return ConfigError(where, f"{first['msg'][0].lower()}{first['msg'][1:]}, got {got!r}")
 
 
-def _is_tag(part: Any) -> bool:
-    return isinstance(part, str) and (part.startswith(("function-", "tagged-union", "tuple[", "literal[", "lax-or")) or part in _TAGS or part in _TYPES)
-
-
-_TYPES = {"int", "float", "str", "bool", "constrained-int", "constrained-float", "constrained-str"}
-_TAGS: set[str] = set()
+def _written(data: Any, loc: tuple[str | int, ...], is_field: bool) -> Path_:
+    """The parts of pydantic's `loc` that stand in `data`; it adds tags and names of union members between them."""
+    kept: list[str] = []
+    for i, part in enumerate(loc):
+        inside = (isinstance(data, Mapping) and part in data) or (
+            isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data)
+        )
+        if inside:
+            data = data[part]  # type: ignore[index]
+        if inside or (is_field and i == len(loc) - 1):
+            kept.append(str(part))
+    return tuple(kept)
 
 
 def parse(config: type[T], data: Mapping[str, Any], source: str | None = None) -> T:

@@ -49,6 +49,4 @@ def straight_through(quantized: Tensor, features: Tensor) -> Tensor:
 def check_finite(features: Tensor) -> None:
     """Raises `ValueError` for NaN or infinity, which no nearest code exists for. Eager mode only."""
     if not torch.compiler.is_compiling() and not torch.isfinite(features).all():
-        raise ValueError(
-            "features to quantize hold NaN or infinite values: lower the learning rate, clip gradients, or train in fp32"
-        )
+        raise ValueError("features to quantize hold NaN or infinite values: lower the learning rate or clip gradients")

@@ -1,0 +1,85 @@
+"""Blocks that several families share: residual block, attention, resampling (arXiv 2012.09841, as in DDPM's U-Net)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from tokenizers_vq.codes import nearest_multiples
+
+
+def stride_grid(height: int, width: int, stride: int) -> tuple[int, int]:
+    """`(H / stride, W / stride)`. Raises `ValueError` naming the nearest sizes where the stride does not divide."""
+    if height % stride or width % stride or min(height, width) < stride:
+        rows, columns = (" or ".join(map(str, nearest_multiples(size, stride))) for size in (height, width))
+        raise ValueError(
+            f"image size {height}x{width} is not divisible by the stride {stride}: "
+            f"resize or crop to a height of {rows} and a width of {columns}"
+        )
+    return height // stride, width // stride
+
+
+def swish(x: Tensor) -> Tensor:
+    """`x * sigmoid(x)` of a tensor that nothing else reads; in place where autograd does not need it."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm, swish, 3x3 twice, plus a 1x1 shortcut where the width changes. `(B, C, H, W)` -> `(B, C', H, W)`."""
+
+    def __init__(self, width_in: int, width_out: int, groups: int = 32, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, width_in, eps=1e-6)
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, width_out, eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
+        self.shortcut = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(swish(self.norm1(x)))
+        h = self.conv2(self.dropout(swish(self.norm2(h))))
+        shortcut = self.shortcut(x)
+        return h.add_(shortcut) if not torch.is_grad_enabled() else h + shortcut
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over all positions, with 1x1 convolutions and a residual. `(B, C, H, W)`."""
+
+    def __init__(self, width: int, groups: int = 32) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.q = nn.Conv2d(width, width, 1)
+        self.k = nn.Conv2d(width, width, 1)
+        self.v = nn.Conv2d(width, width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (rearrange(layer(h), "b c h w -> b 1 (h w) c") for layer in (self.q, self.k, self.v))
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(rearrange(attended, "b 1 (h w) c -> b c h w", h=x.shape[2]))
+
+
+class Downsample(nn.Module):
+    """3x3 convolution of stride 2, padded right and below only. `(B, C, H, W)` -> `(B, C, H/2, W/2)`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour by 2, then a 3x3 convolution. `(B, C, H, W)` -> `(B, C, 2H, 2W)`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

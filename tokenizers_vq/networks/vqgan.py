@@ -1,0 +1,162 @@
+"""Encoder and decoder of VQGAN (Esser et al., arXiv 2012.09841): GroupNorm, swish, attention at chosen levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import model_validator
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from tokenizers_vq.config import Config, ConfigError
+from tokenizers_vq.networks.blocks import Attention, Downsample, ResidualBlock, Upsample, stride_grid, swish
+
+
+class _VqganConfig(Config):
+    width: int = 128
+    """channels at the first level"""
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """channels of each level as multiples of `width`; every level after the first halves the size"""
+    blocks: int = 2
+    """residual blocks a level"""
+    attention: tuple[int, ...] = ()
+    """levels (0 = full size) with attention after every residual block"""
+    middle_attention: bool = True
+    """attention between the two middle blocks"""
+    latent_width: int | None = None
+    """channels beside the quantizer, before `quant_conv` and after `post_quant_conv`; null = the code's"""
+    groups: int = 32
+    """groups of every GroupNorm; must divide every level's channels"""
+    dropout: float = 0.0
+    """dropout inside the residual blocks"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for multiplier in self.multipliers:
+            if self.width * multiplier % self.groups:
+                raise ConfigError(
+                    ("groups",), f"{self.groups} groups do not divide the {self.width * multiplier} channels of a level"
+                )
+        if any(not 0 <= level < len(self.multipliers) for level in self.attention):
+            raise ConfigError(("attention",), f"levels run from 0 to {len(self.multipliers) - 1}")
+        return self
+
+
+class VqganEncoderConfig(_VqganConfig):
+    """Encoder of VQGAN; the published f16 model has width 128, multipliers 1-1-2-2-4 and attention at level 4."""
+
+    kind: Literal["vqgan"] = "vqgan"
+
+    def build(self, *, dim: int, channels: int) -> VqganEncoder:
+        """The encoder for images of `channels` and features of `dim`."""
+        return VqganEncoder(dim=dim, channels=channels, **self.arguments())
+
+
+class VqganDecoderConfig(_VqganConfig):
+    """Decoder of VQGAN; `multipliers` and `attention` are counted from full size, as the encoder's."""
+
+    kind: Literal["vqgan"] = "vqgan"
+    blocks: int = 3
+    """residual blocks a level"""
+
+    def build(self, *, dim: int, channels: int) -> VqganDecoder:
+        """The decoder from features of `dim` to images of `channels`."""
+        return VqganDecoder(dim=dim, channels=channels, **self.arguments())
+
+
+class _Level(nn.Module):
+    """Residual blocks, each followed by attention where the level has it, then an optional resampling."""
+
+    def __init__(
+        self, width_in: int, width: int, config: _VqganConfig, attend: bool, resample: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            ResidualBlock(width_in if i == 0 else width, width, config.groups, config.dropout)
+            for i in range(config.blocks)
+        )
+        self.attention = nn.ModuleList(Attention(width, config.groups) for _ in range(config.blocks if attend else 0))
+        self.resample = resample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if len(self.attention):
+                x = self.attention[i](x)
+        return x if self.resample is None else self.resample(x)
+
+
+def _middle(width: int, config: _VqganConfig) -> nn.Sequential:
+    attention = [Attention(width, config.groups)] if config.middle_attention else []
+    first, last = (ResidualBlock(width, width, config.groups, config.dropout) for _ in range(2))
+    return nn.Sequential(first, *attention, last)
+
+
+class VqganEncoder(nn.Module):
+    """`(B, C, H, W)` pixels -> `(B, dim, H/s, W/s)` features, s = 2^(levels - 1). Fields: `VqganEncoderConfig`."""
+
+    def __init__(self, *, dim: int, channels: int = 3, **fields: Any) -> None:
+        super().__init__()
+        config = VqganEncoderConfig(**fields)
+        widths = [config.width * multiplier for multiplier in config.multipliers]
+        last = len(widths) - 1
+        self.stride = 2**last
+        self.conv_in = nn.Conv2d(channels, config.width, 3, padding=1)
+        self.levels = nn.Sequential(
+            *(
+                _Level(before, width, config, level in config.attention, Downsample(width) if level < last else None)
+                for level, (before, width) in enumerate(zip([config.width, *widths], widths, strict=False))
+            )
+        )
+        self.middle = _middle(widths[-1], config)
+        self.norm = nn.GroupNorm(config.groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], config.latent_width or dim, 3, padding=1)
+        self.quant_conv = nn.Conv2d(config.latent_width or dim, dim, 1)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Grid of the features. Raises `ValueError` naming the nearest sizes that work."""
+        return stride_grid(height, width, self.stride)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        h = self.middle(self.levels(self.conv_in(pixels)))
+        return self.quant_conv(self.conv_out(swish(self.norm(h))))
+
+    def trunk_blocks(self) -> Iterator[nn.Module]:
+        """Modules that compile one by one, in place."""
+        yield from self.levels
+        yield self.middle
+
+
+class VqganDecoder(nn.Module):
+    """`(B, dim, h, w)` features -> `(B, C, h*s, w*s)` output. Fields: `VqganDecoderConfig`."""
+
+    def __init__(self, *, dim: int, channels: int = 3, **fields: Any) -> None:
+        super().__init__()
+        config = VqganDecoderConfig(**fields)
+        widths = [config.width * multiplier for multiplier in config.multipliers]
+        self.post_quant_conv = nn.Conv2d(dim, config.latent_width or dim, 1)
+        self.conv_in = nn.Conv2d(config.latent_width or dim, widths[-1], 3, padding=1)
+        self.middle = _middle(widths[-1], config)
+        before = [*widths[1:], widths[-1]]
+        self.levels = nn.Sequential(
+            *(
+                _Level(before[i], widths[i], config, i in config.attention, Upsample(widths[i]) if i > 0 else None)
+                for i in reversed(range(len(widths)))
+            )
+        )
+        self.norm = nn.GroupNorm(config.groups, widths[0], eps=1e-6)
+        self.head = nn.Conv2d(widths[0], channels, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        h = self.levels(self.middle(self.conv_in(self.post_quant_conv(features))))
+        return self.head(swish(self.norm(h)))
+
+    def render(self, output: Tensor) -> Tensor:
+        """Output -> pixels: the identity."""
+        return output
+
+    def trunk_blocks(self) -> Iterator[nn.Module]:
+        """Modules that compile one by one, in place; the head stays eager."""
+        yield self.middle
+        yield from self.levels

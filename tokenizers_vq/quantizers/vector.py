@@ -1,0 +1,167 @@
+"""Vector quantization: the nearest code of one codebook (arXiv 1711.00937, and 2110.04627 for the cosine form)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+
+from tokenizers_vq import distributed
+from tokenizers_vq.codes import CodeLayout, Quantized
+from tokenizers_vq.config import Config
+from tokenizers_vq.quantizers.base import Quantizer, check_finite, straight_through
+from tokenizers_vq.quantizers.search import nearest_codes
+
+_WINDOW = 256  # updates over which the logged usage counts a code as in use
+
+
+class VectorQuantizerConfig(Config):
+    """One codebook: euclidean or cosine search, trained by gradient or by moving averages."""
+
+    kind: Literal["vector"] = "vector"
+    num_codes: int = Field(default=1024, ge=1)
+    """codes in the codebook"""
+    dim: int = Field(default=256, ge=1)
+    """width of a code; far below the network's width it is *factorised*"""
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    """cosine: search and lookup on L2-normalised vectors"""
+    codebook: Literal["gradient", "ema"] = "gradient"
+    """how the codebook learns: by its loss term, or as moving averages of the features (no gradient)"""
+    beta: float = 0.25
+    """weight of the commitment term"""
+    legacy_beta: bool = False
+    """beta on the codebook term instead, commitment at 1, as taming's published models were trained"""
+    decay: float = Field(default=0.99, ge=0, lt=1)
+    """decay of the moving averages (ema)"""
+    epsilon: float = 1e-5
+    """Laplace smoothing of the moving counts (ema)"""
+    revive_after: int | None = Field(default=None, ge=1)
+    """a code unused for so many updates is moved to a random feature of the batch; null = never"""
+
+    def build(self) -> VectorQuantizer:
+        """The quantizer."""
+        return VectorQuantizer(**self.arguments())
+
+
+class VectorQuantizer(Quantizer):
+    """Features `(B, D, *grid)` to the nearest of K codes. Fields: `VectorQuantizerConfig`.
+
+    Losses (arXiv 1711.00937, eq. 3), means over every element: `codebook` = |sg[z] - e|^2 (gradient codebook only),
+    `commitment` = beta |z - sg[e]|^2; in the cosine form of normalised vectors. The estimator is straight-through.
+    Moving averages: N <- g N + (1 - g) n, m <- g m + (1 - g) sum z, e = m / N~, with N starting at 1 and counts and
+    sums taken over all processes.
+    """
+
+    training_state: ClassVar[tuple[str, ...]] = ("age", "cluster_size", "cluster_sum")
+    age: Tensor
+    cluster_size: Tensor
+    cluster_sum: Tensor
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__()
+        self.config = config = VectorQuantizerConfig(**fields)
+        self.in_dim = self.dim = config.dim
+        self.num_codes = config.num_codes
+        weight = torch.empty(config.num_codes, config.dim)
+        if config.distance == "cosine" or config.codebook == "ema":
+            nn.init.normal_(weight)
+        else:
+            nn.init.uniform_(weight, -1 / config.num_codes, 1 / config.num_codes)
+        if config.codebook == "gradient":
+            self.weight = nn.Parameter(weight)
+        else:
+            weight = self._as_looked_up(weight)
+            self.register_buffer("weight", weight)
+            self.register_buffer("cluster_size", torch.ones(config.num_codes))
+            self.register_buffer("cluster_sum", weight.clone())
+        self.register_buffer("age", torch.zeros(config.num_codes, dtype=torch.long))
+
+    def _as_looked_up(self, vectors: Tensor) -> Tensor:
+        return F.normalize(vectors, dim=-1) if self.config.distance == "cosine" else vectors
+
+    @property
+    def codebook(self) -> Tensor:
+        """float32 `(K, D)`, the vectors that `lookup` gives."""
+        return self._as_looked_up(self.weight.float())
+
+    def layout(self, grid: tuple[int, ...]) -> CodeLayout:
+        """One code of K at every position of `grid`."""
+        return CodeLayout((grid,), 1, (self.num_codes,))
+
+    def _search(self, rows: Tensor) -> Tensor:
+        check_finite(rows)
+        return nearest_codes(rows, self.weight.detach(), score=self.config.distance)
+
+    def encode(self, features: Tensor) -> Tensor:
+        """`(B, D, *grid)` -> int64 `(B, *grid)`. Raises `ValueError` for non-finite features."""
+        rows = rearrange(features.detach(), "b d ... -> b ... d")
+        return self._search(rows.reshape(-1, self.dim).float()).reshape(rows.shape[:-1])
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """int64 `(B, *grid)` -> `(B, D, *grid)` in the codebook's dtype."""
+        return rearrange(self._vectors(codes), "b ... d -> b d ...").to(self.weight.dtype)
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        return self._as_looked_up(F.embedding(codes, self.weight).float())
+
+    def forward(self, features: Tensor) -> Quantized:
+        """`(B, D, *grid)` -> `Quantized`. Raises `ValueError` for non-finite features."""
+        with torch.autocast(features.device.type, enabled=False):
+            z = features.float()
+            rows = rearrange(z, "b d ... -> (b ...) d")
+            if self.training and self.config.revive_after is not None:
+                self._revive(rows.detach())
+            codes = self.encode(z)
+            vectors = self._vectors(codes)
+            target = rearrange(vectors, "b ... d -> b d ...")
+            source = F.normalize(z, dim=1) if self.config.distance == "cosine" else z
+            beta = self.config.beta
+            codebook_weight, commitment_weight = (beta, 1.0) if self.config.legacy_beta else (1.0, beta)
+            losses = {"commitment": commitment_weight * F.mse_loss(source, target.detach())}
+            if self.config.codebook == "gradient":
+                losses["codebook"] = codebook_weight * F.mse_loss(target, source.detach())
+            quantized = straight_through(target, z).to(self.weight.dtype)
+            stats = self._update(rows.detach(), codes.reshape(-1)) if self.training else {}
+        return Quantized(quantized, codes, losses, stats)
+
+    @torch.no_grad()
+    def _update(self, rows: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        counts = distributed.sum(torch.bincount(codes, minlength=self.num_codes).float())
+        self.age.copy_(torch.where(counts > 0, 0, self.age + 1))
+        if self.config.codebook == "ema":
+            source = self._as_looked_up(rows)
+            sums = distributed.sum(torch.zeros_like(self.cluster_sum, dtype=torch.float32).index_add_(0, codes, source))
+            decay, epsilon = self.config.decay, self.config.epsilon
+            self.cluster_size.mul_(decay).add_(counts, alpha=1 - decay)
+            self.cluster_sum.mul_(decay).add_(sums, alpha=1 - decay)
+            total = self.cluster_size.sum()
+            smoothed = (self.cluster_size + epsilon) / (total + self.num_codes * epsilon) * total
+            self.weight.copy_(self._as_looked_up(self.cluster_sum / smoothed[:, None]))
+        share = counts / counts.sum()
+        return {
+            "perplexity": torch.exp(-torch.special.xlogy(share, share).sum()),
+            "usage": (self.age < _WINDOW).float().mean(),
+            "oldest": self.age.max().float(),
+        }
+
+    @torch.no_grad()
+    def _revive(self, rows: Tensor) -> None:
+        dead = torch.nonzero(self.age >= self.config.revive_after).squeeze(1)
+        if dead.numel() == 0:
+            return
+        # Positions in the global batch, drawn once for all processes; each contributes the rows that it holds.
+        count = rows.shape[0] * distributed.world_size()
+        order = torch.randperm(count) if dead.numel() <= count else torch.randint(count, (dead.numel(),))
+        chosen = distributed.from_first(order[: dead.numel()].to(rows.device)) - distributed.rank() * rows.shape[0]
+        mine = (chosen >= 0) & (chosen < rows.shape[0])
+        picked = torch.where(mine[:, None], rows[chosen.clamp(0, rows.shape[0] - 1)], 0.0)
+        vectors = self._as_looked_up(distributed.sum(picked))
+        self.weight.data[dead] = vectors.to(self.weight.dtype)
+        self.age[dead] = 0
+        if self.config.codebook == "ema":
+            self.cluster_size[dead] = 1.0
+            self.cluster_sum[dead] = vectors

@@ -1,0 +1,286 @@
+"""The tokenizer: encoder, quantizer and decoder behind four verbs; its config, fingerprint, load and save."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
+from pydantic import Field
+from torch import Tensor, nn
+
+from tokenizers_vq import folders, images
+from tokenizers_vq.codes import CodeLayout, Codes, Output
+from tokenizers_vq.config import Config, ConfigError, apply_overrides, nearest, parse, read_yaml
+from tokenizers_vq.networks import DecoderConfig, EncoderConfig
+from tokenizers_vq.quantizers import Quantizer, QuantizerConfig
+
+PRESETS = Path(__file__).parent / "presets" / "models"
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+class PixelRange(Config):
+    """What the networks see: images in [-1, 1] are mapped to [low, high], and the output back."""
+
+    low: float = -1.0
+    """the networks' value of black"""
+    high: float = 1.0
+    """the networks' value of white"""
+    clamp: bool = True
+    """`decode` clamps to [-1, 1] (never `forward`: it would kill gradients)"""
+
+
+class TokenizerConfig(Config):
+    """One encoder, one quantizer, one decoder."""
+
+    kind: Literal["flat"] = "flat"
+    image_size: Annotated[int, Field(ge=1)] | tuple[int, int] = 256
+    """the size it is made for: one side, or height and width; others work where the stride divides them"""
+    channels: int = Field(default=3, ge=1)
+    """channels of the images"""
+    pixels: PixelRange = PixelRange()
+    """range that the networks see"""
+    encoder: EncoderConfig
+    """network from pixels to features"""
+    quantizer: QuantizerConfig
+    """features to codes and back"""
+    decoder: DecoderConfig
+    """network from features to pixels"""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """`image_size` as height and width."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+
+class Tokenizer(nn.Module, PyTorchModelHubMixin, library_name="tokenizers-vq", tags=["image-tokenizer"]):
+    """Images `(B, C, H, W)` in [-1, 1] to int64 codes `(B, *grid)` and back.
+
+    `encode` and `decode` compute in the parameters' dtype without autograd; `encode_features` and `decode_features`
+    are the differentiable halves around the quantizer.
+    """
+
+    config: TokenizerConfig
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        quantizer = config.quantizer.build()
+        self._assemble(
+            config,
+            config.encoder.build(dim=quantizer.in_dim, channels=config.channels),
+            quantizer,
+            config.decoder.build(dim=quantizer.dim, channels=config.channels),
+        )
+
+    def _assemble(self, config: Any, encoder: nn.Module, quantizer: Quantizer, decoder: nn.Module) -> None:
+        self.config, self.encoder, self.quantizer, self.decoder = config, encoder, quantizer, decoder
+
+    @classmethod
+    def from_parts(
+        cls,
+        encoder: nn.Module,
+        quantizer: Quantizer,
+        decoder: nn.Module,
+        *,
+        image_size: int | tuple[int, int] = 256,
+        channels: int = 3,
+        pixels: PixelRange | None = None,
+    ) -> Tokenizer:
+        """A tokenizer of foreign modules that keep the contracts of encoder, quantizer and decoder.
+
+        It trains, encodes and decodes, but no config describes it, so `save_pretrained` and `fingerprint` refuse it.
+        """
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        self._assemble(_Parts(image_size, channels, pixels or PixelRange()), encoder, quantizer, decoder)
+        return self
+
+    @property
+    def quantizers(self) -> tuple[Quantizer, ...]:
+        """The quantizers, coarse first."""
+        return (self.quantizer,)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of the parameters, in which the API computes."""
+        return next(self.decoder.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.decoder.parameters()).device
+
+    def code_layout(self, height: int | None = None, width: int | None = None) -> CodeLayout:
+        """Layout of the codes of an image, by default of `config.image_size`. Raises `ValueError` for other sizes."""
+        size = self.config.size
+        height = size[0] if height is None else height
+        return self.quantizer.layout(self.encoder.grid(height, size[1] if width is None else width))
+
+    def encode_features(self, images_: Tensor) -> Tensor:
+        """`(B, C, H, W)` in [-1, 1] -> `(B, D, *grid)`, before the quantizer; differentiable.
+
+        Raises `ValueError` for integers, other ranges, layouts or channels, and for sizes the stride does not divide.
+        """
+        images.check(images_, self.config.channels)
+        self.encoder.grid(images_.shape[-2], images_.shape[-1])
+        return self.encoder(self._to_pixels(images_.to(self.dtype)))
+
+    def decode_features(self, features: Tensor) -> Tensor:
+        """`(B, D, *grid)` looked-up vectors -> images `(B, C, H, W)` in [-1, 1]; differentiable."""
+        decoded = self.render(self.decoder(features.to(self.dtype)))
+        return decoded.clamp(-1, 1) if self.config.pixels.clamp else decoded
+
+    @torch.no_grad()
+    def encode(self, images_: Tensor) -> Codes:
+        """`(B, C, H, W)` in [-1, 1] -> int64 codes. Raises `ValueError` as `encode_features` does."""
+        return self.quantizer.encode(self.encode_features(images_))
+
+    @torch.no_grad()
+    def decode(self, codes: Codes) -> Tensor:
+        """int64 codes -> images `(B, C, H, W)` in [-1, 1]."""
+        return self.decode_features(self.quantizer.lookup(codes))
+
+    def forward(self, images_: Tensor) -> Output:
+        """Autoencode `(B, C, H, W)` for training: everything on the way, nothing clamped."""
+        features = self.encode_features(images_)
+        quantized = self.quantizer(features)
+        output = self.decoder(quantized.features)
+        return Output(self.render(output), output, features, quantized)
+
+    def render(self, output: Tensor) -> Tensor:
+        """The decoder's raw output -> images mapped to [-1, 1], not clamped."""
+        pixels, rendered = self.config.pixels, self.decoder.render(output)
+        if (pixels.low, pixels.high) == (-1.0, 1.0):
+            return rendered
+        return (rendered - pixels.low) * (2 / (pixels.high - pixels.low)) - 1
+
+    def _to_pixels(self, images_: Tensor) -> Tensor:
+        pixels = self.config.pixels
+        if (pixels.low, pixels.high) == (-1.0, 1.0):
+            return images_
+        return (images_ + 1) * ((pixels.high - pixels.low) / 2) + pixels.low
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of everything that decides the codes: equal for float32 and bfloat16 copies of one tokenizer."""
+        config = self._savable_config()
+        described = {part: getattr(config, part).to_dict(defaults=False) for part in ("encoder", "quantizer")}
+        described["pixels"] = [config.pixels.low, config.pixels.high]
+        digest = hashlib.sha256(folders.to_json(described).encode())
+        for part in (self.encoder, *self.quantizers):
+            unread = getattr(part, "training_state", ())
+            for name, tensor in sorted(part.state_dict().items()):
+                if name not in unread:
+                    rounded = tensor.detach().cpu()
+                    rounded = rounded.to(torch.bfloat16).view(torch.int16) if rounded.is_floating_point() else rounded
+                    digest.update(f"{name}{tuple(rounded.shape)}".encode() + rounded.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _savable_config(self) -> TokenizerConfig:
+        if not isinstance(self.config, TokenizerConfig):
+            raise ValueError("a tokenizer made by from_parts has no config: build it from a TokenizerConfig to save it")
+        return self.config
+
+    def save_pretrained(self, save_directory: str | Path, *, card: dict[str, Any] | None = None, **hub: Any) -> Any:
+        """Write `config.json`, `model.safetensors` and the card `README.md` into a folder, each replaced atomically.
+
+        `card`: `data`, `licence`, `command`, `figures` (name -> value) for the model card. `repo_id` and
+        `push_to_hub=True` upload it too (`PyTorchModelHubMixin.push_to_hub`).
+        """
+        config = self._savable_config().to_dict()
+        text = str(self.generate_model_card(**(card or {})))
+        folders.save(Path(save_directory), config, self.state_dict(), card=text, keep_card=card is None)
+        if hub.pop("push_to_hub", False):
+            return self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), model_card_kwargs=card, **hub)
+        return None
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        folders.save(save_directory, self._savable_config().to_dict(), self.state_dict())
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **hub: Any) -> Tokenizer:  # type: ignore[override]
+        options = {key: hub[key] for key in ("revision", "cache_dir", "force_download", "token", "local_files_only")}
+        folder = Path(model_id) if Path(model_id).is_dir() else folders.download(model_id, **options)
+        return load_folder(folder)
+
+    def generate_model_card(self, **card: Any) -> ModelCard:
+        """The model card; `data`, `licence`, `command`, `figures` fill it, unknown ones are said to be unknown."""
+        return folders.model_card(self._savable_config().to_dict(), self.code_layout(), self, **card)
+
+
+class _Parts:
+    """Stands where the config would, in a tokenizer of foreign modules."""
+
+    def __init__(self, image_size: int | tuple[int, int], channels: int, pixels: PixelRange) -> None:
+        self.image_size, self.channels, self.pixels = image_size, channels, pixels
+        self.size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+
+
+def load_folder(folder: Path) -> Tokenizer:
+    """The tokenizer of a saved folder, float32, in eval mode. Raises one line for anything missing or surplus."""
+    config = parse(TokenizerConfig, folders.read_config(folder), str(folder / "config.json"))
+    with torch.device("meta"):
+        tokenizer = Tokenizer(config)
+    folders.load_weights(tokenizer, folder)
+    return tokenizer.eval()
+
+
+def create(preset: str | TokenizerConfig, overrides: Sequence[str] = ()) -> Tokenizer:
+    """An untrained tokenizer from a preset's name (`list_models("preset")`) or a config.
+
+    `overrides` are `path=value` strings, such as `quantizer.num_codes=512`. Raises `ValueError` for unknown names.
+    """
+    if isinstance(preset, TokenizerConfig):
+        return Tokenizer(parse(TokenizerConfig, apply_overrides(preset.to_dict(), overrides)) if overrides else preset)
+    return Tokenizer(preset_config(preset, overrides))
+
+
+def preset_config(name: str, overrides: Sequence[str] = ()) -> TokenizerConfig:
+    """The config of a model preset with `path=value` overrides. Raises `ValueError` with near names."""
+    path = PRESETS / f"{name}.yaml"
+    if name not in list_models("preset"):
+        raise ValueError(f"no model preset '{name}'{nearest(name, list_models('preset'))}")
+    return parse(TokenizerConfig, apply_overrides(read_yaml(path), overrides), f"preset {name}")
+
+
+def load(name: str | Path, *, device: str | torch.device | None = None) -> Tokenizer:
+    """A trained tokenizer, float32 in eval mode: a run or saved folder, a shipped name, else a Hub `owner/name`.
+
+    Raises `ValueError` or `FileNotFoundError` with what to do next.
+    """
+    folder = find_model(name)
+    tokenizer = load_folder(folder)
+    return tokenizer if device is None else tokenizer.to(device)
+
+
+def find_model(name: str | Path) -> Path:
+    """The folder that `load(name)` reads, downloaded from the Hub where it must be."""
+    path = Path(name)
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} holds no config.json, neither itself nor in model/: it is no saved tokenizer")
+    text = str(name)
+    if text in list_models("shipped"):
+        return WEIGHTS / text
+    if text.count("/") == 1 and not text.startswith((".", "/")):
+        return folders.download(text)
+    known = list_models("shipped")
+    if text in list_models("preset"):
+        raise ValueError(f"'{text}' is a preset without trained weights: use create('{text}'), or train it first")
+    raise FileNotFoundError(
+        f"no folder, shipped model or Hub repository (owner/name) called '{text}'{nearest(text, known)}"
+    )
+
+
+def list_models(kind: Literal["preset", "shipped"] = "preset") -> list[str]:
+    """Sorted names: `preset`s are taken by `create`, `shipped` (trained, inside the package) ones by `load`."""
+    if kind == "preset":
+        return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if kind == "shipped":
+        return sorted(path.parent.name for path in WEIGHTS.glob("*/config.json"))
+    raise ConfigError((), f"no kind of models called '{kind}'{nearest(kind, ['preset', 'shipped'])}")
