@@ -1,1 +1,35 @@
 """Priors: transformers over the codes of a tokenizer, for generating new images."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prior.conditions import ClassConfig, NoneConfig
+    from prior.model import Prior, PriorConfig, create, list_models, load
+    from prior.sampling import Sampler
+
+_HOMES = {
+    "Prior": "prior.model",
+    "PriorConfig": "prior.model",
+    "create": "prior.model",
+    "load": "prior.model",
+    "list_models": "prior.model",
+    "Sampler": "prior.sampling",
+    "ClassConfig": "prior.conditions",
+    "NoneConfig": "prior.conditions",
+}
+
+__all__ = ["ClassConfig", "NoneConfig", "Prior", "PriorConfig", "Sampler", "create", "list_models", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import; it is paid for by what needs it.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'prior' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,75 @@
+"""From logits to codes: temperature, top-k, top-p, guidance, seeds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tokenizers_vq.config import Config
+
+
+class Sampler(Config):
+    """How codes are drawn. Temperature first, then top-k, then top-p, on the guided logits."""
+
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """divides the logits; 0 takes the likeliest code"""
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    """keep the k likeliest codes"""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """keep the fewest likeliest codes whose probabilities reach p"""
+    guidance: float = 1.0
+    """classifier-free guidance: uncond + guidance (cond - uncond); 1 = off"""
+    seed: int = 0
+    """sample i of a seed is drawn alike, however many are drawn with it"""
+
+
+def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """Logits `(..., K)` with -inf outside the top-k, then outside the nucleus (top-p, arXiv 1904.09751) of what is left.
+
+    Codes tied with the k-th all stay; the likeliest code always stays.
+    """
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = logits.topk(top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    if top_p is not None and top_p < 1:
+        values, order = logits.sort(dim=-1, descending=True, stable=True)
+        probabilities = values.float().softmax(dim=-1)
+        # A code goes where the codes before it already reach p.
+        out = probabilities.cumsum(dim=-1) - probabilities >= top_p
+        logits = logits.masked_fill(out.scatter(-1, order, out), float("-inf"))
+    return logits
+
+
+def guide(logits: Tensor, guidance: float) -> Tensor:
+    """`(2B, K)`, the conditional half first -> `uncond + guidance (cond - uncond)`, `(B, K)`; -inf stays -inf."""
+    conditional, unconditional = logits.float().chunk(2)
+    guided = torch.lerp(unconditional, conditional, guidance)
+    return guided.masked_fill(conditional.isinf(), float("-inf"))
+
+
+def uniforms(count: int, length: int, seed: int, first: int = 0) -> Tensor:
+    """float32 `(count, length)` in [0, 1): row i depends on (seed, first + i) alone."""
+    rows = []
+    for index in range(first, first + count):
+        # Mixed so that neighbouring seeds and samples share no stream (splitmix64's odd constants).
+        mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + 1) % 2**63
+        rows.append(torch.rand(length, generator=torch.Generator().manual_seed(mixed)))
+    return torch.stack(rows) if rows else torch.empty(0, length)
+
+
+def draw(logits: Tensor, sampler: Sampler, uniform: Tensor) -> Tensor:
+    """Logits `(B, K)` and uniforms `(B,)` in [0, 1) -> codes int64 `(B,)`.
+
+    The distribution function is inverted: one random number a code, where an exponential race needs K.
+    """
+    if sampler.temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits.float() / sampler.temperature
+    probabilities = filter_logits(logits, sampler.top_k, sampler.top_p).softmax(dim=-1)
+    # float64, and u below 1 by 2^-24: the product stays below the total, so no code of probability 0 is drawn.
+    reached = probabilities.cumsum(dim=-1, dtype=torch.float64 if logits.device.type != "mps" else torch.float32)
+    target = uniform.to(reached)[:, None] * reached[:, -1:]
+    return torch.searchsorted(reached, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
