@@ -137,7 +137,7 @@ def load_trunk(net: Net, trunk: str | Path | None = None) -> dict[str, Tensor]:
     if path is None:
         try:
             return _torchvision_weights(net).get_state_dict(progress=False, check_hash=True)
-        except OSError:
+        except (OSError, RuntimeError):  # no network; a download cut short
             raise FileNotFoundError(_missing(net, "torchvision could not download it")) from None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

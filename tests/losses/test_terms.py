@@ -1,0 +1,180 @@
+"""Every term: finite at perfect reconstruction, float32 under autocast, any channel count it can take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from tests.conftest import shared
+from tokenizers_vq.config import Config, ConfigError
+from tokenizers_vq.losses import TermConfig, perceptual
+from tokenizers_vq.losses.objectives import adaptive_weight
+from tokenizers_vq.losses.perceptual import Lpips, LpipsNetwork, Perceptual, PerceptualConfig, find_trunk, unit
+from tokenizers_vq.losses.record import Record
+from tokenizers_vq.losses.terms import L1, L2, Term
+
+KINDS = ("l1", "l2", "lpips", "perceptual")
+
+
+def make(kind: str, **fields: Any) -> Term:
+    if kind == "lpips":
+        fields |= {"net": "squeeze", "trunk": str(shared("data/backbones/squeezenet1_1_fp16.pth"))}
+    return TypeAdapter(TermConfig).validate_python({"kind": kind, **fields}).build()
+
+
+def pair(channels: int = 3, size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.rand(2, channels, size, size) * 2 - 1, torch.rand(2, channels, size, size) * 2 - 1
+
+
+def record_of(images: torch.Tensor, output: torch.Tensor) -> Record:
+    return Record(images, output, lambda x: x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("constant", [False, True])
+def test_perfect_reconstruction_has_zero_loss_and_finite_gradient(kind: str, constant: bool) -> None:
+    images = torch.full((2, 3, 64, 64), -1.0) if constant else pair()[0]
+    record = record_of(images, images.clone())
+    loss = make(kind)(record)
+    assert loss.item() == 0
+    (gradient,) = torch.autograd.grad(loss, record.output)
+    assert gradient.eq(0).all()
+
+
+def test_unit_vectors_have_a_finite_gradient_at_zero() -> None:
+    features = torch.zeros(1, 4, 2, 2, requires_grad=True)
+    for eps in (1e-20, 1e-6):
+        (gradient,) = torch.autograd.grad(unit(features, eps).sum(), features)
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_along_the_gradient_lowers_the_loss(kind: str) -> None:
+    term, (images, output) = make(kind), pair()
+    record = record_of(images, output)
+    loss = term(record)
+    (gradient,) = torch.autograd.grad(loss, record.output)
+    moved = output - 0.01 * gradient / gradient.square().mean().sqrt()
+    assert term(record_of(images, moved)) < loss
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reductions_are_float32_under_autocast(kind: str) -> None:
+    term, (images, output) = make(kind), pair()
+    exact = term(record_of(images, output))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = term(record_of(images, output))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=0.03 if kind in ("lpips", "perceptual") else 1e-6)
+
+
+def test_pixel_terms() -> None:
+    images, output = pair()
+    assert L1()(record_of(images, output)) == torch.nn.functional.l1_loss(output, images)
+    assert L2()(record_of(images, output)) == torch.nn.functional.mse_loss(output, images)
+
+
+@pytest.mark.parametrize("kind", ["lpips", "perceptual"])
+def test_one_channel_is_repeated(kind: str) -> None:
+    term, (images, output) = make(kind), pair(1)
+    grey = term(record_of(images, output))
+    colour = term(record_of(images.repeat(1, 3, 1, 1), output.repeat(1, 3, 1, 1)))
+    assert grey.item() == pytest.approx(colour.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["lpips", "perceptual"])
+def test_other_channel_counts_are_refused_or_averaged_over_triples(kind: str) -> None:
+    images, output = pair(5)
+    with pytest.raises(ValueError, match=r"images have 5; set `bands`"):
+        make(kind)(record_of(images, output))
+    both = make(kind, bands=[[0, 1, 2], [4, 3, 0]])(record_of(images, output))
+    each = [make(kind)(record_of(images[:, triple], output[:, triple])) for triple in ([0, 1, 2], [4, 3, 0])]
+    assert both.item() == pytest.approx(sum(loss.item() for loss in each) / 2, rel=1e-5)
+    with pytest.raises(ValueError, match="`bands` names channel 7, images have channels 0 to 4"):
+        make(kind, bands=[[0, 1, 7]])(record_of(images, output))
+
+
+def test_features_of_the_images_are_computed_once_a_step() -> None:
+    trunk = str(shared("data/backbones/squeezenet1_1_fp16.pth"))
+    terms = [Lpips(net="squeeze", trunk=trunk), Lpips(net="squeeze", trunk=trunk, weight=0.5)]
+    passes = []
+    for term in terms:
+        term.network.trunk.slice1.register_forward_hook(lambda *_: passes.append(1))
+    record = record_of(*pair())
+    assert terms[0](record) == terms[1](record)
+    assert len(passes) == 3
+
+
+@pytest.mark.parametrize("kind", ["lpips", "perceptual"])
+def test_networks_stay_frozen_and_in_eval_mode(kind: str) -> None:
+    term = make(kind).train()
+    assert not any(module.training for module in term.network.modules())
+    assert not any(parameter.requires_grad for parameter in term.parameters())
+
+
+def test_stage_weights() -> None:
+    images, output = pair()
+    single = [Perceptual(stages=(stage,))(record_of(images, output)).item() for stage in (1, 3)]
+    both = Perceptual(stages=(1, 3), stage_weights=(2.0, 0.5))(record_of(images, output)).item()
+    assert both == pytest.approx((2 * single[0] + 0.5 * single[1]) / 2, rel=1e-5)
+    with pytest.raises(ConfigError, match="stage_weights: needs one weight for each of the stages"):
+        PerceptualConfig(stage_weights=(1.0,))
+
+
+def test_adaptive_weight_at_perfect_reconstruction_and_at_its_ends() -> None:
+    zero, some = torch.zeros(3, 4), torch.ones(3, 4)
+    assert adaptive_weight(zero, some) == 0
+    assert adaptive_weight(zero, zero) == 0
+    assert adaptive_weight(some, zero) == 1e4
+    assert adaptive_weight(some.requires_grad_(), some).requires_grad is False
+
+
+def test_a_missing_trunk_is_one_line_with_both_ways_out(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Weights:
+        url = "https://example.invalid/vgg16.pth"
+
+        def get_state_dict(self, **_: Any) -> None:
+            raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(perceptual, "_torchvision_weights", lambda net: Weights())
+    monkeypatch.delenv("TVQ_LPIPS_VGG", raising=False)
+    assert find_trunk("vgg") is None
+    with pytest.raises(FileNotFoundError) as caught:
+        LpipsNetwork("vgg")
+    message = str(caught.value)
+    assert "`trunk: path`" in message
+    assert "kind `perceptual`" in message
+    assert "pip install tokenizers-vq[backbones]" in message
+    assert "\n" not in message
+    with pytest.raises(FileNotFoundError, match=r"trunk names nowhere\.pth, which does not exist"):
+        LpipsNetwork("vgg", "nowhere.pth")
+
+
+def test_a_trunk_can_be_named_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = shared("data/backbones/squeezenet1_1_fp16.pth")
+    monkeypatch.setenv("TVQ_LPIPS_SQUEEZE", str(path))
+    assert find_trunk("squeeze") == path
+    first, second = pair()
+    assert torch.equal(LpipsNetwork("squeeze")(first, second), LpipsNetwork("squeeze", path)(first, second))
+
+
+def test_another_networks_file_is_refused(tmp_path: Any) -> None:
+    torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="not the weights of torchvision's SqueezeNet1_1"):
+        LpipsNetwork("squeeze", tmp_path / "other.pth")
+    (tmp_path / "broken.pth").write_bytes(b"not a file of torch")
+    with pytest.raises(ValueError, match="not a torchvision state dict") as caught:
+        LpipsNetwork("squeeze", tmp_path / "broken.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_kind_names_the_nearest() -> None:
+    class Recipe(Config):
+        losses: tuple[TermConfig, ...]
+
+    with pytest.raises(ConfigError, match="did you mean 'lpips'"):
+        Recipe(losses=[{"kind": "lpip"}])
