@@ -1,0 +1,294 @@
+"""Batches for training and evaluation: decoded, cut and stacked by loader processes ahead of the network."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import count, islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from tokenizers_vq import images
+from tokenizers_vq.data.order import MicroBatches, micro_batch_size
+from tokenizers_vq.data.sources import DataConfig, Item, Source, open_source, open_stream
+from tokenizers_vq.data.transforms import augment, resize_center_crop
+
+Size = int | tuple[int, int] | None
+Batch = dict[str, Any]
+
+
+class Batches:
+    """Iterable of batch dicts: `images` float32 `(b, C, H, W)` in [-1, 1], `keys` a list of b names, `labels` int64
+    `(b,)` with -1 for none, `broken` what could not be read on the way to this batch, name -> reason.
+
+    `broken` collects the same over all batches so far; `source` is what is read (None for a stream). A training
+    iterator never ends. Raises `images.BrokenImage` where `on_broken` is stop.
+    """
+
+    def __init__(self, loader: Callable[[], Iterable[Batch]], config: DataConfig, source: Source | None) -> None:
+        self.loader, self.config, self.source = loader, config, source
+        self.broken: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[Batch]:
+        pending: dict[str, str] = {}
+        for batch in self.loader():
+            if "error" in batch:  # raised here: a loader process would wrap it in its traceback
+                raise batch["error"]
+            pending.update(batch["broken"])
+            self.broken.update(batch["broken"])
+            if pending and self.config.on_broken == "stop":
+                raise images.BrokenImage(*next(iter(pending.items())))
+            if batch["keys"]:
+                batch["broken"], pending = pending, {}
+                yield batch
+
+
+def _decode(item: Item, channels: int) -> Tensor | str:
+    """`(C, h, w)` as `images.decode` gives it, or why it could not be read."""
+    try:
+        return images.decode(item.image, channels, item.key)
+    except images.BrokenImage as error:
+        return error.reason
+    except OSError as error:
+        return str(error)
+
+
+def _stack(views: Sequence[Tensor], items: Sequence[Item], broken: dict[str, str]) -> Batch:
+    stacked = torch.empty(0)
+    if views and all(view.dtype == torch.uint8 for view in views):
+        stacked = images.from_uint8(torch.stack(list(views)))
+    elif views:
+        stacked = torch.stack([view if view.is_floating_point() else images.from_uint8(view) for view in views])
+    labels = torch.tensor([item.label for item in items], dtype=torch.int64)
+    return {"images": stacked, "keys": [item.key for item in items], "labels": labels, "broken": broken}
+
+
+class TrainingSet(Dataset):
+    """`[(epoch, index), ...]` to a batch; an unreadable image gives its place to the next index that decodes."""
+
+    def __init__(
+        self, source: Source, config: DataConfig, size: int | tuple[int, int], channels: int, seed: int
+    ) -> None:
+        self.source, self.config, self.size, self.channels, self.seed = source, config, size, channels, seed
+
+    def __getitem__(self, places: list[tuple[int, int]]) -> Batch:
+        try:
+            return self._batch(places)
+        except ValueError as error:
+            return {"error": error}
+
+    def _batch(self, places: list[tuple[int, int]]) -> Batch:
+        items = self.source.items([index for _, index in places])
+        views: list[Tensor] = []
+        broken: dict[str, str] = {}
+        for slot, (epoch, index) in enumerate(places):
+            image: Tensor | str = ""
+            for tried in range(len(self.source)):
+                item = self.source.items([(index + tried) % len(self.source)])[0] if tried else items[slot]
+                image = _decode(item, self.channels)
+                if isinstance(image, Tensor):
+                    break
+                broken[item.key] = image
+                if self.config.on_broken == "stop":
+                    return _stack([], [], broken)
+            if not isinstance(image, Tensor):
+                name, reason = next(iter(broken.items()))
+                raise ValueError(f"{self.config.path}: no image can be read; the first, {name}: {reason}")
+            items[slot] = item
+            views.append(augment(image, self.config, self.size, f"{self.seed}/{epoch}/{index}"))
+        return _stack(views, items, broken)
+
+
+class TrainingStream(IterableDataset):
+    """Micro-batches of one process of a stream without index.
+
+    Every consumer (loader process of a process) reads its own part, shuffled in a buffer, epoch after epoch. Loader
+    processes take turns, so after a resume at micro-batch `skip` the first to speak plays the part that was next, and
+    what came before is read again but not decoded. An unreadable image is replaced by a readable one of its batch: then
+    the items that a batch consumes do not depend on decoding.
+    """
+
+    def __init__(
+        self, config: DataConfig, size: int | tuple[int, int], channels: int, batch: int, seed: int, skip: int,
+        world: int, rank: int,
+    ) -> None:  # fmt: skip
+        self.config, self.size, self.channels, self.batch, self.seed = config, size, channels, batch, seed
+        self.skip, self.world, self.rank = skip, world, rank
+        self.stream, self.columns = open_stream(config)
+        if config.limit is not None:
+            self.stream = self.stream.take(config.limit)
+        self.workers = min(config.workers, max(1, self.stream.n_shards // world))
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        workers = info.num_workers if info else 1
+        turn = ((info.id if info else 0) + self.skip) % workers
+        done = self.skip // workers + (turn < self.skip % workers)
+        consumer = self.rank * workers + turn
+        try:
+            numbered = enumerate(_endless(self.stream, self.config, self.seed, consumer, self.world * workers))
+            rows = islice(numbered, done * self.batch, None)
+            while True:
+                yield self._batch(list(islice(rows, self.batch)), consumer)
+        except ValueError as error:
+            yield {"error": error}
+
+    def _batch(self, rows: list[tuple[int, Any]], consumer: int) -> Batch:
+        items = [self.columns.item(row, number) for number, row in rows]
+        decoded = [_decode(item, self.channels) for item in items]
+        broken = {item.key: image for item, image in zip(items, decoded, strict=True) if isinstance(image, str)}
+        if broken and self.config.on_broken == "stop":
+            return _stack([], [], broken)
+        good = [(item, image) for item, image in zip(items, decoded, strict=True) if isinstance(image, Tensor)]
+        if not good:
+            name, reason = next(iter(broken.items()))
+            raise ValueError(f"{self.config.path}: a whole batch cannot be read; its first, {name}: {reason}")
+        filled = [good[slot % len(good)] for slot in range(self.batch)]
+        keys = [f"{self.seed}/{consumer}/{number}/{slot}" for slot, (number, _) in enumerate(rows)]
+        views = [augment(image, self.config, self.size, key) for (_, image), key in zip(filled, keys, strict=True)]
+        return _stack(views, [item for item, _ in filled], broken)
+
+
+def _endless(stream: Any, config: DataConfig, seed: int, consumer: int, consumers: int) -> Iterator[Any]:
+    """One consumer's rows, epoch after epoch: its files where there are enough, else every so-manieth row."""
+    by_file = stream.n_shards >= consumers and config.limit is None
+    if by_file and consumers > 1:
+        stream = stream.shard(num_shards=consumers, index=consumer)
+    stream = stream.shuffle(seed=seed, buffer_size=config.shuffle_buffer)
+    for epoch in count():
+        stream.set_epoch(epoch)
+        empty = True
+        for number, row in enumerate(_rows(stream)):
+            if by_file or number % consumers == consumer:
+                empty = False
+                yield row
+        if empty:
+            raise ValueError(f"{config.path}: fewer images than the {consumers} loader processes; lower workers")
+
+
+def _rows(stream: Any) -> Iterator[dict[str, Any]]:
+    """Rows of a stream as it stands: its own `__iter__` would split it once more among loader processes."""
+    for table in stream.iter(batch_size=16):
+        columns = list(table)
+        for values in zip(*table.values(), strict=True):
+            yield dict(zip(columns, values, strict=True))
+
+
+def training_batches(
+    config: DataConfig,
+    *,
+    image_size: int | tuple[int, int],
+    channels: int,
+    batch_size: int,
+    accumulate: int = 1,
+    seed: int = 0,
+    start: int = 0,
+    world: int = 1,
+    rank: int = 0,
+) -> Batches:
+    """Endless micro-batches of process `rank` from optimizer step `start` on, `accumulate` of them a step.
+
+    `batch_size` is the global one. What comes is a pure function of data, config, seed, step and micro-batch: any
+    number of workers, and the processes' batches in turn are one process's. Streams: the same only for equal processes
+    and workers. Raises as `open_source` does, and `ValueError` where `batch_size` does not divide.
+    """
+    size = micro_batch_size(batch_size, accumulate, world)
+    if config.streaming:
+        stream = TrainingStream(config, image_size, channels, size, seed, start * accumulate, world, rank)
+        return Batches(lambda: _loader(stream, stream.workers), config, None)
+    source = open_source(config)
+    sampler = MicroBatches(
+        len(source), batch_size=batch_size, accumulate=accumulate, seed=seed, start=start, world=world, rank=rank
+    )
+    dataset = TrainingSet(source, config, image_size, channels, seed)
+    return Batches(lambda: _loader(dataset, config.workers, sampler), config, source)
+
+
+def _loader(dataset: Any, workers: int, sampler: Any = None) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_size=None,  # the data set makes whole batches
+        sampler=sampler,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # the loader draws a seed, which must not move the caller's generator
+    )
+
+
+def _evaluation_batch(items: Sequence[Item], size: Size, channels: int) -> Batch:
+    kept: list[Item] = []
+    views: list[Tensor] = []
+    broken: dict[str, str] = {}
+    for item in items:
+        image = _decode(item, channels)
+        if isinstance(image, str):
+            broken[item.key] = image
+            continue
+        kept.append(item)
+        views.append(image if size is None else resize_center_crop(image, size))
+    return _stack(views, kept, broken)
+
+
+def _ahead(tasks: Iterable[Callable[[], Batch]], workers: int) -> Iterator[Batch]:
+    """Results of `tasks` in order, computed by threads a few batches ahead.
+
+    Threads, not processes: decoders and resizing release the lock, small images cost more to send than to decode, and
+    a short run should not wait for processes to start.
+    """
+    if workers == 0:
+        yield from (task() for task in tasks)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="images")
+    try:
+        tasks, waiting = iter(tasks), deque[Any]()
+        while True:
+            waiting.extend(pool.submit(task) for task in islice(tasks, 2 * workers + 1 - len(waiting)))
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def evaluation_batches(
+    config: DataConfig,
+    *,
+    image_size: Size,
+    channels: int,
+    batch_size: int,
+    shard: tuple[int, int] = (0, 1),
+    prefer: Sequence[str] = ("test", "validation", "val", "train"),
+) -> Batches:
+    """A split once, in order, nothing padded or doubled, the last batch smaller; see `transforms.resize_center_crop`.
+
+    `shard` (i, n) is the i-th of n contiguous parts, for processes or files of output (of a stream: every n-th item).
+    `image_size=None` keeps every image's own size and needs `batch_size=1`. `prefer`: the split to take where none is
+    set. A batch of broken images only is passed over; iterate to the end and `broken` names them all. `config.workers`
+    threads load ahead. Raises as `open_source` does.
+    """
+    if image_size is None and batch_size != 1:
+        raise ValueError(f"images of their own sizes do not stack; use batch_size=1, got {batch_size}")
+    if not 0 <= shard[0] < shard[1]:
+        raise ValueError(f"shard {shard} is no (part, parts) with 0 <= part < parts")
+    if config.streaming:
+        stream, columns = open_stream(config, prefer)
+
+        def read() -> Iterator[Callable[[], Batch]]:
+            rows = islice(enumerate(_rows(stream)), shard[0], config.limit, shard[1])
+            while chunk := [columns.item(row, number) for number, row in islice(rows, batch_size)]:
+                yield partial(_evaluation_batch, chunk, image_size, channels)
+
+        return Batches(lambda: _ahead(read(), config.workers), config, None)
+    source = open_source(config, prefer)
+    first, last = (len(source) * part // shard[1] for part in (shard[0], shard[0] + 1))
+    ranges = [range(at, min(at + batch_size, last)) for at in range(first, last, batch_size)]
+
+    def make(indices: range) -> Batch:
+        return _evaluation_batch(source.items(indices), image_size, channels)
+
+    return Batches(lambda: _ahead([partial(make, indices) for indices in ranges], config.workers), config, source)
