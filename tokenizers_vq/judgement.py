@@ -35,8 +35,8 @@ class Discriminator(nn.Module):
 def judge(discriminator: Discriminator, record: Any, images: Tensor, *, frozen: bool) -> Judgement:
     """The discriminator's judgement of `images`, in its present mode, leaving its buffers as they are.
 
-    `frozen` leaves its parameters out of the graph too, so that a cast which autocast makes of them under `no_grad`
-    is not the one that the discriminator's own step meets in autocast's cache.
+    `frozen` leaves its parameters out of the graph too: older torch caches the casts that autocast makes of them under
+    `no_grad`, and the discriminator's own step would meet these and get no gradient.
     """
     state = {name: buffer.clone() for name, buffer in discriminator.named_buffers()}
     if frozen:

@@ -1,0 +1,64 @@
+"""A discriminator's step under DDP in two processes equals one process's on the whole batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tokenizers_vq.discriminators.patchgan import PatchGAN
+from tokenizers_vq.losses.objectives import Hinge
+from tokenizers_vq.losses.record import Record
+from tokenizers_vq.losses.regularisers import R1
+
+
+def discriminator_step(norm: str, rank: int, world: int) -> dict[str, Tensor]:
+    """Gradients and buffers after one step: real and fake through the wrapper, the penalty on the eager module."""
+    torch.manual_seed(5)
+    discriminator = PatchGAN(3, width=4, layers=2, norm=norm)
+    for parameter in discriminator.parameters():
+        nn.init.normal_(parameter, 0.1, 0.3)  # wider than published, so that the penalty is not drowned
+    images, output = (torch.rand(4, 3, 32, 32).chunk(world)[rank] for _ in range(2))
+    record = Record(images, output, lambda x: x, discriminator=discriminator)
+    wrapper = DistributedDataParallel(discriminator) if world > 1 else discriminator
+    (g_adv,) = torch.autograd.grad(Hinge().generator(record.fake), record.output)
+    real, fake = wrapper(images), wrapper(record.reconstructions.detach())
+    loss = Hinge().discriminator(real, fake)
+    if norm != "batch":
+        loss = loss + R1()(record, discriminator, real, fake)
+    loss.backward()
+    gradients = {
+        name: parameter.grad for name, parameter in discriminator.named_parameters() if parameter.grad is not None
+    }
+    return {"output": g_adv, **gradients, **dict(discriminator.named_buffers())}
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    results = {norm: discriminator_step(norm, rank, 2) for norm in ("batch", "spectral", "none")}
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    folder = tmp_path_factory.mktemp("processes")
+    mp.spawn(work, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("norm", ["batch", "spectral", "none"])
+def test_two_processes_equal_one(norm: str, two: list[dict[str, dict[str, Tensor]]]) -> None:
+    one = discriminator_step(norm, 0, 1)
+    parts = [part[norm] for part in two]
+    # A process's loss is the mean over its half, so gradients at its own images weigh double.
+    output = torch.cat([part.pop("output") for part in parts]) / 2
+    torch.testing.assert_close(output, one.pop("output"), rtol=1e-4, atol=1e-6)
+    for part in parts:
+        assert part.keys() == one.keys()
+        for name, expected in one.items():
+            torch.testing.assert_close(part[name], expected, rtol=1e-4, atol=1e-5 * max(1, expected.abs().max().item()))
