@@ -13,14 +13,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from tokenizers_vq.quantizers.base import check_finite
-
 Score = Literal["euclidean", "cosine", "dot"]
 
 _FAN = 16  # groups a supergroup
 _ROWS = 256  # vectors a product: wider ones are slower in MKL when D is small
 _TILE = 1 << 17  # scores a product: they stay in the L2 cache
 _OPERAND = 1 << 18  # numbers a block of vectors or codes: 1 MiB in float32
+_DOUBT = -1  # stands for a code until the scan
 _LAUNCH = 16  # an accelerator gets so many times the rows and scores: there launches cost more than memory
 
 
@@ -45,12 +44,17 @@ def nearest_codes(x: Tensor, codebook: Tensor, *, score: Score = "euclidean") ->
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         if torch.compiler.is_compiling() or torch.compiler.is_exporting():
             return _plain(x, codebook, score)
-        # Unlike isfinite, aminmax needs no copy of the codebook.
-        if not torch.isfinite(torch.stack(torch.aminmax(codebook))).all():
-            raise ValueError("codebook holds NaN or infinite values: lower the learning rate or load a checkpoint")
+        _check_finite(codebook, "codebook holds")
         if len(x) == 0:
             return torch.empty(0, dtype=torch.int64, device=x.device)
+        _check_finite(x, "features to quantize hold")
         return _blocked(x, codebook, score)
+
+
+def _check_finite(x: Tensor, what: str) -> None:
+    # Unlike isfinite, aminmax makes no copy.
+    if not torch.isfinite(torch.stack(torch.aminmax(x))).all():
+        raise ValueError(f"{what} NaN or infinite values: lower the learning rate, clip gradients, or train in fp32")
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -89,13 +93,14 @@ def _blocked(x: Tensor, codebook: Tensor, score: Score) -> Tensor:
     size, width = codebook.shape
     dtype = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
     large = 1 if x.device.type == "cpu" else _LAUNCH
-    group = 8 if width >= 128 else 16 if size < 1 << 16 else 64
+    group = 1 if width >= 128 else 16 if size < 1 << 16 else 64
     rows = min(_ROWS * large, max(1, _OPERAND * large // (width + 1)))
     span = rows * max(1, min(16, _OPERAND // (width + 1) // rows))
     tile = _FAN * group * max(1, _TILE * large // (_FAN * group * rows))
-    room = max(tile, min(_OPERAND * large // (width + 1), _OPERAND * large * group // rows) // tile * tile)
+    room = max(tile, min(2 * _OPERAND * large // (width + 1), _OPERAND * large * group // rows) // tile * tile)
     room = min(room, -(-size // (_FAN * group)) * _FAN * group)
     tile = min(tile, room)
+    chunk = max(1, _TILE * large // (group * width))
 
     centre = codebook.mean(0, dtype=dtype) if score == "euclidean" else None
     codes = torch.empty(len(x), dtype=torch.int64, device=x.device)
@@ -103,23 +108,35 @@ def _blocked(x: Tensor, codebook: Tensor, score: Score) -> Tensor:
     scores = torch.empty(tile * rows, dtype=dtype, device=x.device)
     minima = torch.empty(room // group * rows, dtype=dtype, device=x.device)
     for start in range(0, len(x), span):
-        exact, vectors = _vectors(x[start : start + span], centre, score, dtype)
-        found = [_Found.empty(len(part), dtype, x.device) for part in vectors.split(rows)]
+        vectors = [_vectors(part, centre, score, dtype) for part in x[start : start + span].split(rows)]
+        found = [_Found.empty(part) for part in vectors]
         longest = torch.zeros((), dtype=dtype, device=x.device)
         for first in range(0, size, room):
-            block = _weights(codebook[first : first + room], centre, score, weights, _FAN * group)
-            longest = torch.maximum(longest, torch.linalg.vector_norm(block[: size - first, :width], dim=1).amax())
-            for number, part in enumerate(vectors.split(rows)):
-                best = minima[: len(block) // group * len(part)].view(-1, len(part))
-                for at in range(0, len(block), tile):
-                    some = block[at : at + tile]
-                    out = scores[: len(some) * len(part)].view(-1, len(part))
+            block, norms = _weights(codebook[first : first + room], centre, score, weights, _FAN * group)
+            longest = torch.maximum(longest, norms.amax())
+            for number, part in enumerate(vectors):
+                count = len(part)
+                best = minima[: len(block) // group * count].view(-1, count)
+                for some, place in zip(block.split(tile), best.split(tile // group), strict=True):
+                    out = place if group == 1 else scores[: len(some) * count].view(-1, count)
                     torch.mm(some, part.T, out=out)
-                    place = best[at // group : (at + len(some)) // group]
-                    torch.amin(out.view(-1, group, len(part)), 1, out=place)
+                    if group > 1:
+                        torch.amin(out.view(-1, group, count), 1, out=place)
                 found[number] = found[number].merge(best, first // group)
         joined = _Found(*(torch.cat(column) for column in zip(*found, strict=True)))
-        codes[start : start + span] = _settle(exact, vectors, joined, codebook, centre, longest, group, score)
+        unsure = torch.ones_like(joined.group, dtype=torch.bool)
+        if group == 1:  # the float32 score of the best code by itself settles most vectors
+            length = torch.cat([torch.linalg.vector_norm(part[:, :-1], dim=1) for part in vectors])
+            unsure = ~(joined.other > joined.least + 2 * _error(length, longest, width, dtype, score))
+        codes[start : start + span] = joined.group
+        rest = unsure.nonzero().squeeze(1)
+        for some in rest.split(chunk) if len(rest) else ():
+            those = _Found(*(column[some] for column in joined))
+            codes[start + some] = _settle(x[start + some], those, codebook, centre, longest, group, score)
+    for start in range(0, len(x), 1 << 16):
+        doubt = (codes[start : start + (1 << 16)] == _DOUBT).nonzero().squeeze(1) + start
+        for few in doubt.split(64) if len(doubt) else ():
+            codes[few] = _scan(x[few], codebook, score)
     return codes
 
 
@@ -131,94 +148,90 @@ class _Found(NamedTuple):
     other: Tensor
 
     @classmethod
-    def empty(cls, count: int, dtype: torch.dtype, device: torch.device) -> _Found:
-        least = torch.full((count,), torch.inf, dtype=dtype, device=device)
-        return cls(least, torch.zeros(count, dtype=torch.int64, device=device), least)
+    def empty(cls, vectors: Tensor) -> _Found:
+        least = torch.full_like(vectors[:, 0], torch.inf)
+        return cls(least, torch.zeros_like(least, dtype=torch.int64), least)
 
     def merge(self, minima: Tensor, first: int) -> _Found:
         """Joins the minima `(G, N)` of the groups from number `first`; an index costs less over supergroups."""
         groups = minima.view(-1, _FAN, minima.shape[1])
-        outer = groups.amin(1).argmin(0)
+        above = groups.amin(1)
+        least = above.amin(0)
+        outer = _first(above, least)
         inside = groups.gather(0, outer.expand(1, _FAN, -1)).squeeze(0)
-        least, inner = inside.min(0)
-        groups.scatter_(0, outer.expand(1, _FAN, -1), torch.inf)
-        other = torch.minimum(groups.amin((0, 1)), inside.scatter(0, inner[None], torch.inf).amin(0))
+        inner = _first(inside, least)
+        above.scatter_(0, outer[None], torch.inf)
+        inside.scatter_(0, inner[None], torch.inf)
+        other = torch.minimum(above.amin(0), inside.amin(0))
         other = torch.minimum(torch.minimum(self.other, other), torch.maximum(self.least, least))
         number = torch.where(least < self.least, outer * _FAN + inner + first, self.group)
         return _Found(torch.minimum(self.least, least), number, other)
 
 
-def _vectors(x: Tensor, centre: Tensor | None, score: Score, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`(n, D)` -> the vectors in float64, and `(n, D + 1)` for the product, the last column 1."""
-    check_finite(x)
-    exact = x.to(_wide(x))
-    exact = _unit(exact) if score == "cosine" else exact
-    vectors = torch.ones(len(x), x.shape[1] + 1, dtype=dtype, device=x.device)
-    vectors[:, :-1] = exact if centre is None else exact - centre
-    return exact, vectors
+def _first(values: Tensor, least: Tensor) -> Tensor:
+    """First row of `(G, N)` that holds the least; several times faster than argmin over the first dimension."""
+    last = len(values) - 1
+    steps = torch.arange(len(values), dtype=values.dtype, device=values.device)
+    return torch.where(values == least, steps[:, None], last).amin(0).long()
 
 
-def _weights(codes: Tensor, centre: Tensor | None, score: Score, out: Tensor, multiple: int) -> Tensor:
-    """`(k, D)` -> rows `[-c, |c|^2 / 2]` or `[-c, 0]` of the product, and rows that never win up to a multiple."""
+def _vectors(x: Tensor, centre: Tensor | None, score: Score, dtype: torch.dtype) -> Tensor:
+    """`(n, D)` -> `(n, D + 1)` for the product, the last column 1."""
+    vectors = torch.empty(len(x), x.shape[1] + 1, dtype=dtype, device=x.device)
+    vectors[:, -1] = 1
+    if centre is not None:
+        torch.sub(x.to(dtype), centre, out=vectors[:, :-1])
+    else:
+        vectors[:, :-1] = _exact(x, score) if score == "cosine" else x
+    return vectors
+
+
+def _weights(codes: Tensor, centre: Tensor | None, score: Score, out: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
+    """`(k, D)` -> rows `[-c, |c|^2 / 2]` or `[-c, 0]`, up to a multiple with rows that never win; and norms `|c|`."""
     count = len(codes)
     out = out[: -(-count // multiple) * multiple]
     out[count:].zero_()[:, -1] = torch.inf
     rows, last = out[:count, :-1], out[:count, -1]
-    if centre is None:
-        rows.copy_(_unit(codes.to(_wide(codes))) if score == "cosine" else codes).neg_()
-        last.zero_()
-    else:
+    if centre is not None:
         torch.sub(centre, codes.to(out.dtype), out=rows)
-        last.copy_(torch.linalg.vector_norm(rows, dim=1).square_().mul_(0.5))
-    return out
+    else:
+        torch.neg((_exact(codes, score) if score == "cosine" else codes).to(out.dtype), out=rows)
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    last.copy_(norms.square().mul_(0.5) if score == "euclidean" else torch.zeros_like(norms))
+    return out, norms
 
 
 def _settle(
-    exact: Tensor,
-    vectors: Tensor,
-    found: _Found,
-    codebook: Tensor,
-    centre: Tensor | None,
-    longest: Tensor,
-    group: int,
-    score: Score,
+    x: Tensor, found: _Found, codebook: Tensor, centre: Tensor | None, longest: Tensor, group: int, score: Score
 ) -> Tensor:
-    """Best code of the best group; the whole codebook where the bound allows a code outside of it."""
-    width = exact.shape[1]
-    members = found.group[:, None] * group + torch.arange(group, device=exact.device)
+    """Best code of the best group; of the whole codebook where the bound allows a better one outside the group."""
+    width = x.shape[1]
+    exact = _exact(x, score)
+    members = found.group[:, None] * group + torch.arange(group, device=x.device)
     members.clamp_(max=len(codebook) - 1)
-    costs, chosen = [], []
-    part = max(1, _TILE // (group * width))
-    for some, codes in zip(exact.split(part), members.split(part), strict=True):
-        cost, place = _costs(some[:, None], codebook[codes], score).squeeze(1).min(1)
-        costs.append(cost)
-        chosen.append(codes.gather(1, place[:, None]).squeeze(1))
-    cost, index = torch.cat(costs), torch.cat(chosen)
+    cost, place = _costs(exact[:, None], codebook[members], score).squeeze(1).min(1)
+    index = members.gather(1, place[:, None]).squeeze(1)
 
     # A better code c outside has |c| <= |x| + distance (about the centre), which bounds the product's error on it.
-    tiny = torch.finfo(vectors.dtype).tiny
     length = torch.linalg.vector_norm(exact, dim=1)
-    reach = longest.to(exact.dtype) + (width * tiny) ** 0.5  # squares below tiny are lost from `longest`
+    reach = longest.to(exact.dtype)
     if centre is not None:
         length = torch.linalg.vector_norm(exact - centre, dim=1)
         reach = torch.minimum(reach, length + cost)
         cost = (cost - length) * (cost + length) / 2
-    error = (width + 8) * _roundoff(vectors) * (length * reach + (reach * reach if centre is not None else 0))
+    error = _error(length, reach, width, found.least.dtype, score)
     error += (width + 8) * torch.finfo(exact.dtype).eps * cost.abs()
-    error += (width + 8) * tiny * (1 + length + reach)
     # Negated, so that an overflow (NaN) counts as doubt.
-    doubt = (~(found.other > cost + error)).nonzero().squeeze(1)
-    for rows in doubt.split(64) if len(doubt) else ():
-        index[rows] = _scan(exact[rows], codebook, score)
-    return index
+    return index.where(found.other > cost + error, _DOUBT)
 
 
-def _scan(exact: Tensor, codebook: Tensor, score: Score) -> Tensor:
+def _scan(x: Tensor, codebook: Tensor, score: Score) -> Tensor:
     """Float64 search of a few vectors."""
+    exact = _exact(x, score)
     best = torch.full_like(exact[:, 0], torch.inf)
     index = torch.zeros_like(best, dtype=torch.int64)
-    room = max(1, _TILE // (exact.shape[1] * (1 if score == "euclidean" else len(exact))))
-    room = min(room, _TILE // len(exact))
+    pairs = 1 if score == "euclidean" else len(x)
+    room = max(1, min(_TILE // (x.shape[1] * pairs), _TILE // len(x)))
     for first in range(0, len(codebook), room):
         cost, place = _costs(exact, codebook[first : first + room], score).min(1)
         better = cost < best
@@ -226,19 +239,28 @@ def _scan(exact: Tensor, codebook: Tensor, score: Score) -> Tensor:
     return index
 
 
+def _exact(x: Tensor, score: Score) -> Tensor:
+    wide = x.to(_wide(x))
+    return _unit(wide) if score == "cosine" else wide
+
+
 def _costs(exact: Tensor, codes: Tensor, score: Score) -> Tensor:
     """`(..., n, D)`, `(..., k, D)` -> `(..., n, k)`: distances, or dot products negated.
 
     Each pair is computed by itself, not as part of a matrix product, so that equal codes tie exactly.
     """
-    codes = codes.to(exact.dtype)
+    codes = _exact(codes, score)
     if score == "euclidean":
         return torch.cdist(exact, codes, compute_mode="donot_use_mm_for_euclid_dist")
-    codes = _unit(codes) if score == "cosine" else codes
     return (exact[..., :, None, :] * codes[..., None, :, :]).sum(-1).neg()
 
 
-def _roundoff(x: Tensor) -> float:
-    """Unit roundoff of a matrix product, where the user may have allowed TF32 or bf16 inside."""
-    reduced = x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    return 2.0**-8 if reduced else torch.finfo(x.dtype).eps / 2
+def _error(length: Tensor, reach: Tensor, width: int, dtype: torch.dtype, score: Score) -> Tensor:
+    """Most that the product's score of a code no longer than `reach` is off, for vectors of `length`."""
+    # The user may have allowed TF32 or bf16 inside of products.
+    reduced = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    unit = 2.0**-8 if reduced else torch.finfo(dtype).eps / 2
+    tiny = torch.finfo(dtype).tiny
+    reach = reach + (width * tiny) ** 0.5  # squares below tiny are lost from norms
+    size = length * reach + reach * reach if score == "euclidean" else length * reach
+    return (width + 8) * (unit * size + tiny * (1 + length + reach))
