@@ -1,0 +1,182 @@
+"""Pictures of every kind become float images in [-1, 1]; what is none is refused in one line."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import shared
+from tokenizers_vq import images
+
+BROKEN = {"truncated.jpg", "empty.png", "text.jpg"}
+GREY = {"grey.jpg", "grey16.png", "grey16.tif", "one-bit.png", "grey-alpha.png"}
+
+
+def _mixed() -> list[Path]:
+    root = shared("data/mixed-folder")
+    return [path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix != ".md"]
+
+
+def test_every_good_file_reads_and_every_broken_one_is_named() -> None:
+    good, broken = 0, set()
+    for path in _mixed():
+        try:
+            image = images.read(path)
+        except images.BrokenImage as error:
+            assert str(path) in str(error) and error.reason and "\n" not in str(error)
+            broken.add(path.name)
+            continue
+        images.check(image, 3)
+        assert image.dtype == torch.float32 and image.shape[:2] == (1, 3)
+        assert image.abs().max() <= 1
+        assert path.name not in GREY or torch.equal(image[:, :1], image[:, 1:2])
+        assert images.read(path, channels=1).shape == (1, 1, *image.shape[2:])
+        good += 1
+    assert good == 33 and broken == BROKEN
+
+
+@pytest.mark.parametrize("name", ["grey16.png", "grey16.tif"])
+def test_sixteen_bits_are_not_clipped(name: str) -> None:
+    path = shared(f"data/mixed-folder/{name}")
+    stored = torch.from_numpy(np.asarray(Image.open(path)).astype(np.float64))
+    assert stored.max() > 20000 and stored.unique().numel() > 150
+    torch.testing.assert_close(images.read(path, 1)[0, 0].double(), stored / 65535 * 2 - 1, atol=1e-6, rtol=0)
+
+
+def test_sixteen_bits_span_the_range(tmp_path: Path) -> None:
+    levels = np.array([[0, 1, 32767, 65535]], dtype=np.uint16)
+    for suffix in (".png", ".tif"):
+        Image.fromarray(levels).save(tmp_path / f"a{suffix}")
+        expected = torch.from_numpy(levels.astype(np.float64) / 65535 * 2 - 1).float()
+        torch.testing.assert_close(images.read(tmp_path / f"a{suffix}", 1)[0, 0], expected, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(orientation: int) -> None:
+    upright = np.zeros((8, 16, 3), np.uint8)
+    upright[:4, :4] = 255
+    stored = {2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.transpose(1, 0, 2)}
+    stored |= {
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, -1),
+    }
+    array = stored.get(orientation, lambda a: a)(upright)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array)).save(file, "PNG", exif=exif)
+    assert torch.equal(images.to_uint8(images.read(file.getvalue()))[0].permute(1, 2, 0), torch.from_numpy(upright))
+
+
+def test_transparency_is_laid_on_white() -> None:
+    rgba = np.zeros((2, 2, 4), np.uint8)
+    rgba[0, 0, 3] = 255
+    rgba[0, 1, 3] = 51
+    for source in (rgba, Image.fromarray(rgba)):
+        grey = images.read(source, 1)[0, 0]
+        torch.testing.assert_close(grey, torch.tensor([[-1.0, 0.6], [1.0, 1.0]]), atol=1e-6, rtol=0)
+    deep = np.zeros((1, 2, 2), np.float32)
+    deep[0, 0, 1] = 1
+    assert images.read(deep, 1)[0, 0].tolist() == [[-1.0, 1.0]]
+    palette = Image.new("P", (1, 1), 0)
+    palette.putpalette([255, 0, 0])
+    palette.info["transparency"] = 0
+    assert images.read(palette).unique().tolist() == [1.0]
+
+
+def test_the_first_frame_of_an_animation_counts() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    assert images.to_uint8(images.read(file.getvalue()))[0, :, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64"])
+def test_arrays_of_five_channels(tmp_path: Path, dtype: str) -> None:
+    unit = np.random.default_rng(0).random((6, 7, 5))
+    scale = {"uint8": 255, "uint16": 65535}.get(dtype, 1)
+    array = (unit * scale).round().astype(dtype) if scale > 1 else unit.astype(dtype)
+    np.save(tmp_path / "bands.npy", array)
+    image = images.read(tmp_path / "bands.npy", channels=5)
+    expected = torch.from_numpy(array.astype(np.float64) / scale * 2 - 1).float().permute(2, 0, 1)[None]
+    torch.testing.assert_close(image, expected, atol=1e-6, rtol=0)
+    assert torch.equal(images.read((tmp_path / "bands.npy").read_bytes(), channels=5), image)
+    with pytest.raises(ValueError, match="5 channels, 3 are wanted"):
+        images.read(tmp_path / "bands.npy")
+    with pytest.raises(ValueError, match="moveaxis"):
+        images.read(np.moveaxis(array, -1, 0), channels=6 if array.shape[2] == 6 else 5)
+
+
+@pytest.mark.parametrize(
+    "make, problem",
+    [
+        (lambda: images.read("nowhere.png"), "no image file at nowhere.png"),
+        (lambda: images.read(np.zeros((4, 4, 3)) - 0.5), "read as .0, 1."),
+        (lambda: images.read(np.zeros((4, 4, 3), np.int64)), "int64"),
+        (lambda: images.read(np.zeros((4, 4, 3, 1), np.uint8)), "expected .H, W. or .H, W, C."),
+        (lambda: images.read(Image.new("RGB", (4, 4)), 5), "store it as .npy"),
+        (lambda: images.read(np.zeros((4, 4), np.uint8), 0), "at least 1"),
+        (lambda: images.from_uint8(torch.zeros(3, 4, 4)), "from_float01"),
+        (lambda: images.from_float01(torch.zeros(3, 4, 4, dtype=torch.uint8)), "from_uint8"),
+        (lambda: images.to_pil(torch.zeros(2, 3, 4, 4)), "one image"),
+        (lambda: images.to_pil(torch.zeros(2, 4, 4)), "1 or 3 channels"),
+    ],
+)
+def test_refusals_are_one_line(make, problem: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=problem) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_uint8_round_trip() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(images.to_uint8(images.from_uint8(levels)), levels)
+    assert images.to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+    assert images.from_float01(torch.tensor([0.0, 1.0])).tolist() == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pil_round_trip(channels: int) -> None:
+    image = images.from_uint8(torch.randint(0, 256, (1, channels, 5, 7), dtype=torch.uint8))
+    for one in (image, image[0]):
+        assert torch.equal(images.read(images.to_pil(one), channels), image)
+
+
+@pytest.mark.parametrize(
+    "batch, problem",
+    [
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), r"images\.from_uint8"),
+        (torch.full((1, 3, 4, 4), 255.0), "images must lie in .-1, 1."),
+        (torch.full((1, 3, 4, 4), float("nan")), "NaN"),
+        (torch.full((1, 3, 4, 4), float("-inf")), "infinite"),
+        (torch.zeros(1, 4, 4, 3), r"permute\(0, 3, 1, 2\)"),
+        (torch.zeros(3, 4, 4), r"unsqueeze\(0\)"),
+        (torch.zeros(4, 4), "2 dimensions"),
+        (torch.zeros(1, 2, 8, 8), "channels=3"),
+    ],
+)
+def test_check_names_the_way_out(batch: torch.Tensor, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem) as error:
+        images.check(batch, 3)
+    assert "\n" not in str(error.value)
+
+
+def test_check_lets_images_pass() -> None:
+    images.check(torch.zeros(2, 3, 4, 4), 3)
+    images.check(torch.full((1, 3, 4, 4), 1.2), 3)
+    images.check(torch.zeros(1, 5, 8, 3, dtype=torch.bfloat16), 5)
+    images.check(torch.zeros(0, 3, 4, 4), 3)
+    compiled = torch.compile(lambda x: (images.check(x, 3), x + 1)[1], fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(1, 3, 4, 4)).shape == (1, 3, 4, 4)
+
+
+def test_broken_image_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(images.BrokenImage("a.png", "cut\nshort")))
+    assert (error.name, error.reason) == ("a.png", "cut short")
