@@ -1,36 +1,55 @@
-"""Keys and values of the tokens seen so far, in place."""
+"""Keys and values of the tokens seen so far."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+CHUNK = 32
+
 
 class Cache:
-    """Keys and values of `length` places for every layer, allocated once, in the dtype of the network.
+    """Keys and values of up to `length` places for every layer, in the dtype of the network, written in place.
 
-    `layers[i]` is `(2, B, heads, length, head_dim)`: keys, then values; `used` places of it are filled.
+    `layers[i]` is `(2, B, heads, capacity, head_dim)`: keys, then values; `used` places of it are filled, the others 0.
+    Capacity grows by `CHUNK` places: bfloat16 products copy what is not contiguous, so they take all of it, masked.
     """
 
     def __init__(
         self, layers: int, batch: int, heads: int, length: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (2, batch, heads, length, head_dim)
-        self.layers = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.layers = [torch.zeros(2, batch, heads, 0, head_dim, dtype=dtype, device=device) for _ in range(layers)]
         self.length = length
         self.used = 0
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put `(B, heads, n, head_dim)` after the used places; gives all keys and values so far.
+    @property
+    def capacity(self) -> int:
+        """Places allocated."""
+        return self.layers[0].shape[3]
 
-        `used` moves by `advance`, once all layers wrote. Raises `ValueError` where the cache is full.
+    def reserve(self, count: int) -> bool:
+        """Make room for `count` places more; whether anything moved. Raises `ValueError` beyond `length`."""
+        needed = self.used + count
+        if needed > self.length:
+            raise ValueError(f"the cache holds {self.length} places, {needed} are needed; allocate a longer one")
+        if needed <= self.capacity:
+            return False
+        capacity = min(-(-needed // CHUNK) * CHUNK, self.length)
+        for index, old in enumerate(self.layers):
+            new = old.new_zeros(*old.shape[:3], capacity, old.shape[4])
+            new[:, :, :, : self.used] = old[:, :, :, : self.used]
+            self.layers[index] = new
+        return True
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put `(B, heads, n, head_dim)` after the used places, `n` reserved before; all keys and values so far.
+
+        `used` moves by `advance`, once all layers wrote.
         """
-        first, last = self.used, self.used + keys.shape[2]
-        if last > self.length:
-            raise ValueError(f"the cache holds {self.length} places, {last} are needed; allocate a longer one")
+        last = self.used + keys.shape[2]
         store = self.layers[layer]
-        store[0, :, :, first:last] = keys
-        store[1, :, :, first:last] = values
+        store[0, :, :, self.used : last] = keys
+        store[1, :, :, self.used : last] = values
         return store[0, :, :, :last], store[1, :, :, :last]
 
     def advance(self, count: int) -> None:

@@ -63,7 +63,7 @@ class Prior(nn.Module):
         return self.network.exact
 
     def forward(self, tokens: Tensor, condition: Any = None) -> Tensor:
-        """int64 `(B, N)` -> logits `(B, N, K)`: place i predicts code i from the codes before it; impossible codes -inf.
+        """int64 `(B, N)` -> logits `(B, N, K)`: place i predicts code i from those before it; impossible codes -inf.
 
         `condition`: labels int64 `(B,)`, one label, or None (no condition). Raises `ValueError` for tokens of another
         length or range, or a label out of range.
@@ -76,7 +76,6 @@ class Prior(nn.Module):
         logits = self(tokens, condition).float()
         return -F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape).sum(dim=1)
 
-    @torch.no_grad()
     def sample(
         self, n: int, condition: Any = None, sampler: Sampler | None = None, known: Tensor | None = None, first: int = 0
     ) -> Tensor:
@@ -102,9 +101,11 @@ class Prior(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            return self._sample(known, condition, sampler, guided, first)
+            with torch.inference_mode():
+                codes = self._sample(known, condition, sampler, guided, first)
         finally:
             self.train(was_training)
+        return codes.clone()  # outside inference mode, so that gradients may be taken through its embedding
 
     def _sample(self, known: Tensor, condition: Any, sampler: Sampler, guided: bool, first: int) -> Tensor:
         n, length = known.shape
@@ -224,11 +225,8 @@ def _fill(prior: Prior, path: Path) -> None:
     if missing or surplus:
         problems = [f"{what} {_some(names)}" for what, names in (("missing", missing), ("surplus", surplus)) if names]
         raise ValueError(f"{path}: its tensors do not fit {CONFIG}: {'; '.join(problems)}")
-    wrong = [
-        f"{name} is {list(tensors[name].shape)}, not {list(own[name].shape)}"
-        for name in own
-        if own[name].shape != tensors[name].shape
-    ]
+    shapes = {name: (list(tensors[name].shape), list(tensor.shape)) for name, tensor in own.items()}
+    wrong = [f"{name} is {got}, not {wanted}" for name, (got, wanted) in shapes.items() if got != wanted]
     if wrong:
         raise ValueError(f"{path}: its tensors do not fit {CONFIG}: {_some(wrong)}")
     prior.load_state_dict(tensors)

@@ -27,7 +27,7 @@ class Sampler(Config):
 
 
 def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """Logits `(..., K)` with -inf outside the top-k, then outside the nucleus (top-p, arXiv 1904.09751) of what is left.
+    """Logits `(..., K)` with -inf outside the top-k, then outside the nucleus (top-p, arXiv 1904.09751) of the rest.
 
     Codes tied with the k-th all stay; the likeliest code always stays.
     """
@@ -54,7 +54,7 @@ def uniforms(count: int, length: int, seed: int, first: int = 0) -> Tensor:
     """float32 `(count, length)` in [0, 1): row i depends on (seed, first + i) alone."""
     rows = []
     for index in range(first, first + count):
-        # Mixed so that neighbouring seeds and samples share no stream (splitmix64's odd constants).
+        # Odd multipliers (splitmix64's), so that sample i + 1 of a seed is not sample i of the next.
         mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + 1) % 2**63
         rows.append(torch.rand(length, generator=torch.Generator().manual_seed(mixed)))
     return torch.stack(rows) if rows else torch.empty(0, length)

@@ -1,4 +1,4 @@
-"""The row of tokens that a prior models: its layout, the place and the stream of every token, the codes each may take."""
+"""The row of tokens that a prior models: layout, place and stream of every token, the codes each may take."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ class Sequence(nn.Module):
     positions: Tensor
     streams: Tensor
     impossible: Tensor
+    bounds: Tensor
 
     def __init__(self, layout: CodeLayout) -> None:
         super().__init__()
@@ -69,7 +70,7 @@ class Sequence(nn.Module):
         self.register_buffer("streams", layout.streams(), persistent=False)
         sizes = torch.tensor(layout.sizes)
         self.register_buffer("impossible", torch.arange(self.vocabulary) >= sizes[:, None], persistent=False)
-        self.register_buffer("_sizes", sizes[layout.streams()], persistent=False)
+        self.register_buffer("bounds", sizes[layout.streams()], persistent=False)
 
     @property
     def length(self) -> int:
@@ -85,11 +86,11 @@ class Sequence(nn.Module):
             )
         if torch.compiler.is_compiling():
             return
-        wrong = (tokens >= self._sizes) | (tokens < (-1 if unknown else 0))
+        wrong = (tokens >= self.bounds) | (tokens < (-1 if unknown else 0))
         if wrong.any():
             row, place = wrong.nonzero()[0].tolist()
             raise ValueError(
-                f"token {place} of row {row} is {int(tokens[row, place])}, outside [0, {int(self._sizes[place])}): "
+                f"token {place} of row {row} is {int(tokens[row, place])}, outside [0, {int(self.bounds[place])}): "
                 "these codes come from another tokenizer"
             )
 

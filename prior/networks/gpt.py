@@ -1,4 +1,4 @@
-"""A decoder-only transformer over code tokens: RMSNorm, SwiGLU, rotary positions over the grid (LlamaGen, arXiv 2406.06525)."""
+"""A decoder-only transformer over codes: RMSNorm, SwiGLU, rotary positions on the grid (LlamaGen, arXiv 2406.06525)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from prior.cache import Cache
-from prior.networks.packing import product, product_add
+from prior.networks.packing import Product, product, product_add
 from prior.sequences import Sequence
 from tokenizers_vq.config import Config, ConfigError
 
@@ -49,7 +49,7 @@ class GptConfig(Config):
 
 
 def rotary_angles(positions: Tensor, head_dim: int, base: float) -> Tensor:
-    """Positions `(N, 4)` -> float32 `(N, head_dim / 2)`: the angle of each pair of channels (RoFormer, arXiv 2104.09864).
+    """Positions `(N, 4)` -> float32 `(N, head_dim / 2)`: the angle of each pair of channels (RoPE, arXiv 2104.09864).
 
     The first half of the pairs turns with the row, the second half with the column.
     """
@@ -133,9 +133,14 @@ class Gpt(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
-        for block in self.blocks:
-            for branch in (block.out, block.down):  # type: ignore[union-attr]
-                nn.init.normal_(branch.weight, std=0.02 / (2 * config.layers) ** 0.5)  # type: ignore[arg-type]
+        for block in self.stack:
+            for branch in (block.out, block.down):
+                nn.init.normal_(branch.weight, std=0.02 / (2 * config.layers) ** 0.5)
+
+    @property
+    def stack(self) -> list[Block]:
+        """The blocks, typed."""
+        return list(self.blocks)  # type: ignore[arg-type]
 
     def angles(self, prefix: int) -> Tensor:
         """float32 `(P + N, head_dim / 2)`: no rotation for the prefix."""
@@ -162,7 +167,9 @@ class Gpt(nn.Module):
         x = torch.cat((prefix.to(self.tokens.weight.dtype), self.embed(tokens)), dim=1)
         x = F.dropout(x, self.config.token_dropout, self.training)
         angles = self.angles(prefix.shape[1])[: x.shape[1]]
-        for layer, block in enumerate(self.blocks):
+        if cache is not None:
+            cache.reserve(x.shape[1])
+        for layer, block in enumerate(self.stack):
             x = block(x, angles, layer, cache)
         if cache is not None:
             cache.advance(x.shape[1])
@@ -173,48 +180,69 @@ class Gpt(nn.Module):
         return GptDecoder(self, cache, prefix)
 
 
+def _fast_norm(norm: RMSNorm) -> Product:
+    """`RMSNorm.forward` in fewer operations, without gradient: x sqrt(D) / hypot(|x|, sqrt(D eps))."""
+    count = norm.weight.numel()
+    scaled = norm.weight.detach().float() * count**0.5
+    floor = torch.tensor((count * norm.eps) ** 0.5, device=scaled.device)
+
+    def apply(x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return (x * scaled).div_(length.hypot_(floor)).to(x.dtype)
+
+    return apply
+
+
 class GptDecoder:
-    """One token at a time, without gradient or dropout; equals `Gpt.forward`. Keeps copies of the weights (`packing`)."""
+    """One token at a time, without gradient or dropout; equals `Gpt.forward`. Keeps copies of the weights."""
 
     def __init__(self, network: Gpt, cache: Cache, prefix: int) -> None:
         self.network, self.cache, self.prefix = network, cache, prefix
         rows, heads = cache.layers[0].shape[1:3]
         angles = network.angles(prefix)
-        turn, still = torch.polar(torch.ones_like(angles), angles), torch.ones_like(angles)
+        turn = torch.polar(torch.ones_like(angles), angles)
         scale = cache.layers[0].shape[-1] ** -0.5
         # Queries, keys and values are turned in one product: queries scaled too, values as they are.
-        self.turns = torch.stack((turn * scale, turn, still.to(turn.dtype)), dim=1).unsqueeze(2)
+        self.turns = torch.stack((turn * scale, turn, torch.ones_like(turn)), dim=1).unsqueeze(2)
         self.shape = (rows, 3, heads, -1, 2)
         self.stores = [layer.flatten(1, 2) for layer in cache.layers]
+        # MKL's float32 products take slices of the cache as they are.
+        self.slices = cache.layers[0].dtype == torch.float32
         self.blocks = [
             (
-                block.attention_norm,
+                _fast_norm(block.attention_norm),
                 product(block.qkv.weight, rows),
                 product_add(block.out.weight, rows),
-                block.mlp_norm,
+                _fast_norm(block.mlp_norm),
                 product(block.gate_up.weight, rows),
                 product_add(block.down.weight, rows),
             )
-            for block in network.blocks  # type: ignore[union-attr]
+            for block in network.stack
         ]
+        self.norm = _fast_norm(network.norm)
         self.head = product(network.head.weight, rows)
 
     def step(self, tokens: Tensor) -> Tensor:
         """The code `(B,)` after those seen so far -> logits `(B, K)` of the one that follows."""
         cache = self.cache
-        place = cache.used
+        if cache.reserve(1):
+            self.stores = [layer.flatten(1, 2) for layer in cache.layers]
+        place, turns = cache.used, self.turns[cache.used]
         x = self.network.embed(tokens[:, None], place - self.prefix)[:, 0]
-        for (norm1, qkv, out, norm2, gate_up, down), store, keep in zip(
+        for (norm1, qkv, out, norm2, gate_up, down), store, layer in zip(
             self.blocks, self.stores, cache.layers, strict=True
         ):
-            turned = torch.view_as_complex(qkv(norm1(x)).float().view(self.shape)) * self.turns[place]
-            q, k, v = torch.view_as_real(turned).flatten(-2).unbind(1)
-            keep[0, :, :, place] = k
-            keep[1, :, :, place] = v
-            scores = torch.bmm(q.reshape(store.shape[1], 1, -1).to(x.dtype), store[0, :, : place + 1].transpose(1, 2))
-            mixed = torch.bmm(scores.softmax(dim=-1), store[1, :, : place + 1])
+            turned = torch.view_as_complex(qkv(norm1(x)).float().view(self.shape)) * turns
+            turned = torch.view_as_real(turned).flatten(-2).transpose(0, 1)
+            layer[:, :, :, place] = turned[1:]
+            queries = turned[0].reshape(store.shape[1], 1, -1).to(x.dtype)
+            keys, values = (store[:, :, : place + 1] if self.slices else store).unbind()
+            scores = torch.bmm(queries, keys.transpose(1, 2))
+            if not self.slices:
+                scores[:, :, place + 1 :] = float("-inf")
+            mixed = torch.bmm(scores.softmax(dim=-1), values)
             x = out(mixed.view(x.shape), x)
             gate, up = gate_up(norm2(x)).chunk(2, dim=-1)
-            x = down(F.silu(gate) * up, x)
+            x = down(F.silu(gate).mul_(up), x)
         cache.advance(1)
-        return self.head(self.network.norm(x))
+        return self.head(self.norm(x))

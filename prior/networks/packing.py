@@ -14,7 +14,7 @@ Residual = Callable[[Tensor, Tensor], Tensor]
 
 
 def product(weight: Tensor, rows: int) -> Product:
-    """`x (rows, in) -> x @ weight.T` for weight `(out, in)`. On CPUs with oneDNN a reordered copy of the weight is kept.
+    """`x (rows, in) -> x @ weight.T` for weight `(out, in)`. With oneDNN on a CPU it keeps a reordered copy.
 
     A product with so few rows is bound by reading the weight; plain gemm calls reach between a half and a fifth of the
     memory's speed, the reordered weight nearly all of it.
