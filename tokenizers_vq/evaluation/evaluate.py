@@ -1,0 +1,404 @@
+"""Evaluation of a tokenizer on a whole split: reconstruction metrics, use of the codes, spectrum, speed."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tokenizers_vq import distributed
+from tokenizers_vq.evaluation import metrics
+from tokenizers_vq.evaluation.spectrum import RadialSpectrum, Spectrum
+from tokenizers_vq.evaluation.usage import CodeUsage, Usage
+
+Watch = Callable[[Tensor, Tensor, Any], None]
+"""called with images, reconstructions `(B, C, H, W)` in [-1, 1] and codes of every batch"""
+
+
+class Metric(NamedTuple):
+    """One number and what defines it."""
+
+    value: float
+    unit: str
+    better: str
+    """`higher` or `lower`"""
+    definition: dict[str, Any]
+    """everything that must be equal for two such numbers to be compared"""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"value": self.value, "unit": self.unit, "better": self.better, **self.definition}
+
+
+class Evaluation(NamedTuple):
+    """Result of `evaluate`."""
+
+    metrics: dict[str, Metric]
+    usage: Usage
+    spectra: tuple[Spectrum, Spectrum] | None
+    """mean log spectra of the originals and of the reconstructions"""
+    speed: dict[str, Any]
+    """images a second of `encode` and `decode` in this process, and on what"""
+    skipped: dict[str, str]
+    """metrics that were left out, with the reason"""
+    data: dict[str, Any]
+    """what was evaluated: name, split, resize and crop, image size, channels, images"""
+    tokenizer: dict[str, Any]
+    """fingerprint, where it has one"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form; every number stands beside what defines it."""
+        spectra = None
+        if self.spectra is not None:
+            originals, reconstructions = self.spectra
+            spectra = {
+                "cycles_per_pixel": originals.frequencies.tolist(),
+                "originals_db": originals.decibels.tolist(),
+                "reconstructions_db": reconstructions.decibels.tolist(),
+            }
+        return {
+            "data": self.data,
+            "tokenizer": self.tokenizer,
+            "metrics": {name: metric.to_dict() for name, metric in self.metrics.items()},
+            "usage": self.usage.to_dict(),
+            "spectra": spectra,
+            "speed": self.speed,
+            "skipped": self.skipped,
+        }
+
+    def save(self, path: Path | str) -> None:
+        """Write `to_dict()` as JSON, atomically."""
+        from tokenizers_vq.folders import write_atomically
+
+        write_atomically(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
+
+
+class _Tracked(NamedTuple):
+    accumulate: Callable[[Tensor, Tensor], None]
+    compute: Callable[[], tuple[float, int]]
+    unit: str
+    better: str
+    definition: dict[str, Any]
+
+
+def evaluate(
+    tokenizer: Any,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    data: Mapping[str, Any] | None = None,
+    lpips: str | nn.Module | None = None,
+    lpips_trunk: Path | str | None = None,
+    backbone: str | None = "tf_efficientnet_lite0",
+    layer: str = "head",
+    fid: bool = False,
+    fid_weights: Path | str | None = None,
+    autocast: torch.dtype | None = None,
+    watch: Watch | None = None,
+) -> Evaluation:
+    """Encode and decode every batch once, and measure.
+
+    `tokenizer`: `encode`, `decode`, `code_layout` (a `Tokenizer`, or anything with these verbs); it is put into eval
+    mode for the time. `batches`: dicts with `images` `(B, C, H, W)` in [-1, 1], all of one size; under several
+    processes each brings its own share, without padding. `data`: name, split, resize, crop, as they shall stand in
+    the result. `lpips`: `alex`, `vgg` or `squeeze` (`lpips_trunk`: file of its trunk), or a module of two image
+    batches -> `(B,)`. `backbone` and `layer`: of the Frechet feature distance, None leaves it out.
+    `fid`: the distance with Inception, from `fid_weights` or torch-fidelity's own.
+
+    A metric whose weights or packages are missing is left out, its reason kept in `skipped`. Raises `ValueError` for
+    no images at all, images of several sizes, and for FID asked for without its weights.
+    """
+    iterator = iter(batches)
+    first = next(iterator, None)
+    if first is None and distributed.world_size() == 1:
+        raise ValueError(_EMPTY)
+    device = getattr(tokenizer, "device", torch.device("cpu"))
+    channels, height, width = _shape(tokenizer, first)
+    skipped: dict[str, str] = {}
+    tracked = _pixel_metrics(height, width, skipped)
+    _add_lpips(tracked, skipped, lpips, lpips_trunk, channels, device)
+    _add_feature_distance(tracked, skipped, backbone, layer, channels, device)
+    if fid:
+        inception = metrics.InceptionDistance(fid_weights, device)
+        tracked["fid"] = _Tracked(
+            inception.update, inception.compute, "", "lower", {**_INCEPTION, "reference": "the same images"}
+        )
+    spectra = (RadialSpectrum(height, width), RadialSpectrum(height, width)) if min(height, width) >= 8 else None
+    usage = CodeUsage(tokenizer.code_layout(height, width), pixels=height * width)
+    clock = _Clock(device)
+    with _eval_mode(tokenizer), torch.no_grad():
+        for batch in itertools.chain([] if first is None else [first], iterator):
+            images = batch["images"].to(device)
+            if tuple(images.shape[1:]) != (channels, height, width):
+                raise ValueError(
+                    f"images of {channels}x{height}x{width} and of {'x'.join(map(str, images.shape[1:]))} in one "
+                    "evaluation: resize and crop them to one size"
+                )
+            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+                codes = clock.time("encode", len(images), functools.partial(tokenizer.encode, images))
+                decoded = clock.time("decode", len(images), functools.partial(tokenizer.decode, codes))
+            reconstructions = decoded.float().clamp(-1, 1)
+            usage.update(codes)
+            for metric in tracked.values():
+                metric.accumulate(images, reconstructions)
+            if spectra is not None:
+                spectra[0].update(images)
+                spectra[1].update(reconstructions)
+            if watch is not None:
+                watch(images, reconstructions, codes)
+
+    counted = usage.compute()
+    if not counted.images:
+        raise ValueError(_EMPTY)
+    described = {**(data or {}), "image_size": [height, width], "channels": channels, "images": counted.images}
+    common = {"clamp": [-1, 1], "image_size": [height, width]}
+    results = {}
+    for name, metric in tracked.items():
+        try:
+            value, count = metric.compute()
+        except ValueError as error:
+            skipped[name] = str(error)
+            continue
+        results[name] = Metric(value, metric.unit, metric.better, {**metric.definition, **common, "images": count})
+    means = None if spectra is None else (spectra[0].compute(), spectra[1].compute())
+    if means is not None:
+        definition = {
+            "window": "hann",
+            "grey": "mean of channels",
+            "average": "of the log power, over images",
+            **common,
+        }
+        results["spectrum_distance"] = Metric(
+            means[0].distance(means[1]), "dB", "lower", {**definition, "images": counted.images}
+        )
+    precision = str(autocast or getattr(tokenizer, "dtype", torch.float32)).removeprefix("torch.")
+    speed = {**clock.rates(), "device": str(device), "precision": precision, "threads": torch.get_num_threads()}
+    return Evaluation(results, counted, means, speed, skipped, described, _identity(tokenizer))
+
+
+_EMPTY = "no images to evaluate: the data is empty, or every file in it is broken"
+_INCEPTION = {
+    "network": "Inception v3 of torch-fidelity (TF weights of 2015), pool3, 2048",
+    "resize": "299x299 bilinear as TF 1",
+    "rounding": "8 bits",
+}
+
+
+def _shape(tokenizer: Any, first: Mapping[str, Any] | None) -> tuple[int, int, int]:
+    if first is not None:
+        channels, height, width = first["images"].shape[1:]
+        return channels, height, width
+    size = tokenizer.config.image_size  # a process without a share still takes part in every sum
+    height, width = (size, size) if isinstance(size, int) else size
+    return tokenizer.config.channels, height, width
+
+
+def _mean_of(
+    values: Callable[[Tensor, Tensor], Tensor], unit: str, better: str, definition: dict[str, Any]
+) -> _Tracked:
+    mean = metrics.Mean()
+
+    def accumulate(images: Tensor, reconstructions: Tensor) -> None:
+        mean.update(values(images, reconstructions))
+
+    return _Tracked(accumulate, mean.compute, unit, better, {**definition, "average": "per image, then mean"})
+
+
+def _pixel_metrics(height: int, width: int, skipped: dict[str, str]) -> dict[str, _Tracked]:
+    on_unit: dict[str, Any] = {"range": [0, 1]}
+    psnr = {**on_unit, "data_range": 1, "cap_db": metrics.PSNR_CAP}
+    tracked = {"psnr": _mean_of(metrics.psnr, "dB", "higher", psnr)}
+    if min(height, width) >= metrics.SSIM_WINDOW:
+        window = {
+            **on_unit,
+            "data_range": 1,
+            "window": "gaussian",
+            "size": metrics.SSIM_WINDOW,
+            "sigma": 1.5,
+            "border": "left out",
+        }
+        tracked["ssim"] = _mean_of(metrics.ssim, "", "higher", {**on_unit, "data_range": 1, **window})
+    else:
+        skipped["ssim"] = f"needs images of at least {metrics.SSIM_WINDOW} pixels a side, these are {height}x{width}"
+    tracked["mse"] = _mean_of(metrics.mse, "", "lower", on_unit)
+    return tracked
+
+
+def _add_lpips(
+    tracked: dict[str, _Tracked],
+    skipped: dict[str, str],
+    lpips: str | nn.Module | None,
+    trunk: Path | str | None,
+    channels: int,
+    device: torch.device,
+) -> None:
+    if lpips is None:
+        return
+    from tokenizers_vq.losses.backbones import three_channels
+    from tokenizers_vq.losses.perceptual import LpipsNetwork
+
+    name = lpips if isinstance(lpips, str) else getattr(lpips, "key", (type(lpips).__name__,))[0]
+    try:
+        if name not in ("alex", "vgg", "squeeze") and isinstance(lpips, str):
+            raise ValueError(f"no LPIPS net '{name}': choose from alex, vgg, squeeze")
+        _needs_colour(channels)
+        network: Any = LpipsNetwork(lpips, trunk) if isinstance(lpips, str) else lpips  # type: ignore[arg-type]
+    except (ValueError, FileNotFoundError) as error:
+        skipped[f"lpips_{name}"] = str(error)
+        return
+    network = network.to(device)
+
+    def distance(images: Tensor, reconstructions: Tensor) -> Tensor:
+        pair = [three_channels(part.float().clamp(-1, 1), None, "LPIPS") for part in (images, reconstructions)]
+        return network(*pair).flatten()
+
+    tracked[f"lpips_{name}"] = _mean_of(distance, "", "lower", {"net": name, "version": "0.1", "range": [-1, 1]})
+
+
+def _add_feature_distance(
+    tracked: dict[str, _Tracked],
+    skipped: dict[str, str],
+    backbone: str | None,
+    layer: str,
+    channels: int,
+    device: torch.device,
+) -> None:
+    if backbone is None:
+        return
+    from tokenizers_vq.losses.backbones import Backbone
+
+    try:
+        _needs_colour(channels)
+        features = metrics.BackboneFeatures(Backbone(backbone), layer).to(device)
+    except (ValueError, FileNotFoundError) as error:
+        skipped["feature_distance"] = str(error)
+        return
+    distance = metrics.FrechetDistance(features, features.dim)
+    definition = {
+        "backbone": backbone,
+        "layer": layer,
+        "features": features.dim,
+        "pooling": "mean over positions",
+        "resize": f"{features.size}x{features.size} bicubic, antialiased",
+        "reference": "the same images",
+        "note": "Frechet distance of these features: no FID; compare equal numbers of images only",
+    }
+    tracked["feature_distance"] = _Tracked(distance.update, distance.compute, "", "lower", definition)
+
+
+def _needs_colour(channels: int) -> None:
+    if channels not in (1, 3):
+        raise ValueError(f"its network takes 1 or 3 channels, these images have {channels}")
+
+
+class _Clock:
+    """Images a second by verb. The first batch warms up and counts only where it is the only one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.spans: dict[str, list[tuple[int, float]]] = {"encode": [], "decode": []}
+
+    def time(self, verb: str, count: int, run: Callable[[], Any]) -> Any:
+        self._wait()
+        start = time.perf_counter()
+        result = run()
+        self._wait()
+        self.spans[verb].append((count, time.perf_counter() - start))
+        return result
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def rates(self) -> dict[str, float | None]:
+        rates: dict[str, float | None] = {}
+        for verb, spans in self.spans.items():
+            timed = spans[1:] or spans
+            seconds = sum(span for _, span in timed)
+            rates[f"{verb}_images_per_second"] = sum(count for count, _ in timed) / seconds if seconds else None
+        return rates
+
+
+@contextmanager
+def _eval_mode(tokenizer: Any) -> Iterator[None]:
+    training = getattr(tokenizer, "training", False)
+    if training:
+        tokenizer.eval()
+    try:
+        yield
+    finally:
+        if training:
+            tokenizer.train()
+
+
+def _identity(tokenizer: Any) -> dict[str, Any]:
+    try:
+        return {"fingerprint": tokenizer.fingerprint}
+    except (AttributeError, ValueError):  # modules that no config describes have none
+        return {"fingerprint": None}
+
+
+LABELS = {
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "mse": "MSE",
+    "fid": "FID",
+    "feature_distance": "Feature distance",
+    "spectrum_distance": "Spectrum distance",
+}
+
+
+def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+    """(name, value with unit, what defines it) of every number, for tables."""
+    table = []
+    for name, metric in evaluation.metrics.items():
+        label = LABELS.get(name, name.replace("lpips_", "LPIPS "))
+        definition = {key: value for key, value in metric.definition.items() if key not in ("note", "better")}
+        text = "; ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in definition.items())
+        table.append((label, f"{metric.value:.4g} {metric.unit}".strip(), f"{metric.better} is better; {text}"))
+    usage = evaluation.usage
+    sample = f"{usage.images:,} images, {usage.tokens:,} codes"
+    for index, stream in enumerate(usage.streams):
+        which = f", {usage.name(index)}" if len(usage.streams) > 1 else ""
+        table.append(
+            (f"Usage{which}", f"{stream.usage:.2%}", f"{stream.used:,} of {stream.size:,} codes seen in {sample}")
+        )
+        table.append(
+            (f"Perplexity{which}", f"{stream.perplexity:,.1f}", f"exp of the entropy; at most {stream.size:,}")
+        )
+        table.append((f"Entropy{which}", f"{stream.entropy:.3f} bits", "a code, of the whole split's histogram"))
+    table.append(("Bits per pixel", f"{usage.bits_per_pixel:.4f}", "log2(number of codes) a code"))
+    table.append(
+        ("Bits per pixel, entropy", f"{usage.entropy_bits_per_pixel:.4f}", "at the unigram entropy of the codes")
+    )
+    for verb in ("encode", "decode"):
+        rate = evaluation.speed[f"{verb}_images_per_second"]
+        where = f"{evaluation.speed['device']}, {evaluation.speed['precision']}, {evaluation.speed['threads']} threads"
+        table.append((f"{verb.capitalize()} speed", "-" if rate is None else f"{rate:,.1f} images/s", where))
+    return table
+
+
+def print_table(evaluation: Evaluation, title: str = "Evaluation") -> None:
+    """Print the numbers as a table, and one line for each metric that was left out."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "value", "what it is", title=title, title_justify="left")
+    for name, value, definition in rows(evaluation):
+        table.add_row(name, value, definition)
+    console = Console()
+    console.print(table)
+    for name, reason in evaluation.skipped.items():
+        console.print(f"left out {LABELS.get(name, name)}: {reason}", markup=False)
+
+
+def _plain(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
