@@ -30,9 +30,7 @@ class _AllReduce(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         # Every process's loss depends on the sum; DDP then averages over processes, which makes this the exact
         # gradient of the mean loss.
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total
+        return _AllReduce.apply(gradient)
 
 
 def sum(value: Tensor) -> Tensor:

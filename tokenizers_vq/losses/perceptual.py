@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -171,6 +172,8 @@ class PerceptualConfig(Config):
     """stages whose ends are compared, 0 = shallowest"""
     stage_weights: tuple[float, ...] | None = None
     """weight of each stage (default: equal)"""
+    resize: Annotated[int, Field(ge=16)] | None = None
+    """shorter side that the images are resized to (bilinear) for the backbone, which saw larger ones than 64 px"""
     bands: Bands | None = None
     """triples of channels to average over, for images of other than 1 or 3 channels"""
 
@@ -187,7 +190,7 @@ class PerceptualConfig(Config):
 class Perceptual(Term):
     """`mean over stages of w_s * mean over positions of |u(x) - u(y)|^2`, u the unit feature vector.
 
-    In [0, 4] for equal weights; images keep their size.
+    In [0, 4] for equal weights.
     """
 
     name = "perceptual"
@@ -196,11 +199,12 @@ class Perceptual(Term):
         super().__init__()
         config = PerceptualConfig(**fields)
         self.weight, self.bands, self.stages = config.weight, config.bands, config.stages
+        self.resize = config.resize
         self.stage_weights = config.stage_weights or (1.0,) * len(config.stages)
         self.network = Backbone(config.backbone)
 
     def forward(self, record: Record) -> Tensor:
-        key = ("perceptual", self.network.name, self.stages, self.bands)
+        key = ("perceptual", self.network.name, self.stages, self.resize, self.bands)
         real = record.once(key, lambda: self._real(record.images))
         fake = self._features(record.reconstructions)
         distances = [
@@ -209,7 +213,12 @@ class Perceptual(Term):
         return torch.stack(distances).mean()
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        maps = self.network.stages(three_channels(images, self.bands, "perceptual"), self.stages)
+        images = three_channels(images, self.bands, "perceptual")
+        if self.resize is not None:
+            scale = self.resize / min(images.shape[-2:])
+            size = [round(side * scale) for side in images.shape[-2:]]
+            images = F.interpolate(images, size=size, mode="bilinear", antialias=scale < 1)
+        maps = self.network.stages(images, self.stages)
         # Unlike LPIPS's, these features can be tiny without a ReLU before them to stop the gradient.
         return [unit(features, 1e-6) for features in maps]
 

@@ -1,0 +1,252 @@
+"""The training loop: any task, from any step, on one process or many, with the same result.
+
+Nothing but the step counts: the data order, augmentation and random numbers are functions of (seed, step), so that
+resuming needs a checkpoint and one number.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from pydantic import Field
+from torch import Tensor, nn
+
+from tokenizers_vq import distributed
+from tokenizers_vq.config import Config
+from tokenizers_vq.training.checkpoint import Checkpoints
+from tokenizers_vq.training.tracking import Log, Progress, Tracker
+
+
+class LoopConfig(Config):
+    """What every training run has, whatever it trains."""
+
+    steps: int = Field(default=1000, ge=1)
+    """optimizer steps of the whole run"""
+    batch_size: int = Field(default=16, ge=1)
+    """images a step, over all processes and micro-batches"""
+    accumulate: int = Field(default=1, ge=1)
+    """micro-batches whose gradients one step adds up"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: networks under autocast; losses and quantizer stay float32"""
+    seed: int = Field(default=0, ge=0)
+    """of initialisation, data order, augmentation and noise"""
+    log_every: int = Field(default=20, ge=1)
+    """steps between lines of log.jsonl"""
+    checkpoint_every: int = Field(default=500, ge=1)
+    """steps between checkpoints"""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """how many checkpoints stay"""
+    image_every: int = Field(default=500, ge=0)
+    """steps between image grids; 0 = none"""
+    trackers: tuple[Tracker, ...] = ()
+    """tensorboard, wandb"""
+    compile: bool = False
+    """compile the networks' blocks in place (torch.compile)"""
+
+
+MAY_CHANGE = (
+    "steps",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "image_every",
+    "trackers",
+    "compile",
+    "data.workers",
+)
+"""fields in which a resumed run may differ from what it began as"""
+
+
+class Task(Protocol):
+    """What the loop trains: networks, their losses, and what they save."""
+
+    modules: dict[str, nn.Module]
+    """prepared (wrapped) in place by the loop"""
+    optimizers: dict[str, Any]
+    """prepared in place by the loop"""
+    state: dict[str, nn.Module]
+    """further state of a checkpoint: weight averages, running means"""
+
+    def step(self, batch: dict[str, Any], step: int, accelerator: Accelerator) -> dict[str, Tensor]:
+        """One micro-batch: forward, backward, and the optimizers where `accelerator` says that gradients are whole."""
+
+    def after_step(self, step: int) -> list[str]:
+        """Called after the optimizers; returns messages for the person."""
+
+    def picture(self) -> Tensor | None:
+        """`(3, H, W)` in [-1, 1] for the run's `images/`, or nothing."""
+
+    def save(self, folder: Path, step: int) -> None:
+        """Write the trained model into `folder`, each file atomically."""
+
+
+class NonFiniteLossError(ValueError):
+    """A loss or gradient became NaN or infinite; the message names it and the step."""
+
+
+class Interrupted(Exception):  # noqa: N818 (nothing is wrong: a person or scheduler asked)
+    """SIGINT or SIGTERM: the run was saved. `signal` is the number."""
+
+    def __init__(self, number: int, step: int) -> None:
+        self.signal, self.step = number, step
+        super().__init__(f"{signal.Signals(number).name}: saved at step {step}; the same command goes on from there")
+
+
+def make_accelerator(config: LoopConfig, out: Path, device: str = "auto") -> Accelerator:
+    """The Accelerator of a run on `device` (auto, cpu, cuda, mps)."""
+    return Accelerator(
+        mixed_precision={"fp32": "no", "bf16": "bf16"}[config.precision],
+        gradient_accumulation_steps=config.accumulate,
+        cpu=device == "cpu",
+        log_with=list(config.trackers) or None,
+        project_dir=str(out) if config.trackers else None,
+        step_scheduler_with_optimizer=False,
+        # Buffers agree by construction (batch norm and codebooks reduce over processes); broadcasting them between
+        # the discriminator's two forwards would write over what its backward reads.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def run(
+    task: Task,
+    config: LoopConfig,
+    accelerator: Accelerator,
+    out: Path,
+    batches: Callable[[int, int, int], Iterable[dict[str, Any]]],
+) -> int:
+    """Train `task` to `config.steps` from the newest checkpoint in `out`; returns the last step.
+
+    `batches(start, rank, world)` yields this process's micro-batches from optimizer step `start` on. Raises
+    `NonFiniteLossError` (the last good checkpoint stays) and `Interrupted` (a checkpoint was written).
+    """
+    for name, module in task.modules.items():
+        task.modules[name] = accelerator.prepare(module)
+    for name, optimizer in task.optimizers.items():
+        task.optimizers[name] = accelerator.prepare(optimizer)
+    for module in task.state.values():
+        module.to(accelerator.device)
+        accelerator.register_for_checkpointing(module)
+
+    checkpoints = Checkpoints(out / "checkpoints", accelerator, config.keep_checkpoints)
+    start = checkpoints.restore()
+    log = Log(out / "log.jsonl", accelerator, start)
+    caught = _catch_signals()
+    broken: dict[str, None] = {}
+    stream = iter(batches(start, accelerator.process_index, accelerator.num_processes))
+    with Progress(accelerator, start, config.steps, config.batch_size) as progress:
+        step = start
+        while step < config.steps:
+            step = _one_step(task, config, accelerator, stream, step, log, progress, broken)
+            stop = _agreed(caught, accelerator)
+            if step % config.checkpoint_every == 0 or step == config.steps or stop:
+                checkpoints.save(step)
+                if accelerator.is_main_process:
+                    task.save(out / "model", step)
+                accelerator.wait_for_everyone()
+            if config.image_every and (step % config.image_every == 0 or step == config.steps):
+                _picture(task, accelerator, out / "images" / f"{step:07d}.png")
+            if stop:
+                raise Interrupted(stop, step)
+    for name in broken:
+        progress.say(f"skipped, could not be read: {name}")
+    accelerator.end_training()
+    return step
+
+
+def _one_step(
+    task: Task,
+    config: LoopConfig,
+    accelerator: Accelerator,
+    stream: Any,
+    step: int,
+    log: Log,
+    progress: Progress,
+    broken: dict[str, None],
+) -> int:
+    collected: list[dict[str, Tensor]] = []
+    for micro in range(config.accumulate):
+        batch = next(stream)
+        broken.update(dict.fromkeys(batch.get("broken", ())))
+        seed_everything(config.seed, accelerator.process_index, step, micro)
+        moved = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        collected.append(task.step(moved, step, accelerator))
+    for message in task.after_step(step):
+        progress.say(message)
+    done = step + 1
+    progress.advance(done)
+    if done % config.log_every == 0 or done == config.steps:
+        figures = {name: torch.stack([part[name] for part in collected]).mean() for name in collected[0]}
+        log.write(done, _mean_over_processes(figures), progress.rate)
+        progress.show(log.latest)
+    return done
+
+
+def _mean_over_processes(figures: dict[str, Tensor]) -> dict[str, float]:
+    values = distributed.mean(torch.stack([value.detach().float() for value in figures.values()]))
+    return dict(zip(figures, values.tolist(), strict=True))
+
+
+def seed_everything(*parts: int) -> None:
+    """Seed torch from (seed, rank, step, micro-batch): random numbers depend on where we are, not on how we came."""
+    mixed = 0x9E3779B97F4A7C15
+    for part in parts:
+        mixed = ((mixed ^ part) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
+        mixed ^= mixed >> 29
+    torch.manual_seed(mixed)
+
+
+def check_finite(step: int, values: dict[str, Tensor]) -> None:
+    """Raises `NonFiniteLossError` in every process where any process holds a non-finite value."""
+    bad = distributed.sum(torch.stack([(~torch.isfinite(value.detach())).any().float() for value in values.values()]))
+    if bad.any():
+        names = [name for name, flag in zip(values, bad.tolist(), strict=True) if flag]
+        raise NonFiniteLossError(
+            f"step {step}: {' and '.join(names)} became NaN or infinite; the last checkpoint is kept. "
+            "Lower the learning rate, clip gradients (optimizer.clip=1.0) or train in fp32, then run again"
+        )
+
+
+def _catch_signals() -> list[int]:
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if caught:  # asked twice: leave at once, the last checkpoint is whole
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            signal.signal(number, note)
+        except ValueError:  # not the main thread: signals belong to whoever owns it
+            return caught
+    return caught
+
+
+def _agreed(caught: list[int], accelerator: Accelerator) -> int:
+    """The signal that any process caught: all of them save and leave at the same step."""
+    if accelerator.num_processes == 1:
+        return caught[0] if caught else 0
+    mine = torch.zeros(65, device=accelerator.device)
+    if caught:
+        mine[caught[0]] = 1
+    hits = torch.nonzero(distributed.sum(mine))
+    return int(hits[0]) if len(hits) else 0
+
+
+def _picture(task: Task, accelerator: Accelerator, path: Path) -> None:
+    if not accelerator.is_main_process:
+        return
+    picture = task.picture()
+    if picture is not None:
+        from tokenizers_vq import images
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}")
+        images.to_pil(picture).save(partial, format="PNG")
+        partial.replace(path)

@@ -1,0 +1,144 @@
+"""Recipes: everything that makes a tokenizer's training run, as one typed file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from typing_extensions import Self
+
+from tokenizers_vq.config import Config, ConfigError, Schedule, apply_overrides, nearest, parse, read_yaml
+from tokenizers_vq.data import DataConfig
+from tokenizers_vq.discriminators import DiscriminatorConfig
+from tokenizers_vq.losses import ObjectiveConfig, RegulariserConfig, TermConfig
+from tokenizers_vq.losses.objectives import Hinge
+from tokenizers_vq.tokenizer import PRESETS as MODELS
+from tokenizers_vq.tokenizer import TokenizerConfig, list_models
+from tokenizers_vq.training.loop import LoopConfig
+
+RECIPES = Path(__file__).parents[1] / "presets" / "recipes"
+
+
+class OptimizerConfig(Config):
+    """AdamW (weight_decay 0 makes it Adam) or plain SGD."""
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    lr: Schedule = 1e-4
+    """learning rate, or a schedule of it"""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """decay of AdamW's two averages"""
+    eps: float = 1e-8
+    """added to AdamW's denominator"""
+    weight_decay: float = 0.0
+    """decoupled weight decay"""
+    clip: float | None = Field(default=None, gt=0)
+    """largest norm of the whole gradient; null = not clipped"""
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of a module's parameters; its learning rate is set anew every step."""
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if self.kind == "sgd":
+            return torch.optim.SGD(parameters, lr=1.0, weight_decay=self.weight_decay)
+        fused = parameters[0].device.type in ("cpu", "cuda")
+        return torch.optim.AdamW(
+            parameters, lr=1.0, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=fused
+        )
+
+
+class AdversaryConfig(Config):
+    """The discriminator's side of a recipe."""
+
+    discriminator: DiscriminatorConfig
+    """network that tells images from reconstructions"""
+    objective: ObjectiveConfig = Hinge()
+    """what generator and discriminator minimise"""
+    regularisers: tuple[RegulariserConfig, ...] = ()
+    """terms of the discriminator's loss"""
+    optimizer: OptimizerConfig | None = None
+    """the discriminator's; null = the tokenizer's"""
+    weight: Schedule = 0.8
+    """weight of the adversarial loss, after the adaptive weight"""
+    adaptive: bool = True
+    """balance the adversarial gradient against the reconstruction's at the decoder's last layer"""
+    max_adaptive: float = 1e4
+    """clamp of the adaptive weight"""
+    start: Literal["auto"] | Annotated[int, Field(ge=0)] = 0
+    """step from which the discriminator trains; auto: once the reconstruction loss has stopped falling"""
+    warmup: int = Field(default=0, ge=0)
+    """steps that the discriminator trains alone before the tokenizer sees it"""
+    window: int = Field(default=500, ge=1)
+    """auto: steps whose mean loss is compared with the mean of as many before"""
+    threshold: float = 0.01
+    """auto: starts where the mean fell by less than this share"""
+
+
+class EmaConfig(Config):
+    """A running average of the tokenizer's weights, which becomes the saved model."""
+
+    decay: float = Field(default=0.999, gt=0, lt=1)
+    """share that the average keeps at a step"""
+    warmup: bool = True
+    """a lower decay in the first steps, so that the average forgets the random start"""
+
+
+class Recipe(LoopConfig):
+    """A tokenizer's training run."""
+
+    model: TokenizerConfig
+    """the tokenizer; in a recipe file also a preset's name"""
+    data: DataConfig
+    """the training images; in a recipe file also a path"""
+    losses: Annotated[tuple[TermConfig, ...], Field(min_length=1)]
+    """terms between image and reconstruction"""
+    quantizer_losses: dict[str, Schedule] = Field(default_factory=dict)
+    """factors of the quantizer's own losses, by name; 1 where not named"""
+    adversary: AdversaryConfig | None = None
+    """a discriminator and how it is met; null = none"""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """the tokenizer's"""
+    ema: EmaConfig | None = EmaConfig()
+    """average of the weights; null = none"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        kinds = [term.kind for term in self.losses]
+        for kind in kinds:
+            if kinds.count(kind) > 1:
+                raise ConfigError(("losses",), f"'{kind}' stands there twice: give it one weight")
+        if self.batch_size % self.accumulate:
+            raise ConfigError(("accumulate",), f"{self.accumulate} does not divide batch_size {self.batch_size}")
+        return self
+
+
+def list_recipes() -> list[str]:
+    """Sorted names that `load_recipe` takes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by name or from a YAML file, with `path=value` overrides. Raises one-line errors with near names."""
+    path = RECIPES / f"{name}.yaml"
+    if str(name) not in list_recipes():
+        path = Path(name)
+        if path.suffix not in (".yaml", ".yml"):
+            hint = "; did you mean the model? `tvq recipes` lists recipes" if str(name) in list_models() else ""
+            raise ValueError(f"no recipe '{name}'{nearest(str(name), list_recipes()) or hint}")
+    data = read_yaml(path)
+    first = [override for override in overrides if override.partition("=")[0] in ("model", "data")]
+    rest = [override for override in overrides if override not in first]
+    return parse(Recipe, apply_overrides(_expand(apply_overrides(data, first)), rest), f"recipe {name}")
+
+
+def _expand(data: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(data.get("model"), str):
+        preset = data["model"]
+        if preset not in list_models("preset"):
+            raise ConfigError(("model",), f"no model preset '{preset}'{nearest(preset, list_models('preset'))}")
+        data["model"] = read_yaml(MODELS / f"{preset}.yaml")
+    if isinstance(data.get("data"), str):
+        data["data"] = {"path": data["data"]}
+    return data

@@ -1,0 +1,123 @@
+"""A tokenizer's run: a folder that trains, stops, resumes, and is a model all along."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from tokenizers_vq.config import read_yaml
+from tokenizers_vq.data.loading import evaluation_batches, training_batches
+from tokenizers_vq.folders import write_atomically
+from tokenizers_vq.tokenizer import Tokenizer, load
+from tokenizers_vq.training import loop
+from tokenizers_vq.training.recipe import Recipe
+from tokenizers_vq.training.step import TokenizerTask
+from tokenizers_vq.training.tracking import read_log
+
+
+def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | None = None) -> int:
+    """Train by `recipe` into the folder `out`, going on where it holds a run; returns the last step.
+
+    `init_from`: a model whose weights a new run begins with. Raises `ValueError` where `out` holds a run of another
+    recipe (the fields are named), or what `loop.run` raises.
+    """
+    claim(recipe, out)
+    loop.seed_everything(recipe.seed)
+    tokenizer = Tokenizer(recipe.model)
+    if init_from is not None:
+        _fill(tokenizer, init_from)
+    accelerator = loop.make_accelerator(recipe, out, device)
+    tokenizer = tokenizer.to(accelerator.device, memory_format=torch.channels_last)
+    batches = partial(
+        training_batches,
+        recipe.data,
+        image_size=recipe.model.image_size,
+        channels=recipe.model.channels,
+        batch_size=recipe.batch_size,
+        accumulate=recipe.accumulate,
+        seed=recipe.seed,
+    )
+    accelerator.print(f"training on {accelerator.device}, {recipe.precision}; the run is {out}")
+    task = TokenizerTask(
+        recipe, tokenizer, _examples(recipe) if recipe.image_every else None, partial(_card, recipe, out)
+    )
+    return loop.run(
+        task,
+        recipe,
+        accelerator,
+        out,
+        lambda start, rank, world: batches(start=start, rank=rank, world=world),
+    )
+
+
+def claim(recipe: loop.LoopConfig, out: Path) -> None:
+    """Write `recipe.yaml` into a new run. Raises `ValueError` where another recipe's run is there."""
+    path = out / "recipe.yaml"
+    wanted = recipe.to_dict()
+    if path.exists():
+        differing = [name for name in differences(read_yaml(path), wanted) if name not in loop.MAY_CHANGE]
+        if differing:
+            raise ValueError(
+                f"{out} holds a run of another recipe, which differs in {', '.join(differing)}: "
+                "give another --out, or the recipe it began with"
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no run: give another --out")
+    write_atomically(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+
+
+def differences(before: Any, after: Any, where: str = "") -> list[str]:
+    """Dotted names of the fields in which two plain configs differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        names = [*before, *(name for name in after if name not in before)]
+        return [
+            found
+            for name in names
+            for found in differences(before.get(name), after.get(name), f"{where}.{name}" if where else str(name))
+        ]
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        return [
+            found
+            for i, (b, a) in enumerate(zip(before, after, strict=True))
+            for found in differences(b, a, f"{where}.{i}")
+        ]
+    return [] if before == after else [where]
+
+
+def _fill(tokenizer: Tokenizer, name: str) -> None:
+    state, wanted = load(name).state_dict(), tokenizer.state_dict()
+    bad = [
+        key
+        for key in {**state, **wanted}
+        if key not in state or key not in wanted or state[key].shape != wanted[key].shape
+    ]
+    if bad:
+        raise ValueError(
+            f"--init-from {name}: its weights do not fit the recipe's model, first at {bad[0]}; "
+            "give the recipe the same model"
+        )
+    tokenizer.load_state_dict(state)
+
+
+def _examples(recipe: Recipe) -> Tensor | None:
+    batches = evaluation_batches(
+        recipe.data.replace(limit=8, workers=0),
+        image_size=recipe.model.image_size,
+        channels=recipe.model.channels,
+        batch_size=8,
+        prefer=("train", "training"),
+    )
+    return next((batch["images"] for batch in batches), None)
+
+
+def _card(recipe: Recipe, out: Path, step: int) -> dict[str, Any]:
+    lines = read_log(out / "log.jsonl") if (out / "log.jsonl").exists() else []
+    last = lines[-1] if lines else {}
+    figures = {f"training {name}": value for name, value in last.items() if "/" not in name}
+    data = f"{recipe.data.path}, {recipe.batch_size} images a step, {step} steps"
+    return {"data": data, "command": f"tvq train recipe.yaml --out {out.name}", "figures": figures}

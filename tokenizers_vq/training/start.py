@@ -1,0 +1,74 @@
+"""When the discriminator starts: at a step, or once the reconstruction loss has stopped falling."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tokenizers_vq import distributed
+
+
+class DiscriminatorStart(nn.Module):
+    """D trains from `start`, the tokenizer sees it `warmup` steps later.
+
+    `auto`: windows of `window` steps follow one another; D starts after the first whose mean reconstruction loss lies
+    less than `threshold` (a share) under the mean of the window before. The running means are buffers, reduced over
+    processes, so that a resume is exact and processes agree.
+    """
+
+    started: Tensor
+    total: Tensor
+    count: Tensor
+    before: Tensor
+
+    def __init__(
+        self, start: Literal["auto"] | int, warmup: int = 0, window: int = 500, threshold: float = 0.01
+    ) -> None:
+        super().__init__()
+        self.automatic, self.warmup, self.window, self.threshold = start == "auto", warmup, window, threshold
+        self.register_buffer("started", torch.tensor(-1 if start == "auto" else int(start)))
+        self.register_buffer("total", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+        self.register_buffer("before", torch.tensor(float("nan"), dtype=torch.float64))
+        self._micro: list[Tensor] = []
+
+    def trains_discriminator(self, step: int) -> bool:
+        """Whether D takes part in this step."""
+        return 0 <= int(self.started) <= step
+
+    def faces_generator(self, step: int) -> bool:
+        """Whether the tokenizer gets a gradient from D in this step."""
+        return self.trains_discriminator(step) and step >= int(self.started) + self.warmup
+
+    def observe(self, loss: Tensor) -> None:
+        """Note one micro-batch's reconstruction loss."""
+        if self.automatic and int(self.started) < 0:
+            self._micro.append(loss.double())
+
+    def after_step(self, step: int) -> list[str]:
+        """Close the step: decide at the end of a window. Returns messages for the person."""
+        if self._micro:
+            self.total += distributed.mean(torch.stack(self._micro).mean())
+            self.count += 1
+            self._micro.clear()
+            if int(self.count) == self.window:
+                return self._close(step)
+        if not self.automatic and step + 1 == int(self.started) + self.warmup and int(self.started) + self.warmup > 0:
+            return [f"step {step + 1}: the tokenizer now sees the discriminator"]
+        return []
+
+    def _close(self, step: int) -> list[str]:
+        mean = self.total / self.count
+        flat = bool((self.before - mean) / self.before.abs() < self.threshold)  # false at the first window's NaN
+        self.before.copy_(mean)
+        self.total.zero_()
+        self.count.zero_()
+        if not flat:
+            return []
+        self.started.fill_(step + 1)
+        return [
+            f"step {step + 1}: the discriminator starts (the reconstruction loss fell by under {self.threshold:.1%} "
+            f"over {self.window} steps); the tokenizer sees it from step {step + 1 + self.warmup}"
+        ]

@@ -1,0 +1,113 @@
+"""What a run tells: log.jsonl, accelerate's trackers, and a progress bar with images/s and the time left."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from typing_extensions import Self
+
+from tokenizers_vq.folders import write_atomically
+
+Tracker = Literal["tensorboard", "wandb"]
+
+
+class Log:
+    """JSON lines, one a logged step; lines after the resumed checkpoint are dropped, since they come again."""
+
+    def __init__(self, path: Path, accelerator: Accelerator, start: int) -> None:
+        self.path, self.accelerator = path, accelerator
+        self.latest: dict[str, float] = {}
+        if accelerator.is_main_process:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= start]
+            if path.exists():
+                write_atomically(path, "".join(f"{line}\n" for line in kept))
+        if accelerator.log_with:
+            accelerator.init_trackers(path.parent.name)
+
+    def write(self, step: int, figures: dict[str, float], rate: float) -> None:
+        """Append one line, and hand the figures to the trackers."""
+        self.latest = {"step": step, **figures, "images_per_second": rate}
+        if self.accelerator.is_main_process:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(self.latest) + "\n")
+        if self.accelerator.log_with:
+            self.accelerator.log(figures, step=step)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines that parse; a kill can leave the last one half written."""
+    lines = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                json.loads(line)
+            except ValueError:
+                continue
+            lines.append(line)
+    return lines
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log.jsonl. Raises `FileNotFoundError` where there is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no log at {path}: it is no run, or one that has not logged yet")
+    return [json.loads(line) for line in _whole_lines(path)]
+
+
+class Progress:
+    """A bar on a terminal, a line a logged step elsewhere; only the main process speaks."""
+
+    def __init__(self, accelerator: Accelerator, start: int, steps: int, batch_size: int) -> None:
+        self.console = Console(quiet=not accelerator.is_main_process, highlight=False)
+        self.start, self.steps, self.batch_size = start, steps, batch_size
+        self.began, self.done = time.perf_counter(), start
+        self.bar = Bar(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[rate]:.1f} images/s, left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=steps, completed=start, rate=0.0, figures="")
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    @property
+    def rate(self) -> float:
+        """Images a second since the start or resume."""
+        return (self.done - self.start) * self.batch_size / max(time.perf_counter() - self.began, 1e-9)
+
+    def advance(self, done: int) -> None:
+        """Note a finished step."""
+        self.done = done
+        self.bar.update(self.task, completed=done, rate=self.rate)
+
+    def show(self, figures: dict[str, float]) -> None:
+        """Show the newest figures."""
+        shown = "  ".join(
+            f"{name} {value:.4g}" for name, value in figures.items() if "/" not in name and name != "step"
+        )
+        self.bar.update(self.task, figures=shown)
+        if not self.console.is_terminal:
+            left = (self.steps - self.done) * self.batch_size / max(self.rate, 1e-9)
+            self.console.print(f"step {self.done}/{self.steps}  {shown}  left {left / 60:.1f} min", soft_wrap=True)
+
+    def say(self, message: str) -> None:
+        """A line for the person."""
+        self.console.print(message, soft_wrap=True)
