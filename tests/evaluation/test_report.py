@@ -58,7 +58,7 @@ def test_a_given_evaluation_is_shown_and_not_measured_again(tmp_path: Path) -> N
 def test_sequences_and_levels_degrade_gracefully(tmp_path: Path) -> None:
     page = write_report(SequenceTokenizer(), batches(images()), tmp_path, backbone=None)
     assert "whole images" in page.read_text() and "level 2" in page.read_text()
-    assert json.loads((tmp_path / "report.json").read_text())["codebooks"] == []
+    assert len(json.loads((tmp_path / "report.json").read_text())["codebooks"]) == 1
 
 
 @pytest.mark.parametrize(

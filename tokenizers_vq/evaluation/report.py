@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tokenizers_vq.evaluation import figures
-from tokenizers_vq.evaluation.evaluate import LABELS, Evaluation, evaluate, rows
+from tokenizers_vq.evaluation.evaluate import Evaluation, evaluate
 from tokenizers_vq.evaluation.exemplars import Exemplar, Exemplars, Sample
+from tokenizers_vq.evaluation.tables import label, rows
 from tokenizers_vq.evaluation.usage import StreamUsage, Usage
 
 
@@ -145,7 +146,7 @@ def write_report(
         verdict=judged,
         tiles=_tiles(evaluation),
         metrics=rows(evaluation),
-        skipped=[(LABELS.get(name, name.replace("lpips_", "LPIPS ")), why) for name, why in evaluation.skipped.items()],
+        skipped=[(label(name), why) for name, why in evaluation.skipped.items()],
         figures={picture.name: picture for picture in pictures},
         groups=[("Most used codes", _rows(most)), ("Least used codes", _rows(least))] if most else [],
         exemplar_caption=_exemplar_caption(exemplars, usage),
@@ -203,9 +204,8 @@ def _tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     ]
     for name, metric in metrics.items():
         if name != "mse":
-            label = LABELS.get(name, name.replace("lpips_", "LPIPS "))
             value = f"{metric.value:.3g}" if metric.value < 1 else f"{metric.value:.1f}"
-            tiles.append((label, f"{value} {metric.unit}".strip(), f"{metric.better} is better"))
+            tiles.append((label(name), f"{value} {metric.unit}".strip(), f"{metric.better} is better"))
     return tiles
 
 

@@ -1,0 +1,68 @@
+"""The numbers of an evaluation as a table: in the terminal and on the report's page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers_vq.evaluation.evaluate import Evaluation
+
+LABELS = {
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "mse": "MSE",
+    "fid": "FID",
+    "feature_distance": "Feature distance",
+    "spectrum_distance": "Spectrum distance",
+}
+
+
+def label(name: str) -> str:
+    """A metric's name as people write it."""
+    return LABELS.get(name, name.replace("lpips_", "LPIPS "))
+
+
+def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+    """(name, value with unit, what defines it) of every number, for tables."""
+    table = []
+    for name, metric in evaluation.metrics.items():
+        definition = {key: value for key, value in metric.definition.items() if key not in ("note", "better")}
+        text = "; ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in definition.items())
+        table.append((label(name), f"{metric.value:.4g} {metric.unit}".strip(), f"{metric.better} is better; {text}"))
+    usage = evaluation.usage
+    sample = f"{usage.images:,} images, {usage.tokens:,} codes"
+    for index, stream in enumerate(usage.streams):
+        which = f", {usage.name(index)}" if len(usage.streams) > 1 else ""
+        table.append(
+            (f"Usage{which}", f"{stream.usage:.2%}", f"{stream.used:,} of {stream.size:,} codes seen in {sample}")
+        )
+        table.append(
+            (f"Perplexity{which}", f"{stream.perplexity:,.1f}", f"exp of the entropy; at most {stream.size:,}")
+        )
+        table.append((f"Entropy{which}", f"{stream.entropy:.3f} bits", "a code, of the whole split's histogram"))
+    table.append(("Bits per pixel", f"{usage.bits_per_pixel:.4f}", "log2(number of codes) a code"))
+    table.append(
+        ("Bits per pixel, entropy", f"{usage.entropy_bits_per_pixel:.4f}", "at the unigram entropy of the codes")
+    )
+    for verb in ("encode", "decode"):
+        rate = evaluation.speed[f"{verb}_images_per_second"]
+        where = f"{evaluation.speed['device']}, {evaluation.speed['precision']}, {evaluation.speed['threads']} threads"
+        table.append((f"{verb.capitalize()} speed", "-" if rate is None else f"{rate:,.1f} images/s", where))
+    return table
+
+
+def print_table(evaluation: Evaluation, title: str = "Evaluation") -> None:
+    """Print the numbers as a table, and one line for each metric that was left out."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "value", "what it is", title=title, title_justify="left")
+    for name, value, definition in rows(evaluation):
+        table.add_row(name, value, definition)
+    console = Console()
+    console.print(table)
+    for name, reason in evaluation.skipped.items():
+        console.print(f"left out {label(name)}: {reason}", markup=False)
+
+
+def _plain(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
