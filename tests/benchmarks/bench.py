@@ -1,0 +1,55 @@
+"""Harness of the benchmarks: alternating runs in one process, medians as ratios to a bound. Nothing asserts a time."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Options that every benchmark has."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--peer-path", action="append", default=[], help="folder to import a peer from; repeatable")
+    options.add_argument("--threads", type=int, default=1, help="threads that torch may use (default: 1)")
+    options.add_argument("--repeats", type=int, default=5, help="alternating runs (default: 5)")
+    return options
+
+
+def start(options: argparse.Namespace) -> None:
+    """Sets the threads, makes the peers importable, prints what the figures were taken on."""
+    torch.set_num_threads(options.threads)
+    sys.path[:0] = options.peer_path
+    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {options.threads} thread(s)")
+
+
+def measure(runs: Mapping[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:
+    """Median seconds of each function, run in turn `repeats` times after one round of warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def table(title: str, seconds: Mapping[str, float], bound: str, goal: float | None = None) -> None:
+    """Prints milliseconds and the ratio to the function named `bound`."""
+    print(f"\n{title}" + (f", goal {goal:g}" if goal else ""))
+    for name, value in seconds.items():
+        print(f"  {name:<32} {1e3 * value:>10.2f} ms {value / seconds[bound]:>7.2f} x")
+
+
+def compare(
+    title: str, runs: Mapping[str, Callable[[], object]], bound: str, *, goal: float | None = None, repeats: int = 5
+) -> dict[str, float]:
+    """Measures, prints the table, returns the medians in seconds."""
+    seconds = measure(runs, repeats)
+    table(title, seconds, bound, goal)
+    return seconds
