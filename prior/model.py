@@ -119,9 +119,12 @@ class Prior(nn.Module):
         if start == length:
             return codes
         cache = self.network.cache(rows, prefix.shape[1])
-        head = codes[:, :start].repeat(rows // n, 1)
-        logits = self.network(head, prefix, cache)[:, -1]
+        if start:
+            logits = self.network(codes[:, :start].repeat(rows // n, 1), prefix, cache)[:, -1]
         decoder = self.network.decoder(cache, prefix.shape[1])
+        if not start:
+            for vector in prefix.unbind(dim=1):
+                logits = decoder.feed(vector)
         noise = uniforms(n, length, sampler.seed, first).to(known.device)
         partly = given.any(dim=0).tolist()
         for place in range(start, length):

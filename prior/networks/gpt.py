@@ -224,11 +224,14 @@ class GptDecoder:
 
     def step(self, tokens: Tensor) -> Tensor:
         """The code `(B,)` after those seen so far -> logits `(B, K)` of the one that follows."""
+        return self.feed(self.network.embed(tokens[:, None], self.cache.used - self.prefix)[:, 0])
+
+    def feed(self, x: Tensor) -> Tensor:
+        """As `step`, for the vectors `(B, D)` at the next place: those of the prefix, or embedded codes."""
         cache = self.cache
         if cache.reserve(1):
             self.stores = [layer.flatten(1, 2) for layer in cache.layers]
         place, turns = cache.used, self.turns[cache.used]
-        x = self.network.embed(tokens[:, None], place - self.prefix)[:, 0]
         for (norm1, qkv, out, norm2, gate_up, down), store, layer in zip(
             self.blocks, self.stores, cache.layers, strict=True
         ):
