@@ -53,6 +53,8 @@ def test_a_given_evaluation_is_shown_and_not_measured_again(tmp_path: Path) -> N
     evaluation = evaluate(tokenizer, parts, backbone=None, data={"name": "toy"})
     write_report(tokenizer, parts, tmp_path, evaluation=evaluation)
     assert json.loads((tmp_path / "report.json").read_text())["metrics"] == evaluation.to_dict()["metrics"]
+    with pytest.raises(ValueError, match="no images to draw"):
+        write_report(tokenizer, [], tmp_path, evaluation=evaluation)
 
 
 def test_sequences_and_levels_degrade_gracefully(tmp_path: Path) -> None:

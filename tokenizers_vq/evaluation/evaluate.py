@@ -132,7 +132,7 @@ def evaluate(
     spectra = (RadialSpectrum(height, width), RadialSpectrum(height, width)) if min(height, width) >= 8 else None
     usage = CodeUsage(tokenizer.code_layout(height, width), pixels=height * width)
     clock = _Clock(device)
-    with _eval_mode(tokenizer), torch.no_grad():
+    with eval_mode(tokenizer):
         for batch in itertools.chain([] if first is None else [first], iterator):
             images = batch["images"].to(device)
             if tuple(images.shape[1:]) != (channels, height, width):
@@ -328,12 +328,14 @@ class _Clock:
 
 
 @contextmanager
-def _eval_mode(tokenizer: Any) -> Iterator[None]:
+def eval_mode(tokenizer: Any) -> Iterator[None]:
+    """The tokenizer in eval mode, without autograd; back to what it was afterwards."""
     training = getattr(tokenizer, "training", False)
     if training:
         tokenizer.eval()
     try:
-        yield
+        with torch.no_grad():
+            yield
     finally:
         if training:
             tokenizer.train()

@@ -51,7 +51,7 @@ class Exemplars:
     once it is spent only codes already met stay. Above 2^20 codes nothing is kept.
     """
 
-    def __init__(self, layout: CodeLayout, height: int, width: int, per_code: int = 12, budget: int = 2**27) -> None:
+    def __init__(self, layout: CodeLayout, height: int, width: int, per_code: int = 9, budget: int = 2**27) -> None:
         areas = [len(grid) == 2 and grid[0] * grid[1] for grid in layout.grids]
         grid = areas.index(max(areas)) if max(areas) else len(areas) - 1
         self.stream, self.grid, self.size = grid * layout.levels, layout.grids[grid], (height, width)

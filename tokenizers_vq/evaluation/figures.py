@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_STREAMS = 8
 """streams that a figure shows; more would be unreadable"""
+_WIDTH = 5.6
 _NEIGHBOUR_QUERIES = 16384
 _NEIGHBOUR_LIMIT = 2**18
 
@@ -49,7 +50,7 @@ def to_png(figure: Figure) -> bytes:
     """The figure on a transparent ground."""
     buffer = io.BytesIO()
     # no software or date in the file: equal reports are equal bytes
-    figure.savefig(buffer, format="png", dpi=144, transparent=True, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=144, transparent=True, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -63,11 +64,15 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _style(axes: Axes, theme: Theme, x: str, y: str, title: str = "") -> None:
+    from matplotlib.ticker import NullFormatter
+
     axes.set_xlabel(x, color=theme.muted)
     axes.set_ylabel(y, color=theme.muted)
     if title:
         axes.set_title(title, color=theme.ink, fontsize=10, loc="left")
     axes.tick_params(colors=theme.muted, which="both")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(NullFormatter())  # a log axis of one decade would label every tick
     axes.grid(True, color=theme.rule, linewidth=0.7)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
@@ -89,7 +94,7 @@ def _colours(count: int, theme: Theme) -> list[Any]:
 
 def rank_frequency(usage: Usage, theme: Theme) -> Figure:
     """Share of each code against its rank, both logarithmic; a flat line is uniform use."""
-    figure = _figure(7.2, 3.6)
+    figure = _figure(_WIDTH, 3.4)
     axes = figure.subplots()
     shown = usage.streams[:MAX_STREAMS]
     for index, (stream, colour) in enumerate(zip(shown, _colours(len(shown), theme), strict=True)):
@@ -124,10 +129,11 @@ def entropy_maps(usage: Usage, theme: Theme) -> Figure | None:
     shown = shown[:MAX_STREAMS]
     if not shown:
         return None
-    columns = min(len(shown), 4)
+    columns = min(len(shown), 2 if len(shown) < 5 else 4)
     rows = math.ceil(len(shown) / columns)
     flat = all(stream.position_entropy is not None and stream.position_entropy.ndim == 1 for _, stream in shown)
-    figure = _figure(7.2 if columns > 1 or flat else 4.6, (2.4 if flat or columns > 1 else 3.8) * rows)
+    alone = columns == 1 and not flat
+    figure = _figure(_WIDTH if columns < 3 else 7.2, (3.4 if alone else 2.3) * rows)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
@@ -198,7 +204,7 @@ def codebook_geometry(usage: Usage, quantizers: Sequence[Any]) -> list[CodebookG
 
 def codebooks(geometry: Sequence[CodebookGeometry], theme: Theme) -> Figure:
     """Histograms of lengths (left) and nearest-neighbour distances (right); used codes against dead ones."""
-    figure = _figure(7.2, 2.9 * len(geometry))
+    figure = _figure(_WIDTH, 3.2 * len(geometry))
     grid = figure.subplots(len(geometry), 2, squeeze=False)
     for row, book in zip(grid, geometry, strict=True):
         for axes, values, label in (
@@ -206,21 +212,31 @@ def codebooks(geometry: Sequence[CodebookGeometry], theme: Theme) -> Figure:
             (row[1], book.neighbours, "distance to nearest code"),
         ):
             used = book.used[: len(values)]
-            parts = [values[used].numpy(), values[~used].numpy()]
-            colours = [theme.accent, theme.second]
             low, high = values.min().item(), values.max().item()
             # vectors of equal length (cosine codes) still need a bin of some width
-            pad = max((high - low) * 0.02, 1e-3 * max(abs(high), 1e-6))
-            names = [f"used ({len(parts[0]):,})", f"dead ({len(parts[1]):,})"]
-            axes.hist(parts, bins=40, range=(low - pad, high + pad), stacked=True, color=colours, label=names)
-            _style(axes, theme, label, "codes", book.name if len(geometry) > 1 else "")
-        _legend(row[0], theme)
+            pad = max((high - low) * 0.02, 1e-2 * max(abs(high), 1e-6))
+            for part, colour, name in ((used, theme.accent, "used"), (~used, theme.second, "dead")):
+                bins = {"bins": 40, "range": (low - pad, high + pad)}
+                axes.hist(
+                    values[part].numpy(),
+                    histtype="stepfilled",
+                    color=colour,
+                    alpha=0.65,
+                    label=f"{name} ({int(part.sum()):,})",
+                    **bins,
+                )
+            axes.set_yscale("log")
+            axes.set_ylim(bottom=0.7)
+            _style(axes, theme, label, "codes", book.name if len(geometry) > 1 and axes is row[1] else "")
+        row[0].legend(
+            frameon=False, labelcolor=theme.ink, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(-0.05, 1.0)
+        )
     return figure
 
 
 def spectrum(spectra: tuple[Spectrum, Spectrum], theme: Theme) -> Figure:
     """Mean log power of originals and reconstructions over spatial frequency."""
-    figure = _figure(7.2, 3.2)
+    figure = _figure(_WIDTH, 3.2)
     axes = figure.subplots()
     for part, colour, name in zip(spectra, (theme.muted, theme.accent), ("originals", "reconstructions"), strict=True):
         axes.plot(part.frequencies.numpy(), part.decibels.numpy(), color=colour, linewidth=2, label=name)

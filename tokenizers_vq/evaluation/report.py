@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tokenizers_vq.evaluation import figures
-from tokenizers_vq.evaluation.evaluate import Evaluation, evaluate
+from tokenizers_vq.evaluation.evaluate import Evaluation, eval_mode, evaluate
 from tokenizers_vq.evaluation.exemplars import Exemplar, Exemplars, Sample
 from tokenizers_vq.evaluation.tables import label, rows
 from tokenizers_vq.evaluation.usage import StreamUsage, Usage
@@ -95,6 +95,8 @@ class Figure(NamedTuple):
 class _Row(NamedTuple):
     code: int
     times: str
+    width: float
+    """of the row's picture, in percent: patches of all rows are of one size"""
     source: str
 
 
@@ -130,8 +132,15 @@ def write_report(
     if evaluation is None:
         evaluation = evaluate(tokenizer, batches, watch=watch, **options)
     else:
-        evaluate(tokenizer, batches, watch=watch, backbone=None)
-    assert exemplars is not None
+        # Nothing is summed over processes here: the first one may draw the report of an evaluation that all made.
+        device = getattr(tokenizer, "device", "cpu")
+        with eval_mode(tokenizer):
+            for batch in batches:
+                images = batch["images"].to(device)
+                codes = tokenizer.encode(images)
+                watch(images, tokenizer.decode(codes), codes)
+    if exemplars is None:
+        raise ValueError("no images to draw: the batches were empty, or iterated to their end already")
     usage, judged = evaluation.usage, verdict(evaluation.usage)
     geometry = figures.codebook_geometry(usage, getattr(tokenizer, "quantizers", ()))
     pictures = _pictures(evaluation, geometry, sample)
@@ -204,14 +213,20 @@ def _tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     ]
     for name, metric in metrics.items():
         if name != "mse":
-            value = f"{metric.value:.3g}" if metric.value < 1 else f"{metric.value:.1f}"
+            value = f"{metric.value:#.3g}" if metric.value < 1 else f"{metric.value:.1f}"
             tiles.append((label(name), f"{value} {metric.unit}".strip(), f"{metric.better} is better"))
     return tiles
 
 
 def _rows(group: list[Exemplar]) -> list[_Row]:
+    most = max((len(found.patches) for found in group), default=1)
     return [
-        _Row(found.code, f"{found.occurrences:,}", _uri(figures.image_png(figures.patch_rows([found.patches]))))
+        _Row(
+            found.code,
+            f"{found.occurrences:,}",
+            100 * len(found.patches) / most,
+            _uri(figures.image_png(figures.patch_rows([found.patches]))),
+        )
         for found in group
     ]
 

@@ -65,4 +65,4 @@ def print_table(evaluation: Evaluation, title: str = "Evaluation") -> None:
 
 
 def _plain(value: Any) -> str:
-    return "x".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, (list, tuple)) else str(value)
