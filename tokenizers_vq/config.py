@@ -125,7 +125,7 @@ def _written(data: Any, loc: tuple[str | int, ...], is_field: bool) -> Path_:
             isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data)
         )
         if inside:
-            data = data[part]  # type: ignore[index]
+            data = data[part]
         if inside or (is_field and i == len(loc) - 1):
             kept.append(str(part))
     return tuple(kept)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tokenizers_vq import folders, images
 from tokenizers_vq.codes import CodeLayout, Codes, Output
 from tokenizers_vq.config import Config, ConfigError, apply_overrides, nearest, parse, read_yaml
-from tokenizers_vq.networks import DecoderConfig, EncoderConfig
+from tokenizers_vq.networks import Decoder, DecoderConfig, Encoder, EncoderConfig
 from tokenizers_vq.quantizers import Quantizer, QuantizerConfig
 
 PRESETS = Path(__file__).parent / "presets" / "models"
@@ -75,15 +75,15 @@ class Tokenizer(nn.Module, PyTorchModelHubMixin, library_name="tokenizers-vq", t
             config.decoder.build(dim=quantizer.dim, channels=config.channels),
         )
 
-    def _assemble(self, config: Any, encoder: nn.Module, quantizer: Quantizer, decoder: nn.Module) -> None:
+    def _assemble(self, config: Any, encoder: Encoder, quantizer: Quantizer, decoder: Decoder) -> None:
         self.config, self.encoder, self.quantizer, self.decoder = config, encoder, quantizer, decoder
 
     @classmethod
     def from_parts(
         cls,
-        encoder: nn.Module,
+        encoder: Encoder,
         quantizer: Quantizer,
-        decoder: nn.Module,
+        decoder: Decoder,
         *,
         image_size: int | tuple[int, int] = 256,
         channels: int = 3,
@@ -141,7 +141,7 @@ class Tokenizer(nn.Module, PyTorchModelHubMixin, library_name="tokenizers-vq", t
     @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:
         """int64 codes -> images `(B, C, H, W)` in [-1, 1]."""
-        return self.decode_features(self.quantizer.lookup(codes))
+        return self.decode_features(self.quantizer.lookup(codes))  # type: ignore[arg-type]  # several grids: not this class
 
     def forward(self, images_: Tensor) -> Output:
         """Autoencode `(B, C, H, W)` for training: everything on the way, nothing clamped."""
@@ -201,7 +201,7 @@ class Tokenizer(nn.Module, PyTorchModelHubMixin, library_name="tokenizers-vq", t
         folders.save(save_directory, self._savable_config().to_dict(), self.state_dict())
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **hub: Any) -> Tokenizer:  # type: ignore[override]
+    def _from_pretrained(cls, *, model_id: str, **hub: Any) -> Tokenizer:
         options = {key: hub[key] for key in ("revision", "cache_dir", "force_download", "token", "local_files_only")}
         folder = Path(model_id) if Path(model_id).is_dir() else folders.download(model_id, **options)
         return load_folder(folder)

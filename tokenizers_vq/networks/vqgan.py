@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tokenizers_vq.config import Config, ConfigError
+from tokenizers_vq.networks.base import Decoder, Encoder
 from tokenizers_vq.networks.blocks import Attention, Downsample, ResidualBlock, Upsample, stride_grid, swish
 
 
@@ -93,7 +94,7 @@ def _middle(width: int, config: _VqganConfig) -> nn.Sequential:
     return nn.Sequential(first, *attention, last)
 
 
-class VqganEncoder(nn.Module):
+class VqganEncoder(Encoder):
     """`(B, C, H, W)` pixels -> `(B, dim, H/s, W/s)` features, s = 2^(levels - 1). Fields: `VqganEncoderConfig`."""
 
     def __init__(self, *, dim: int, channels: int = 3, **fields: Any) -> None:
@@ -115,7 +116,6 @@ class VqganEncoder(nn.Module):
         self.quant_conv = nn.Conv2d(config.latent_width or dim, dim, 1)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Grid of the features. Raises `ValueError` naming the nearest sizes that work."""
         return stride_grid(height, width, self.stride)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -123,12 +123,11 @@ class VqganEncoder(nn.Module):
         return self.quant_conv(self.conv_out(swish(self.norm(h))))
 
     def trunk_blocks(self) -> Iterator[nn.Module]:
-        """Modules that compile one by one, in place."""
         yield from self.levels
         yield self.middle
 
 
-class VqganDecoder(nn.Module):
+class VqganDecoder(Decoder):
     """`(B, dim, h, w)` features -> `(B, C, h*s, w*s)` output. Fields: `VqganDecoderConfig`."""
 
     def __init__(self, *, dim: int, channels: int = 3, **fields: Any) -> None:
@@ -152,11 +151,6 @@ class VqganDecoder(nn.Module):
         h = self.levels(self.middle(self.conv_in(self.post_quant_conv(features))))
         return self.head(swish(self.norm(h)))
 
-    def render(self, output: Tensor) -> Tensor:
-        """Output -> pixels: the identity."""
-        return output
-
     def trunk_blocks(self) -> Iterator[nn.Module]:
-        """Modules that compile one by one, in place; the head stays eager."""
         yield self.middle
         yield from self.levels

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizers_vq.config import Config
+from tokenizers_vq.networks.base import Decoder, Encoder
 from tokenizers_vq.networks.blocks import stride_grid
 
 
@@ -59,7 +60,7 @@ def _blocks(config: _VqvaeConfig) -> nn.Sequential:
     return nn.Sequential(*(_Block(config.width, config.block_width or config.width) for _ in range(config.blocks)))
 
 
-class VqvaeEncoder(nn.Module):
+class VqvaeEncoder(Encoder):
     """`(B, C, H, W)` pixels -> `(B, dim, H/s, W/s)` features, s = 2^downsamples. Fields: `VqvaeEncoderConfig`."""
 
     def __init__(self, *, dim: int, channels: int = 3, **fields: Any) -> None:
@@ -74,7 +75,6 @@ class VqvaeEncoder(nn.Module):
         self.quant_conv = nn.Conv2d(config.width, dim, 1)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Grid of the features. Raises `ValueError` naming the nearest sizes that work."""
         return stride_grid(height, width, self.stride)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -84,11 +84,10 @@ class VqvaeEncoder(nn.Module):
         return self.quant_conv(F.relu(self.blocks(h)))
 
     def trunk_blocks(self) -> Iterator[nn.Module]:
-        """Modules that compile one by one, in place."""
         yield from self.blocks
 
 
-class VqvaeDecoder(nn.Module):
+class VqvaeDecoder(Decoder):
     """`(B, dim, h, w)` features -> `(B, C, h*s, w*s)` output. Fields: `VqvaeDecoderConfig`."""
 
     def __init__(self, *, dim: int, channels: int = 3, **fields: Any) -> None:
@@ -108,10 +107,5 @@ class VqvaeDecoder(nn.Module):
             h = F.relu(convolution(h))
         return self.head(h)
 
-    def render(self, output: Tensor) -> Tensor:
-        """Output -> pixels: the identity."""
-        return output
-
     def trunk_blocks(self) -> Iterator[nn.Module]:
-        """Modules that compile one by one, in place; the head stays eager."""
         yield from self.blocks

@@ -114,7 +114,7 @@ class VectorQuantizer(Quantizer):
             z = features.float()
             rows = rearrange(z, "b d ... -> (b ...) d")
             if self.training and self.config.revive_after is not None:
-                self._revive(rows.detach())
+                self._revive(rows.detach(), self.config.revive_after)
             codes = self.encode(z)
             vectors = self._vectors(codes)
             target = rearrange(vectors, "b ... d -> b d ...")
@@ -149,8 +149,8 @@ class VectorQuantizer(Quantizer):
         }
 
     @torch.no_grad()
-    def _revive(self, rows: Tensor) -> None:
-        dead = torch.nonzero(self.age >= self.config.revive_after).squeeze(1)
+    def _revive(self, rows: Tensor, after: int) -> None:
+        dead = torch.nonzero(self.age >= after).squeeze(1)
         if dead.numel() == 0:
             return
         # Positions in the global batch, drawn once for all processes; each contributes the rows that it holds.

@@ -7,7 +7,9 @@ resuming needs a checkpoint and one number.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
@@ -136,11 +138,10 @@ def run(
     checkpoints = Checkpoints(out / "checkpoints", accelerator, config.keep_checkpoints)
     start = checkpoints.restore()
     log = Log(out / "log.jsonl", accelerator, start)
-    caught = _catch_signals()
     broken: dict[str, None] = {}
     stream = iter(batches(start, accelerator.process_index, accelerator.num_processes))
-    with Progress(accelerator, start, config.steps, config.batch_size) as progress:
-        step = start
+    step = start
+    with _caught_signals() as caught, Progress(accelerator, start, config.steps, config.batch_size) as progress:
         while step < config.steps:
             step = _one_step(task, config, accelerator, stream, step, log, progress, broken)
             stop = _agreed(caught, accelerator)
@@ -212,7 +213,9 @@ def check_finite(step: int, values: dict[str, Tensor]) -> None:
         )
 
 
-def _catch_signals() -> list[int]:
+@contextmanager
+def _caught_signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM as they come; the handlers that were there before come back afterwards."""
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -220,12 +223,14 @@ def _catch_signals() -> list[int]:
             raise KeyboardInterrupt
         caught.append(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            signal.signal(number, note)
-        except ValueError:  # not the main thread: signals belong to whoever owns it
-            return caught
-    return caught
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # elsewhere signals belong to whoever owns them
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _agreed(caught: list[int], accelerator: Accelerator) -> int:

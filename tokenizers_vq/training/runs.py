@@ -26,13 +26,14 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | N
     `init_from`: a model whose weights a new run begins with. Raises `ValueError` where `out` holds a run of another
     recipe (the fields are named), or what `loop.run` raises.
     """
-    claim(recipe, out)
+    accelerator = loop.make_accelerator(recipe, out, device)
+    with accelerator.main_process_first():
+        claim(recipe, out, write=accelerator.is_main_process)
     loop.seed_everything(recipe.seed)
     tokenizer = Tokenizer(recipe.model)
     if init_from is not None:
         _fill(tokenizer, init_from)
-    accelerator = loop.make_accelerator(recipe, out, device)
-    tokenizer = tokenizer.to(accelerator.device, memory_format=torch.channels_last)
+    tokenizer = tokenizer.to(accelerator.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = partial(
         training_batches,
         recipe.data,
@@ -55,8 +56,8 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | N
     )
 
 
-def claim(recipe: loop.LoopConfig, out: Path) -> None:
-    """Write `recipe.yaml` into a new run. Raises `ValueError` where another recipe's run is there."""
+def claim(recipe: loop.LoopConfig, out: Path, *, write: bool = True) -> None:
+    """Write `recipe.yaml` into a new run (in one process). Raises `ValueError` where another recipe's run is there."""
     path = out / "recipe.yaml"
     wanted = recipe.to_dict()
     if path.exists():
@@ -68,7 +69,8 @@ def claim(recipe: loop.LoopConfig, out: Path) -> None:
             )
     elif out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no run: give another --out")
-    write_atomically(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+    if write:
+        write_atomically(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
 
 
 def differences(before: Any, after: Any, where: str = "") -> list[str]:

@@ -185,7 +185,7 @@ class _Adversary:
         self.discriminator: Discriminator = config.discriminator.build(channels=tokenizer.config.channels)
         self.regularisers: list[Regulariser] = [regulariser.build() for regulariser in config.regularisers]
         self.start = DiscriminatorStart(config.start, config.warmup, config.window, config.threshold)
-        self.head: nn.Module = tokenizer.decoder.head
+        self.last: Tensor = tokenizer.decoder.head.weight  # type: ignore[assignment]
 
     def generator(
         self, record: Record, output: Tensor, g_rec: Tensor, step: int, accelerator: Accelerator
@@ -197,8 +197,7 @@ class _Adversary:
         weight = torch.tensor(schedule_value(self.config.weight, step), device=output.device)
         figures = {"generator": loss.detach()}
         if self.config.adaptive:
-            last = self.head.weight
-            pulled = [torch.autograd.grad(output, last, g, retain_graph=True)[0].float() for g in (g_rec, g_adv)]
+            pulled = [torch.autograd.grad(output, self.last, g, retain_graph=True)[0].float() for g in (g_rec, g_adv)]
             rec, adv = distributed.mean(torch.stack(pulled))
             balance = adaptive_weight(rec, adv, max=self.config.max_adaptive)
             weight = weight * balance

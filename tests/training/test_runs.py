@@ -1,0 +1,180 @@
+"""Runs: what they leave, resuming, refusing, stopping."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import tokenizers_vq as tvq
+from tests.laws.processes import in_processes
+from tokenizers_vq.training import loop
+from tokenizers_vq.training.loop import Interrupted, NonFiniteLossError
+from tokenizers_vq.training.recipe import load_recipe
+from tokenizers_vq.training.runs import train
+from tokenizers_vq.training.step import TokenizerTask
+
+
+def run(out: Path, overrides: list[str], *more: str) -> Path:
+    train(load_recipe("vqgan-tiny-64", [*overrides, *more]), out, device="cpu")
+    return out
+
+
+def everything(out: Path) -> dict[str, Tensor]:
+    """Every tensor of the newest checkpoint and of the saved model."""
+    newest = max((out / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    tensors = {f"model/{k}": v for k, v in load_file(out / "model" / "model.safetensors").items()}
+    for path in sorted(newest.glob("*.safetensors")):
+        tensors |= {f"{path.name}/{k}": v for k, v in load_file(path).items()}
+    for path in [*newest.glob("optimizer*.bin"), *newest.glob("custom_checkpoint_*.pkl")]:
+        flat, pending = {}, [(path.name, torch.load(path, weights_only=False))]
+        while pending:
+            name, value = pending.pop()
+            if isinstance(value, Tensor):
+                flat[name] = value
+            elif isinstance(value, dict):
+                pending += [(f"{name}/{key}", part) for key, part in value.items()]
+        tensors |= flat
+    return tensors
+
+
+def assert_bitwise(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    differing = [name for name in a if not torch.equal(a[name], b[name]) and not (a[name] != a[name]).all()]
+    assert not differing
+
+
+def test_a_run_leaves_a_loadable_model_a_log_and_pictures(tmp_path: Path, small: list[str]) -> None:
+    out = run(tmp_path / "run", small, "image_every=4", "trackers=[tensorboard]")
+    tokenizer = tvq.load(out)
+    codes = tokenizer.encode(torch.zeros(1, 3, 16, 24))
+    assert codes.shape == (1, 8, 12)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    assert {"l1", "l2", "generator", "discriminator", "adversary/adaptive", "quantizer/usage"} <= lines[-1].keys()
+    assert sorted(path.name for path in (out / "images").iterdir()) == ["0000004.png", "0000008.png"]
+    assert "tvq train" in (out / "model" / "README.md").read_text()
+    assert list(out.rglob("events.out.tfevents*"))
+    assert not list(out.rglob("*partial*"))
+
+
+def test_resuming_is_bitwise_never_having_stopped(tmp_path: Path, small: list[str]) -> None:
+    whole = everything(run(tmp_path / "whole", small))
+    run(tmp_path / "parts", small, "steps=3")
+    run(tmp_path / "parts", small, "steps=5", "data.workers=1")
+    parts = everything(run(tmp_path / "parts", small))
+    assert_bitwise(whole, parts)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path: Path, small: list[str]) -> None:
+    before = everything(run(tmp_path / "run", small))
+    assert_bitwise(before, everything(run(tmp_path / "run", small)))
+
+
+def test_another_recipe_is_refused_by_the_fields_that_differ(tmp_path: Path, small: list[str]) -> None:
+    run(tmp_path / "run", small, "steps=1")
+    with pytest.raises(ValueError, match=r"another recipe, which differs in losses\.0\.weight, optimizer\.lr:"):
+        run(tmp_path / "run", small, "losses.0.weight=2.0", "optimizer.lr=0.1", "steps=9", "log_every=1")
+
+
+def test_a_foreign_folder_is_not_written_into(tmp_path: Path, small: list[str]) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty and holds no run"):
+        run(tmp_path, small)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    whole = everything(run(tmp_path / "whole", small))
+    after_step = TokenizerTask.after_step
+
+    def interrupted(self: TokenizerTask, step: int) -> list[str]:
+        if step == 2:
+            os.kill(os.getpid(), number)
+        return after_step(self, step)
+
+    handlers = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenizerTask, "after_step", interrupted)
+        with pytest.raises(Interrupted, match="saved at step 3") as stopped:
+            run(tmp_path / "run", small)
+    assert stopped.value.signal == number
+    assert {which: signal.getsignal(which) for which in handlers} == handlers
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
+    assert_bitwise(whole, everything(run(tmp_path / "run", small)))
+
+
+def test_a_non_finite_loss_is_named_and_the_last_checkpoint_stays(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tokenizers_vq.losses.terms import L2
+
+    forward = L2.forward
+    monkeypatch.setattr(L2, "forward", lambda self, r: forward(self, r) * (float("nan") if r.step == 6 else 1.0))
+    with pytest.raises(NonFiniteLossError, match=r"step 6: l2 .*became NaN"):
+        run(tmp_path / "run", small)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
+    assert all(torch.isfinite(tensor).all() for tensor in tvq.load(tmp_path / "run").state_dict().values())
+
+
+def test_init_from_begins_with_its_weights(tmp_path: Path, small: list[str]) -> None:
+    first = run(tmp_path / "first", small, "steps=1")
+    recipe = load_recipe("vqgan-tiny-64", [*small, "steps=1", "optimizer.lr=0.0", "ema=null"])
+    train(recipe, tmp_path / "second", device="cpu", init_from=str(first))
+    a, b = (load_file(out / "model" / "model.safetensors") for out in (first, tmp_path / "second"))
+    assert torch.equal(a["encoder.conv_in.weight"], b["encoder.conv_in.weight"])
+    with pytest.raises(ValueError, match="do not fit the recipe's model, first at quantizer"):
+        train(
+            load_recipe("vqgan-tiny-64", [*small, "model.quantizer.num_codes=16"]),
+            tmp_path / "third",
+            init_from=str(first),
+        )
+
+
+def test_every_parameter_gets_a_gradient_in_every_step(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing: list[str] = []
+    update = TokenizerTask._update
+
+    def check(self: TokenizerTask, name: str, *rest: object) -> dict[str, Tensor]:
+        module: nn.Module = self.modules[name]
+        missing.extend(f"{name}.{key}" for key, parameter in module.named_parameters() if parameter.grad is None)
+        return update(self, name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TokenizerTask, "_update", check)
+    run(tmp_path / "run", small)
+    assert not missing
+
+
+def _trained(rank: int, world: int, overrides: list[str], out: Path) -> dict[str, Tensor]:
+    run(out, overrides)
+    return everything(out)
+
+
+def test_two_processes_equal_one(tmp_path: Path, small: list[str]) -> None:
+    sgd = [*small, "optimizer={kind: sgd, lr: 0.05}", "accumulate=1", "image_every=8"]
+    alone = everything(run(tmp_path / "alone", sgd))
+    for result in in_processes(2, _trained, sgd, tmp_path / "both"):
+        assert result.keys() == alone.keys()
+        for name, tensor in alone.items():
+            assert torch.allclose(tensor.double(), result[name].double(), rtol=1e-4, atol=2e-5), name
+
+
+def test_seeds_depend_on_every_part() -> None:
+    draws = set()
+    for parts in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (0, 0, 1, 1)]:
+        loop.seed_everything(*parts)
+        draws.add(float(torch.rand(())))
+    assert len(draws) == 6
