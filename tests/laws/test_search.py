@@ -175,6 +175,7 @@ class Live(TorchDispatchMode):
         (2048, 8192, 256, "cosine"),
         (1 << 18, 64, 4, "cosine"),
         (100, 200, 8192, "dot"),
+        (300, 300, 2000, "euclidean"),
     ],
 )
 def test_memory(count: int, size: int, width: int, score: str) -> None:

@@ -95,10 +95,11 @@ def _blocked(x: Tensor, codebook: Tensor, score: Score) -> Tensor:
     large = 1 if x.device.type == "cpu" else _LAUNCH
     group = 1 if width >= 128 else 16 if size < 1 << 16 else 64
     rows = min(_ROWS * large, max(1, _OPERAND * large // (width + 1)))
-    span = rows * max(1, min(16, _OPERAND // (width + 1) // rows))
-    tile = _FAN * group * max(1, _TILE * large // (_FAN * group * rows))
-    room = max(tile, min(2 * _OPERAND * large // (width + 1), _OPERAND * large * group // rows) // tile * tile)
-    room = min(room, -(-size // (_FAN * group)) * _FAN * group)
+    span = rows * max(1, min(16, 2 * _OPERAND // (width + 1) // rows))
+    unit = _FAN * group
+    tile = unit * max(1, _TILE * large // (unit * rows))
+    room = max(1, min(2 * _OPERAND * large // (width + 1), _OPERAND * large * group // rows) // unit) * unit
+    room = min(room, -(-size // unit) * unit)
     tile = min(tile, room)
     chunk = max(1, _TILE * large // (group * width))
 
@@ -112,7 +113,7 @@ def _blocked(x: Tensor, codebook: Tensor, score: Score) -> Tensor:
         found = [_Found.empty(part) for part in vectors]
         longest = torch.zeros((), dtype=dtype, device=x.device)
         for first in range(0, size, room):
-            block, norms = _weights(codebook[first : first + room], centre, score, weights, _FAN * group)
+            block, norms = _weights(codebook[first : first + room], centre, score, weights, unit)
             longest = torch.maximum(longest, norms.amax())
             for number, part in enumerate(vectors):
                 count = len(part)
@@ -130,6 +131,9 @@ def _blocked(x: Tensor, codebook: Tensor, score: Score) -> Tensor:
             unsure = ~(joined.other > joined.least + 2 * _error(length, longest, width, dtype, score))
         codes[start : start + span] = joined.group
         rest = unsure.nonzero().squeeze(1)
+        if group == 1 and len(rest) <= span // 64:  # so few that the one scan at the end is cheaper
+            codes[start + rest] = _DOUBT
+            rest = rest[:0]
         for some in rest.split(chunk) if len(rest) else ():
             those = _Found(*(column[some] for column in joined))
             codes[start + some] = _settle(x[start + some], those, codebook, centre, longest, group, score)
