@@ -73,6 +73,8 @@ def transformers_llama(
     """transformers' Llama and `generate`, where it is installed; without guidance only."""
     try:
         from transformers import LlamaConfig, LlamaForCausalLM
+
+        import tokenizers_vq._torchvision  # noqa: F401  (transformers imports torchvision)
     except ImportError:
         return None
     if guidance != 1:
