@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import tokenizers_vq._torchvision  # noqa: F401  (before transformers, which imports torchvision)
 from prior.networks.packing import product
 from tests.benchmarks.bench import compare, measure, parser, start
 from tests.benchmarks.ours import sampler
@@ -73,8 +74,6 @@ def transformers_llama(
     """transformers' Llama and `generate`, where it is installed; without guidance only."""
     try:
         from transformers import LlamaConfig, LlamaForCausalLM
-
-        import tokenizers_vq._torchvision  # noqa: F401  (transformers imports torchvision)
     except ImportError:
         return None
     if guidance != 1:
