@@ -22,6 +22,7 @@ CASES = [
     Case("euclidean", {"num_codes": 48, "dim": 6}),
     Case("euclidean-legacy-beta", {"num_codes": 48, "dim": 6, "legacy_beta": True}),
     Case("cosine", {"num_codes": 48, "dim": 6, "distance": "cosine"}),
+    Case("cosine-identity", {"num_codes": 48, "dim": 6, "distance": "cosine", "gradient_through_norm": False}),
     Case("factorised", {"num_codes": 37, "dim": 2, "distance": "cosine", "revive_after": 3}),
     Case("ema", {"num_codes": 48, "dim": 6, "codebook": "ema", "revive_after": 2}),
     Case("ema-cosine", {"num_codes": 48, "dim": 6, "codebook": "ema", "distance": "cosine"}),

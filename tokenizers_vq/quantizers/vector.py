@@ -29,6 +29,8 @@ class VectorQuantizerConfig(Config):
     """width of a code; far below the network's width it is *factorised*"""
     distance: Literal["euclidean", "cosine"] = "euclidean"
     """cosine: search and lookup on L2-normalised vectors"""
+    gradient_through_norm: bool = True
+    """cosine: straight-through around the normalised features (LlamaGen); false: the identity (enhancing-transformers)"""
     codebook: Literal["gradient", "ema"] = "gradient"
     """how the codebook learns: by its loss term, or as moving averages of the features (no gradient)"""
     beta: float = 0.25
@@ -51,7 +53,9 @@ class VectorQuantizer(Quantizer):
     """Features `(B, D, *grid)` to the nearest of K codes. Fields: `VectorQuantizerConfig`.
 
     Losses (arXiv 1711.00937, eq. 3), means over every element: `codebook` = |sg[z] - e|^2 (gradient codebook only),
-    `commitment` = beta |z - sg[e]|^2; in the cosine form of normalised vectors. The estimator is straight-through.
+    `commitment` = beta |z - sg[e]|^2; in the cosine form of normalised vectors. The estimator is straight-through; in
+    the cosine form it goes through the normalisation, since lengths are free there: under the identity they drift to
+    tens or hundreds, the encoder's gradient with them.
     Moving averages: N <- g N + (1 - g) n, m <- g m + (1 - g) sum z, e = m / N~, with N starting at 1 and counts and
     sums taken over all processes.
     """
@@ -124,7 +128,8 @@ class VectorQuantizer(Quantizer):
             losses = {"commitment": commitment_weight * F.mse_loss(source, target.detach())}
             if self.config.codebook == "gradient":
                 losses["codebook"] = codebook_weight * F.mse_loss(target, source.detach())
-            quantized = straight_through(target, z).to(self.weight.dtype)
+            estimated = source if self.config.gradient_through_norm else z
+            quantized = straight_through(target, estimated).to(self.weight.dtype)
             stats = self._update(rows.detach(), codes.reshape(-1)) if self.training else {}
         return Quantized(quantized, codes, losses, stats)
 
