@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from typing_extensions import Self
 
 Path_ = tuple[str, ...]
@@ -256,7 +256,17 @@ class ScheduleChain(Config):
         return current.at(step)
 
 
-Schedule = float | ScheduleCurve | ScheduleChain
+def _schedule_form(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "chain" if value.get("kind") == "chain" else "curve"
+    return {ScheduleChain: "chain", ScheduleCurve: "curve"}.get(type(value), "number")
+
+
+Schedule = Annotated[
+    Annotated[float, Tag("number")] | Annotated[ScheduleCurve, Tag("curve")] | Annotated[ScheduleChain, Tag("chain")],
+    Discriminator(_schedule_form),
+]
+"""a number, `{kind, begin, end, over: [a, b]}`, or `{kind: chain, parts: [...]}`"""
 
 
 def schedule_value(schedule: Schedule, step: int) -> float:

@@ -44,9 +44,3 @@ class Quantizer(nn.Module):
 def straight_through(quantized: Tensor, features: Tensor) -> Tensor:
     """Value of `quantized`, bitwise; gradient of the identity on `features` (arXiv 1308.3432)."""
     return quantized.detach() + (features - features.detach())
-
-
-def check_finite(features: Tensor) -> None:
-    """Raises `ValueError` for NaN or infinity, which no nearest code exists for. Eager mode only."""
-    if not torch.compiler.is_compiling() and not torch.isfinite(features).all():
-        raise ValueError("features to quantize hold NaN or infinite values: lower the learning rate or clip gradients")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tokenizers_vq import distributed
 from tokenizers_vq.codes import CodeLayout, Quantized
 from tokenizers_vq.config import Config
-from tokenizers_vq.quantizers.base import Quantizer, check_finite, straight_through
+from tokenizers_vq.quantizers.base import Quantizer, straight_through
 from tokenizers_vq.quantizers.search import nearest_codes
 
 _WINDOW = 256  # updates over which the logged usage counts a code as in use
@@ -97,7 +97,6 @@ class VectorQuantizer(Quantizer):
         return CodeLayout((grid,), 1, (self.num_codes,))
 
     def _search(self, rows: Tensor) -> Tensor:
-        check_finite(rows)
         return nearest_codes(rows, self.weight.detach(), score=self.config.distance)
 
     def encode(self, features: Tensor) -> Tensor:

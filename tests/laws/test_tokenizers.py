@@ -1,0 +1,201 @@
+"""Laws of whole tokenizers: save and load, any size, ranges, fingerprint, purity, compiled equals eager."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tokenizers_vq as tvq
+from tokenizers_vq.tokenizer import Tokenizer
+
+NARROW = {
+    "vqgan-tiny-64": [f"{part}.{field}" for part in ("encoder", "decoder") for field in ("width=8", "groups=4")],
+    "vqvae-tiny-64": ["encoder.width=8", "decoder.width=8"],
+}
+
+
+def narrow(preset: str, *overrides: str) -> Tokenizer:
+    return tvq.create(preset, [*NARROW[preset], *overrides]).eval()
+
+
+@pytest.fixture(params=NARROW)
+def preset(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def picture(channels: int = 3, height: int = 16, width: int = 24, batch: int = 2) -> torch.Tensor:
+    return torch.rand(batch, channels, height, width) * 2 - 1
+
+
+@pytest.mark.parametrize("channels", [1, 3, 13])
+def test_codes_go_out_and_images_come_back_at_any_size(preset: str, channels: int) -> None:
+    tokenizer = narrow(preset, f"channels={channels}")
+    for height, width in [(16, 16), (16, 40), (64, 4)]:
+        images = picture(channels, height, width)
+        codes = tokenizer.encode(images)
+        layout = tokenizer.code_layout(height, width)
+        assert codes.dtype == torch.int64 and codes.shape == (2, *layout.grids[0])
+        assert torch.equal(layout.unflatten(layout.flatten(codes)), codes)
+        decoded = tokenizer.decode(codes)
+        assert decoded.shape == images.shape and decoded.abs().max() <= 1
+
+
+def test_decoding_codes_is_the_forward_reconstruction(preset: str) -> None:
+    tokenizer, images = narrow(preset), picture()
+    with torch.no_grad():
+        out = tokenizer(images)
+    assert torch.equal(tokenizer.encode(images), out.quantized.codes)
+    assert torch.equal(tokenizer.decode(out.quantized.codes), out.images.clamp(-1, 1))
+
+
+def test_a_size_that_the_stride_does_not_divide_is_refused(preset: str) -> None:
+    with pytest.raises(ValueError, match=r"18x16 is not divisible by the stride 4: .*16 or 20"):
+        narrow(preset).encode(picture(3, 18, 16))
+
+
+def test_save_and_load_are_bitwise(preset: str, tmp_path: Path) -> None:
+    tokenizer, images = narrow(preset), picture()
+    tokenizer.save_pretrained(tmp_path, card={"data": "noise", "licence": "cc0-1.0", "figures": {"PSNR": 9.5}})
+    for loaded in (tvq.load(tmp_path), Tokenizer.from_pretrained(tmp_path)):
+        assert loaded.config == tokenizer.config and not loaded.training
+        assert torch.equal(loaded.encode(images), tokenizer.encode(images))
+        assert torch.equal(loaded.decode(loaded.encode(images)), tokenizer.decode(tokenizer.encode(images)))
+        assert loaded.fingerprint == tokenizer.fingerprint
+    card = (tmp_path / "README.md").read_text()
+    assert "cc0-1.0" in card and "noise" in card and "9.5" in card
+
+
+def test_the_fingerprint_is_of_what_decides_the_codes(preset: str) -> None:
+    tokenizer = narrow(preset)
+    same = narrow(preset)
+    same.load_state_dict(tokenizer.state_dict())
+    assert tokenizer.fingerprint == same.fingerprint == same.bfloat16().fingerprint
+    other = narrow(preset)
+    other.load_state_dict(tokenizer.state_dict())
+    torch.nn.init.zeros_(other.decoder.head.weight)
+    other.quantizer.age += 1
+    assert tokenizer.fingerprint == other.fingerprint
+    with torch.no_grad():
+        other.quantizer.weight[0] += 0.5
+    assert tokenizer.fingerprint != other.fingerprint
+    assert tokenizer.fingerprint != narrow(preset, "quantizer.num_codes=16").fingerprint
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda t: t.pop("quantizer.weight"), r"missing quantizer\.weight"),
+        (lambda t: t.update(extra=torch.zeros(1)), "surplus extra"),
+        (
+            lambda t: t.update({"quantizer.weight": torch.zeros(3, 8)}),
+            r"quantizer\.weight is \(3, 8\), the config needs",
+        ),
+    ],
+)
+def test_loading_is_strict(tmp_path: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
+    narrow("vqvae-tiny-64").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    damage(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        tvq.load(tmp_path)
+
+
+def test_a_truncated_file_says_so(tmp_path: Path) -> None:
+    narrow("vqvae-tiny-64").save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"model\.safetensors \(5000 bytes\) is truncated"):
+        tvq.load(tmp_path)
+
+
+def test_a_crash_while_saving_leaves_the_old_model_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = narrow("vqvae-tiny-64")
+    tokenizer.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        narrow("vqvae-tiny-64").save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "images.from_uint8"),
+        (torch.full((1, 3, 16, 16), 200.0), r"\[-1, 1\]"),
+        (torch.zeros(1, 16, 16, 3), "permute"),
+        (torch.zeros(3, 16, 16), r"\(B, 3, H, W\)"),
+        (torch.zeros(1, 5, 16, 16), "channels"),
+    ],
+)
+def test_wrong_images_are_refused_with_the_call_that_mends_them(images: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        narrow("vqvae-tiny-64").encode(images)
+
+
+def test_encode_draws_nothing_and_changes_nothing_even_in_train_mode(preset: str) -> None:
+    tokenizer, images = narrow(preset).train(), picture()
+    before, generator = {k: v.clone() for k, v in tokenizer.state_dict().items()}, torch.get_rng_state()
+    tokenizer.decode(tokenizer.encode(images))
+    assert all(torch.equal(v, before[k]) for k, v in tokenizer.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_pixel_ranges_are_the_networks_business(preset: str) -> None:
+    images = picture()
+    plain, shifted = narrow(preset), narrow(preset, "pixels={low: 0.0, high: 1.0, clamp: false}")
+    shifted.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        assert torch.equal(shifted.encode_features(images), plain.encode_features((images + 1) / 2))
+        codes = shifted.encode(images)
+        raw = plain.decoder(plain.quantizer.lookup(codes))
+    assert torch.allclose(shifted.decode(codes), raw * 2 - 1)
+
+
+def test_halves_of_the_tokenizer_are_differentiable(preset: str) -> None:
+    tokenizer, images = narrow(preset), picture().requires_grad_()
+    features = tokenizer.encode_features(images)
+    (gradient,) = torch.autograd.grad(tokenizer.decode_features(features).mean(), images)
+    assert gradient.abs().sum() > 0
+
+
+def test_both_verbs_compile_into_one_graph(preset: str) -> None:
+    tokenizer, images = narrow(preset), picture()
+    codes = tokenizer.encode(images)
+    assert torch.equal(torch.compile(tokenizer.encode, fullgraph=True, backend="eager")(images), codes)
+    compiled = torch.compile(tokenizer.decode, fullgraph=True, backend="eager")
+    assert torch.allclose(compiled(codes), tokenizer.decode(codes), atol=1e-6)
+
+
+def test_foreign_modules_make_a_tokenizer_that_cannot_be_saved(tmp_path: Path) -> None:
+    parts = narrow("vqvae-tiny-64")
+    tokenizer = Tokenizer.from_parts(parts.encoder, parts.quantizer, parts.decoder, image_size=64)
+    images = picture()
+    assert torch.equal(tokenizer.decode(tokenizer.encode(images)), parts.decode(parts.encode(images)))
+    for refused in (lambda: tokenizer.save_pretrained(tmp_path), lambda: tokenizer.fingerprint):
+        with pytest.raises(ValueError, match="from_parts has no config"):
+            refused()
+
+
+def test_every_preset_builds() -> None:
+    assert {"vqvae-f4", "vqgan-f8", "vqgan-f16-1024", "vqgan-f16-16384"} <= set(tvq.list_models())
+    assert any("tiny" in name for name in tvq.list_models())
+    for name in tvq.list_models("preset"):
+        with torch.device("meta"):
+            layout = tvq.create(name).code_layout()
+        assert layout.length == layout.grids[0][0] * layout.grids[0][1]
+
+
+def test_names_that_do_not_exist_are_answered_with_near_ones() -> None:
+    with pytest.raises(ValueError, match="no model preset 'vqgan-f16'; did you mean 'vqgan-f"):
+        tvq.create("vqgan-f16")
+    with pytest.raises(ValueError, match=r"quantizer\.num_code: no such field; did you mean 'num_codes'"):
+        tvq.create("vqgan-f8", ["quantizer.num_code=2"])
+    with pytest.raises(ValueError, match="preset without trained weights"):
+        tvq.load("vqgan-f8")
+    with pytest.raises(FileNotFoundError, match="called 'nothing'"):
+        tvq.load("nothing")
