@@ -1,0 +1,37 @@
+"""The verbs of `tvq`, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import typer
+
+from tokenizers_vq.cli.common import run_app
+from tokenizers_vq.cli.decode import decode
+from tokenizers_vq.cli.encode import encode
+from tokenizers_vq.cli.evaluate import evaluate
+from tokenizers_vq.cli.models import models
+from tokenizers_vq.cli.recipes import recipes
+from tokenizers_vq.cli.reconstruct import reconstruct
+from tokenizers_vq.cli.report import report
+from tokenizers_vq.cli.train import train
+
+app = typer.Typer(
+    help="Image tokenizers: images to discrete codes and back, trained, measured and modelled.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (models, recipes, train, evaluate, reconstruct, encode, decode, report):
+    app.command()(verb)
+
+
+@app.callback()
+def _options(debug: bool = typer.Option(False, "--debug", help="show the traceback of an error")) -> None:
+    pass  # `run_app` reads --debug wherever it stands
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `tvq`; exits with 0, 2 for what the caller can put right, or 128 + the signal that stopped training."""
+    run_app(app, "tvq", argv)

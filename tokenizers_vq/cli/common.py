@@ -1,0 +1,160 @@
+"""What the verbs share: options, errors as one line, data as options or a run say it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tokenizers_vq.data import DataConfig
+    from tokenizers_vq.encoding import BatchEncoder
+
+Model = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="a run, a saved folder, a shipped name or owner/name")]
+Split = Annotated[str | None, typer.Option(help="split to read")]
+ImageColumn = Annotated[str | None, typer.Option(help="column of the images")]
+LabelColumn = Annotated[str | None, typer.Option(help="column of the classes")]
+Streaming = Annotated[bool, typer.Option("--streaming", help="read without storing or indexing the data")]
+Workers = Annotated[int, typer.Option(help="threads that load ahead")]
+Limit = Annotated[int | None, typer.Option(help="use this many images, evenly spread")]
+OnBroken = Annotated[str, typer.Option(metavar="skip|stop", help="unreadable images: skip and name them, or stop")]
+BatchSize = Annotated[int, typer.Option(min=1, help="images at a time")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="where to compute")]
+Precision = Annotated[
+    str, typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 where the device has it in hardware")
+]
+Lpips = Annotated[
+    str, typer.Option(metavar="auto|none|squeeze|alex|vgg", help="LPIPS network; auto: one whose trunk is at hand")
+]
+LpipsTrunk = Annotated[Path | None, typer.Option(help="file with torchvision's weights of the LPIPS trunk")]
+Backbone = Annotated[str, typer.Option(help="timm backbone of the feature distance, or none")]
+Layer = Annotated[str, typer.Option(help="its layer")]
+
+
+def run_app(app: typer.Typer, name: str, argv: Sequence[str] | None = None) -> None:
+    """Run `app` and exit; an error that the caller can put right is one line on stderr and status 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        app(args=[argument for argument in arguments if argument != "--debug"], prog_name=name)
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        print(f"{name}: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        sys.exit(2)
+
+
+def list_names(title: str, paths: Mapping[str, Path]) -> None:
+    """Print names, each beside the comment that opens its file."""
+    print(title)
+    width = max((len(name) for name in paths), default=0)
+    for name, path in paths.items():
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        comment = lines[0].lstrip("# ") if lines and lines[0].startswith("#") else ""
+        print(f"  {name:{width}}  {comment}".rstrip())
+
+
+def open_encoder(model: str, device: str, precision: str) -> BatchEncoder:
+    """The tokenizer on its device, said on stderr."""
+    from tokenizers_vq.encoding import BatchEncoder
+
+    encoder = BatchEncoder(model, device=device, precision=precision)
+    note(f"{model} on {encoder.device}, {encoder.precision}")
+    return encoder
+
+
+def choose_data(data: str | None, model: str, **options: Any) -> DataConfig:
+    """The data that an option names, else the test split of what a run was trained on.
+
+    Raises `ValueError` where neither is there.
+    """
+    from tokenizers_vq.config import parse, read_yaml
+    from tokenizers_vq.data import DataConfig
+    from tokenizers_vq.data.sources import open_source
+
+    if data is not None:
+        return DataConfig(path=data, **options)
+    recipe = Path(model) / "recipe.yaml"
+    if not recipe.is_file():
+        raise ValueError(f"{model} is no run that would know its data: give --data PATH")
+    known = parse(DataConfig, read_yaml(recipe).get("data") or {}, str(recipe))
+    given = {name: value for name, value in options.items() if value not in (None, False)}
+    known = known.replace(**{"limit": None, "split": None, **given})
+    if known.split is not None:
+        return known
+    for split in ("test", "testing", "validation", "val", "valid"):
+        try:
+            open_source(known.replace(split=split))
+        except (ValueError, FileNotFoundError):
+            continue
+        return known.replace(split=split)
+    raise ValueError(f"{known.path}, which {model} was trained on, has no test split: give --data PATH or --split NAME")
+
+
+def describe(config: DataConfig, source: Any) -> dict[str, Any]:
+    """What was evaluated, as results keep it."""
+    from tokenizers_vq.data.transforms import PREPROCESSING
+
+    described = {"name": config.path, "split": config.split, "preprocessing": PREPROCESSING}
+    return described if source is None else {**described, "source": source.description}
+
+
+def metric_options(lpips: str, trunk: Path | None, backbone: str, layer: str) -> dict[str, Any]:
+    """Options of `evaluate` as the shared options say them. Raises `ValueError` for an unknown network."""
+    from tokenizers_vq.config import nearest
+    from tokenizers_vq.losses.perceptual import find_trunk
+
+    nets = ("squeeze", "alex", "vgg")
+    if lpips not in (*nets, "auto", "none"):
+        raise ValueError(f"--lpips: no network '{lpips}'{nearest(lpips, (*nets, 'auto', 'none'))}")
+    if lpips == "auto" and trunk is not None:
+        raise ValueError("--lpips-trunk: say of which network, for example --lpips squeeze")
+    net = next((net for net in nets if find_trunk(net)), None) if lpips == "auto" else lpips  # type: ignore[arg-type]
+    return {
+        "lpips": None if net == "none" else net,
+        "lpips_trunk": trunk,
+        "backbone": None if backbone == "none" else backbone,
+        "layer": layer,
+    }
+
+
+def note(text: str) -> None:
+    """A line for the person, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def name_broken(broken: Mapping[str, str]) -> None:
+    """Name every image that was skipped."""
+    for name, reason in broken.items():
+        note(f"skipped {name}: {reason}")
+
+
+def file_names(keys: Sequence[str]) -> list[str]:
+    """A PNG file name for every key: no folders, nothing a file system refuses, no two alike in any letter case."""
+    taken: set[str] = set()
+    names = []
+    for key in keys:
+        stem = key.rsplit(".", 1)[0] if "." in key.rsplit("/", 1)[-1][1:] else key
+        kept = "".join(letter if letter.isalnum() or letter in "-_. " else "_" for letter in stem).strip(". ")
+        kept = kept.encode()[:180].decode(errors="ignore") or "image"
+        name, number = kept, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{kept}-{number}"
+        taken.add(name.casefold())
+        names.append(f"{name}.png")
+    return names
+
+
+def write_png(path: Path, image: Any) -> None:
+    """An image `(C, H, W)` in [-1, 1] as a PNG file. Raises `ValueError` for other than 1 or 3 channels."""
+    import io
+
+    from tokenizers_vq import folders, images
+
+    buffer = io.BytesIO()
+    images.to_pil(image).save(buffer, format="PNG")
+    folders.write_atomically(path, buffer.getvalue())

@@ -1,0 +1,45 @@
+"""`tvq decode`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokenizers_vq.cli import common
+
+
+def decode(
+    codes: Annotated[Path, typer.Argument(help="folder that `tvq encode` wrote")],
+    out: Annotated[Path, typer.Option(help="folder for the PNG files")],
+    tokenizer: Annotated[str | None, typer.Option(metavar="RUN|MODEL", help="where the tokenizer is now")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="decode the first so many")] = None,
+    batch_size: common.BatchSize = 32,
+    device: common.Device = "auto",
+    precision: common.Precision = "auto",
+) -> None:
+    """Decode shards of codes to one PNG an image, named after it."""
+    from tokenizers_vq.data.shards import read_codes
+    from tokenizers_vq.encoding import BatchEncoder
+
+    shards = read_codes(codes)
+    name = tokenizer or shards.tokenizer
+    if name is None:
+        raise ValueError(f"{codes} does not say which tokenizer made it: give --tokenizer")
+    size = shards.info["image_size"]
+    encoder = BatchEncoder(
+        name, device=device, precision=precision, image_size=size if isinstance(size, int) else tuple(size)
+    )
+    if encoder.fingerprint != shards.fingerprint:
+        raise ValueError(
+            f"{codes} holds codes of another tokenizer ({shards.fingerprint[:12]}) than {name} "
+            f"({encoder.fingerprint[:12]}): give its own with --tokenizer"
+        )
+    count = len(shards) if limit is None else min(limit, len(shards))
+    names = common.file_names(shards.keys[:count])
+    for first in range(0, count, batch_size):
+        decoded = encoder.decode(shards[first : min(first + batch_size, count)])
+        for image, file in zip(decoded, names[first:], strict=False):
+            common.write_png(out / file, image)
+    print(f"{count} images: {out}")

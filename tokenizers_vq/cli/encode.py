@@ -1,0 +1,73 @@
+"""`tvq encode`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokenizers_vq.cli import common
+
+
+def encode(
+    model: common.Model,
+    data: Annotated[str, typer.Argument(help="folder of images, parquet or webdataset files, or a Hub name")],
+    out: Annotated[Path, typer.Option(help="folder for the shards; one that is there goes on")],
+    shards: Annotated[int | None, typer.Option(min=1, help="number of files; unset: one for 8,192 images")] = None,
+    split: common.Split = None,
+    image_column: common.ImageColumn = None,
+    label_column: common.LabelColumn = None,
+    streaming: common.Streaming = False,
+    limit: common.Limit = None,
+    workers: common.Workers = 2,
+    on_broken: common.OnBroken = "skip",
+    batch_size: common.BatchSize = 32,
+    device: common.Device = "auto",
+    precision: common.Precision = "auto",
+) -> None:
+    """Encode images to parquet shards of codes, one row an image; killed and started again it goes on."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from tokenizers_vq.data import DataConfig
+    from tokenizers_vq.data.shards import recorded_precision, write_codes
+    from tokenizers_vq.devices import processes
+
+    config = DataConfig(
+        path=data,
+        split=split,
+        image_column=image_column,
+        label_column=label_column,
+        streaming=streaming,
+        limit=limit,
+        workers=workers,
+        on_broken=on_broken,  # type: ignore[arg-type]
+    )
+    if precision == "auto":
+        precision = recorded_precision(out) or "auto"
+    encoder = common.open_encoder(model, device, precision)
+    rank, world = processes()
+    start, done = time.perf_counter(), 0
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=rank != 0) as bar:
+        task = bar.add_task("encoding", total=None)
+
+        def progress(count: int) -> None:
+            nonlocal done
+            done += count
+            rate = done / (time.perf_counter() - start)
+            bar.update(task, description=f"encoded {done:,} images, {rate:,.1f} a second")
+
+        info = write_codes(
+            encoder, config, out, batch_size=batch_size, shards=shards, rank=rank, world=world, progress=progress
+        )
+    if done:
+        common.note(f"encoded {done:,} images, {done / (time.perf_counter() - start):,.1f} a second")
+    if info["images"] is None:
+        common.note(f"process {rank} of {world} is done")
+        return
+    common.name_broken(info["broken"])
+    skipped = f", {len(info['broken'])} skipped" if info["broken"] else ""
+    print(f"{info['images']} images in {info['shards']} shards{skipped}: {out}")

@@ -1,0 +1,30 @@
+"""`tvq train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokenizers_vq.cli import common
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="a name from `tvq recipes`, or a YAML file")],
+    out: Annotated[Path, typer.Option(help="folder of the run; one that is there goes on")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="fields to set, such as data=photos/")
+    ] = None,
+    init_from: Annotated[str | None, typer.Option(metavar="MODEL", help="begin with this model's weights")] = None,
+    device: common.Device = "auto",
+) -> None:
+    """Train a tokenizer by a recipe, or go on with a run."""
+    from tokenizers_vq.training import loop, runs
+    from tokenizers_vq.training.recipe import load_recipe
+
+    try:
+        runs.train(load_recipe(recipe, overrides or []), out, device=device, init_from=init_from)
+    except loop.Interrupted as stop:
+        common.note(f"tvq: {stop}")
+        raise typer.Exit(128 + stop.signal) from None

@@ -1,0 +1,73 @@
+"""Which device and which precision: what `--device` and `--precision` mean."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import torch
+
+from tokenizers_vq.config import nearest
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def resolve_device(name: str | torch.device = "auto") -> torch.device:
+    """`auto` (CUDA, else MPS, else CPU), `cpu`, `cuda` or `mps`; under several processes each its own CUDA device.
+
+    Raises `ValueError` for unknown names and for devices that are not there.
+    """
+    if isinstance(name, torch.device):
+        return name
+    if name not in DEVICES:
+        raise ValueError(f"no device '{name}'{nearest(name, DEVICES)}")
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in has.items() if there)
+    if not has[name]:
+        raise ValueError(f"device '{name}' is not available here; use --device auto")
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """`fp32` or `bf16`; `auto` is bf16 where `device` computes it natively. Raises `ValueError` for other names."""
+    if name not in PRECISIONS:
+        raise ValueError(f"no precision '{name}'{nearest(name, PRECISIONS)}")
+    if name != "auto":
+        return name
+    return "bf16" if fast_bf16(device) else "fp32"
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether `device` multiplies bfloat16 in hardware: AMX or AVX512-bf16 of a processor, or a GPU's bf16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # torch asks the processor under names that are private, and young: absent means no
+        queries = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+        return any(query is not None and query() for query in queries)
+    return False
+
+
+class Processes(NamedTuple):
+    """This process among those that a launcher started."""
+
+    rank: int
+    world: int
+
+
+def processes() -> Processes:
+    """Rank and world size as launchers say them (RANK, WORLD_SIZE); (0, 1) without one. Sets nothing up."""
+    return Processes(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def join_processes(device: torch.device) -> Processes:
+    """As `processes`, and sets up the group that collectives need where there are several."""
+    found = processes()
+    if found.world > 1:
+        from accelerate import PartialState
+
+        state = PartialState(cpu=device.type == "cpu")
+        return Processes(state.process_index, state.num_processes)
+    return found

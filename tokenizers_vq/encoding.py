@@ -1,0 +1,124 @@
+"""Encoding at scale: a callable of column batches that owns device and precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenizers_vq import images
+from tokenizers_vq.codes import CodeLayout, Codes
+from tokenizers_vq.devices import resolve_device, resolve_precision
+from tokenizers_vq.tokenizer import Tokenizer, load
+
+
+class BatchEncoder:
+    """A tokenizer on a device, in a precision, as a function from columns to columns.
+
+    Takes what `datasets.Dataset.map(batched=True)` and Ray Data's `map_batches` pass, and returns the same columns with
+    `codes` (int64 `(n, N)`, flat as `CodeLayout.flatten` orders them) and `fingerprint` (n times the tokenizer's).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | str | Path,
+        *,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        image_column: str = "image",
+        image_size: int | tuple[int, int] | None = None,
+        on_broken: Literal["skip", "stop"] = "stop",
+    ) -> None:
+        """`tokenizer`: a module (moved to the device as it is), or what `load` takes. `precision`: `fp32` computes as
+        `Tokenizer.encode` does; `bf16` puts the networks under autocast, channels last, the quantizer stays float32;
+        `auto` is bf16 where the device has it in hardware. `image_size`: of the images, unset the tokenizer's.
+        `on_broken="skip"` drops the rows of unreadable images and counts them in `broken`.
+
+        Raises `ValueError` for unknown or absent devices and precisions, and what `load` raises.
+        """
+        self.device = resolve_device(device)
+        self.precision = resolve_precision(precision, self.device)
+        self.tokenizer = (tokenizer if isinstance(tokenizer, Tokenizer) else load(tokenizer)).to(self.device).eval()
+        if self.precision == "bf16":
+            self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.name = None if isinstance(tokenizer, Tokenizer) else str(tokenizer)
+        self.image_column, self.on_broken = image_column, on_broken
+        self.image_size = self.tokenizer.config.image_size if image_size is None else image_size
+        self.layout: CodeLayout = self.tokenizer.code_layout(*_pair(self.image_size))
+        self.fingerprint = self.tokenizer.fingerprint
+        self.broken: dict[str, str] = {}
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return self.tokenizer.config.channels
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """dtype that the networks compute in, None where it is the parameters' own."""
+        return torch.bfloat16 if self.precision == "bf16" else None
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Columns with images (paths, bytes, PIL, arrays, or dicts of `bytes` and `path`) -> columns with codes.
+
+        Every image: shorter side to `image_size`, antialiased, centre crop, small ones enlarged. Raises
+        `images.BrokenImage` naming the row's path or number where `on_broken` is stop, `ValueError` without the column.
+        """
+        if self.image_column not in batch:
+            raise ValueError(f"no column '{self.image_column}'; set image_column to one of: {', '.join(batch)}")
+        views, kept = [], []
+        for row, source in enumerate(batch[self.image_column]):
+            try:
+                views.append(self._view(source, f"row {row}"))
+            except images.BrokenImage as error:
+                if self.on_broken == "stop":
+                    raise
+                self.broken[error.name] = error.reason
+            else:
+                kept.append(row)
+        result = {name: _rows(column, kept) for name, column in batch.items()}
+        codes = self.encode(torch.stack(views)) if views else torch.empty(0, self.layout.length, dtype=torch.int64)
+        return {**result, "codes": codes.numpy(), "fingerprint": [self.fingerprint] * len(kept)}
+
+    def _view(self, source: Any, name: str) -> Tensor:
+        from tokenizers_vq.data.transforms import resize_center_crop
+
+        if isinstance(source, Mapping):
+            name = source.get("path") or name
+            source = source.get("bytes") or source.get("path") or b""
+        if isinstance(source, list):  # datasets hands arrays over as lists
+            source = np.asarray(source, dtype=np.uint8)
+        view = resize_center_crop(images.decode(source, self.channels, str(name)), self.image_size)
+        return view if view.is_floating_point() else images.from_uint8(view)
+
+    def encode(self, images_: Tensor) -> Tensor:
+        """`(B, C, H, W)` in [-1, 1] on any device -> int64 `(B, N)` on the CPU. Raises as `Tokenizer.encode`."""
+        moved = images_.to(self.device, non_blocking=True)
+        with self._computing():
+            codes: Codes = self.tokenizer.encode(moved)
+        height, width = images_.shape[-2:]
+        return self.tokenizer.code_layout(height, width).flatten(codes).cpu()
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Integer `(B, N)` of the encoder's image size -> float32 images `(B, C, H, W)` in [-1, 1] on the CPU."""
+        codes = self.layout.unflatten(tokens.to(self.device, torch.int64))
+        with self._computing():
+            decoded = self.tokenizer.decode(codes)
+        return decoded.float().clamp(-1, 1).cpu()
+
+    def _computing(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _rows(column: Any, kept: Sequence[int]) -> Any:
+    if len(kept) == len(column):
+        return column
+    return column[list(kept)] if isinstance(column, np.ndarray) else [column[row] for row in kept]
