@@ -30,7 +30,7 @@ class VectorQuantizerConfig(Config):
     distance: Literal["euclidean", "cosine"] = "euclidean"
     """cosine: search and lookup on L2-normalised vectors"""
     gradient_through_norm: bool = True
-    """cosine: straight-through around the normalised features (LlamaGen); false: the identity (enhancing-transformers)"""
+    """cosine: straight-through around the normalised features (LlamaGen), not the identity (enhancing-transformers)"""
     codebook: Literal["gradient", "ema"] = "gradient"
     """how the codebook learns: by its loss term, or as moving averages of the features (no gradient)"""
     beta: float = 0.25
