@@ -259,7 +259,9 @@ class ScheduleChain(Config):
 def _schedule_form(value: Any) -> str:
     if isinstance(value, Mapping):
         return "chain" if value.get("kind") == "chain" else "curve"
-    return {ScheduleChain: "chain", ScheduleCurve: "curve"}.get(type(value), "number")
+    if isinstance(value, ScheduleChain):
+        return "chain"
+    return "curve" if isinstance(value, ScheduleCurve) else "number"
 
 
 Schedule = Annotated[
