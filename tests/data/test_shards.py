@@ -1,0 +1,186 @@
+"""Shards of codes: complete, refused where they do not fit, whole after kill -9."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tokenizers_vq.codes import CodeLayout
+from tokenizers_vq.data import DataConfig
+from tokenizers_vq.data.shards import read_codes, shard_name, write_codes
+
+
+class Encoder(SimpleNamespace):
+    """Codes that tell images apart, without a network."""
+
+    def __init__(self, **fields) -> None:
+        given = {
+            "name": "toy",
+            "image_size": 8,
+            "channels": 3,
+            "precision": "fp32",
+            "fingerprint": "a" * 64,
+            "layout": CodeLayout(((4, 2),), sizes=(1000,)),
+            "pause": 0.0,
+        }
+        super().__init__(**{**given, **fields})
+
+    def encode(self, images):
+        time.sleep(self.pause)
+        means = torch.nn.functional.adaptive_avg_pool2d(images.mean(1, keepdim=True), (4, 2)).flatten(1)
+        return ((means + 1) * 499).long()
+
+
+def data(path: Path, **fields) -> DataConfig:
+    return DataConfig(path=str(path), workers=1, **fields)
+
+
+def rows(folder: Path) -> dict[str, list[int]]:
+    shards = read_codes(folder)
+    assert len(set(shards.keys)) == len(shards.keys) == len(shards)
+    return dict(zip(shards.keys, shards.codes.tolist(), strict=True))
+
+
+def test_one_row_an_image_in_any_number_of_shards(pictures, tmp_path) -> None:
+    encoder = Encoder()
+    info = write_codes(encoder, data(pictures), tmp_path / "one", batch_size=5)
+    assert info["images"] == 22
+    assert set(info["broken"]) == {"a/05.png", "a/06.png"}
+    write_codes(encoder, data(pictures), tmp_path / "five", batch_size=3, shards=5)
+    assert rows(tmp_path / "one") == rows(tmp_path / "five")
+    assert len(list((tmp_path / "five").glob("*.parquet"))) == 5
+    shards = read_codes(tmp_path / "five", encoder.fingerprint)
+    assert shards.layout == encoder.layout
+    assert shards.label_names == ("a", "b")
+    assert shards.labels.tolist() == [0] * 10 + [1] * 12
+    assert shards.array.dtype == np.uint16
+    assert shards[[3, 1]].equal(shards.codes[[3, 1]])
+    assert shards[[3, 1]].dtype == torch.int64
+
+
+def test_codes_above_16_bits_keep_their_value(pictures, tmp_path) -> None:
+    class Large(Encoder):
+        def encode(self, images):
+            return super().encode(images) + 2**18
+
+    write_codes(Large(layout=CodeLayout(((4, 2),), sizes=(2**19,))), data(pictures), tmp_path / "c")
+    shards = read_codes(tmp_path / "c")
+    assert shards.array.dtype == np.uint32
+    assert int(shards.codes.min()) >= 2**18
+
+
+def test_processes_share_the_shards(pictures, tmp_path) -> None:
+    first = write_codes(Encoder(), data(pictures), tmp_path / "c", shards=3, rank=0, world=2)
+    assert first["images"] is None  # shard 1 is the other's
+    with pytest.raises(ValueError, match="not complete: 1 of 3 shards are missing"):
+        read_codes(tmp_path / "c")
+    assert write_codes(Encoder(), data(pictures), tmp_path / "c", rank=1, world=2)["images"] == 22
+    write_codes(Encoder(), data(pictures), tmp_path / "whole")
+    assert rows(tmp_path / "c") == rows(tmp_path / "whole")
+
+
+def test_what_exists_is_done(pictures, tmp_path) -> None:
+    write_codes(Encoder(), data(pictures), tmp_path / "c", shards=4)
+    (tmp_path / "c" / shard_name(2, 4)).unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "c").glob("*.parquet")}
+    encoded = []
+    info = write_codes(Encoder(), data(pictures), tmp_path / "c", progress=encoded.append)
+    assert sum(encoded) == 6
+    assert info["images"] == 22
+    assert all((tmp_path / "c" / name).stat().st_mtime_ns == stamp for name, stamp in before.items())
+
+
+@pytest.mark.parametrize(
+    ("encoder", "config", "options", "message"),
+    [
+        ({"fingerprint": "b" * 64}, {}, {}, "another tokenizer .aaaaaaaaaaaa, this one is bbbbbbbbbbbb."),
+        ({"image_size": 16}, {}, {}, "image_size = 8, now 16"),
+        ({"precision": "bf16"}, {}, {}, "precision = fp32, now bf16"),
+        ({}, {"limit": 3}, {}, "found = 24, now 3"),
+        ({}, {"split": "a"}, {}, "= .*, now"),
+        ({}, {}, {"shards": 7}, "shards = 2, now 7"),
+    ],
+)
+def test_a_folder_of_other_codes_is_refused(pictures, tmp_path, encoder, config, options, message) -> None:
+    write_codes(Encoder(), data(pictures), tmp_path / "c", shards=2)
+    before = rows(tmp_path / "c")
+    with pytest.raises(ValueError, match=message) as error:
+        write_codes(Encoder(**encoder), data(pictures, **config), tmp_path / "c", **options)
+    assert "\n" not in str(error.value)
+    assert rows(tmp_path / "c") == before
+
+
+def test_reading_refuses_what_does_not_fit(pictures, tmp_path) -> None:
+    folder = tmp_path / "c"
+    with pytest.raises(FileNotFoundError, match=r"no codes\.json"):
+        read_codes(folder)
+    write_codes(Encoder(), data(pictures), folder, shards=2)
+    with pytest.raises(ValueError, match="another tokenizer: their fingerprint is aaaaaaaaaaaa, .* is bbbbbbbbbbbb"):
+        read_codes(folder, "b" * 64)
+    path = folder / shard_name(1, 2)
+    whole, table = path.read_bytes(), pq.read_table(path)
+
+    column = table.schema.get_field_index("fingerprint")
+    mixed = pa.array(["a" * 64] * (len(table) - 1) + ["c" * 64])
+    pq.write_table(table.set_column(column, "fingerprint", mixed), path)
+    with pytest.raises(ValueError, match="00001-of-00002.* another tokenizer .cccccccccccc."):
+        read_codes(folder)
+
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="00001-of-00002.* cannot be read"):
+        read_codes(folder)
+
+    path.write_bytes(whole)
+    info = json.loads((folder / "codes.json").read_text())
+    info["layout"]["sizes"] = [3]
+    (folder / "codes.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match="beyond its layout's sizes"):
+        read_codes(folder)
+
+
+def test_datasets_reads_the_shards(pictures, tmp_path) -> None:
+    import datasets
+
+    write_codes(Encoder(), data(pictures), tmp_path / "c", shards=2)
+    loaded = datasets.load_dataset("parquet", data_files=str(tmp_path / "c" / "*.parquet"), split="train")
+    assert len(loaded) == 22
+    assert loaded[0]["codes"] == read_codes(tmp_path / "c")[0].tolist()
+    assert set(loaded.column_names) == {"codes", "fingerprint", "key", "label"}
+
+
+def test_killed_at_random_moments_nothing_is_lost_or_doubled(pictures, tmp_path) -> None:
+    draw, out = random.Random(0), tmp_path / "c"
+    encoder = Encoder(pause=0.01)
+
+    def encode() -> None:
+        write_codes(encoder, data(pictures), out, batch_size=1, shards=8)
+        os._exit(0)
+
+    kills = 0
+    for _ in range(40):
+        process = multiprocessing.get_context("fork").Process(target=encode)
+        process.start()
+        process.join(draw.uniform(0.02, 0.25) if kills < 8 else None)
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            kills += 1
+        elif process.exitcode == 0:
+            break
+    assert process.exitcode == 0
+    assert kills >= 2
+    write_codes(Encoder(), data(pictures), tmp_path / "whole")
+    assert rows(out) == rows(tmp_path / "whole")
+    assert read_codes(out).info["images"] == 22
