@@ -1,0 +1,124 @@
+"""The batch encoder: columns in and out, the tokenizer's own codes."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tokenizers_vq as tvq
+from tokenizers_vq import devices
+from tokenizers_vq.data.transforms import resize_center_crop
+from tokenizers_vq.encoding import BatchEncoder
+from tokenizers_vq.images import BrokenImage
+
+
+@pytest.fixture
+def tokenizer() -> tvq.Tokenizer:
+    return tvq.create("vqvae-tiny-64", ["encoder.width=16", "decoder.width=16"]).eval()
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> list:
+    """One picture in every form a column may hold it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)
+    picture, path, buffer = Image.fromarray(pixels), tmp_path / "a.png", io.BytesIO()
+    picture.save(path)
+    picture.save(buffer, format="PNG")
+    content = buffer.getvalue()
+    whole = {"bytes": content, "path": None}
+    return [path, str(path), content, picture, pixels, whole, {"bytes": None, "path": str(path)}]
+
+
+def test_columns_in_and_out(tokenizer, sources) -> None:
+    encoder = BatchEncoder(tokenizer, device="cpu", precision="fp32")
+    result = encoder({"image": sources, "label": np.arange(len(sources)), "key": list("abcdefg")})
+    image = resize_center_crop(tvq.images.read(sources[0])[0], 64)[None]
+    wanted = tokenizer.code_layout().flatten(tokenizer.encode(image))
+    # the file is resized in 8 bits, this image in float: nearly the same pixels, so nearly the same codes
+    assert (torch.from_numpy(result["codes"]) == wanted).float().mean() > 0.9
+    assert all((row == result["codes"][0]).all() for row in result["codes"])
+    assert result["codes"].shape == (7, 256)
+    assert result["codes"].dtype == np.int64
+    assert result["fingerprint"] == [tokenizer.fingerprint] * 7
+    assert result["label"].tolist() == list(range(7))
+    assert result["key"] == list("abcdefg")
+
+
+def test_full_precision_is_the_tokenizers_own(tokenizer) -> None:
+    images = torch.rand(3, 3, 64, 64) * 2 - 1
+    encoder = BatchEncoder(tokenizer, device="cpu", precision="fp32")
+    codes = tokenizer.encode(images)
+    tokens = encoder.encode(images)
+    assert tokens.equal(codes.flatten(1))
+    assert encoder.decode(tokens.to(torch.int32)).equal(tokenizer.decode(codes))
+
+
+def test_half_precision_quantizes_in_full(tokenizer) -> None:
+    seen = {}
+    search = tokenizer.quantizer._search
+    tokenizer.quantizer._search = lambda rows: seen.update(rows=rows.dtype) or search(rows)
+    tokenizer.decoder.register_forward_hook(lambda *arguments: seen.update(decoded=arguments[2].dtype))
+    encoder = BatchEncoder(tokenizer, device="cpu", precision="bf16")
+    decoded = encoder.decode(encoder.encode(torch.rand(2, 3, 64, 64) * 2 - 1))
+    assert seen == {"rows": torch.float32, "decoded": torch.bfloat16}
+    assert decoded.dtype == torch.float32
+
+
+def test_datasets_maps_it(tokenizer, sources) -> None:
+    import datasets
+
+    table = datasets.Dataset.from_dict({"image": [str(sources[0])] * 3, "label": [0, 1, 2]})
+    table = table.cast_column("image", datasets.Image())
+    encoder = BatchEncoder(tokenizer, device="cpu", precision="fp32")
+    encoded = table.map(encoder, batched=True, batch_size=2, remove_columns="image", new_fingerprint="encoded")
+    assert np.array(encoded["codes"]).shape == (3, 256)
+    assert encoded["fingerprint"][:] == [tokenizer.fingerprint] * 3
+
+
+def test_it_travels_to_other_processes(tokenizer, sources) -> None:
+    encoder = BatchEncoder(tokenizer, device="cpu", precision="fp32")
+    again = pickle.loads(pickle.dumps(encoder))
+    assert (again({"image": sources})["codes"] == encoder({"image": sources})["codes"]).all()
+
+
+def test_broken_images_stop_or_leave_their_rows(tokenizer, sources) -> None:
+    batch = {"image": [sources[0], {"bytes": b"none", "path": "x.jpg"}, sources[3]], "label": [0, 1, 2]}
+    with pytest.raises(BrokenImage, match=r"x\.jpg"):
+        BatchEncoder(tokenizer, device="cpu", precision="fp32")(batch)
+    encoder = BatchEncoder(tokenizer, device="cpu", precision="fp32", on_broken="skip")
+    result = encoder(batch)
+    assert result["label"] == [0, 2]
+    assert len(result["codes"]) == len(result["fingerprint"]) == 2
+    assert list(encoder.broken) == ["x.jpg"]
+    assert encoder({"image": [b"none"]})["codes"].shape == (0, 256)
+
+
+def test_a_missing_column_is_named(tokenizer) -> None:
+    with pytest.raises(ValueError, match="no column 'image'; set image_column to one of: picture"):
+        BatchEncoder(tokenizer, device="cpu", precision="fp32")({"picture": []})
+
+
+def test_devices_and_precisions_are_resolved(monkeypatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert devices.resolve_precision("auto", cpu) == "bf16"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert devices.resolve_precision("auto", cpu) == "fp32"
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert devices.resolve_precision("auto", cpu) == "fp32"
+    assert devices.resolve_precision("bf16", cpu) == "bf16"
+    assert devices.resolve_device("cpu") == cpu
+    with pytest.raises(ValueError, match="no precision 'fp16'"):
+        devices.resolve_precision("fp16", cpu)
+    with pytest.raises(ValueError, match="no device 'gpu'"):
+        devices.resolve_device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="'cuda' is not available here"):
+        devices.resolve_device("cuda")
