@@ -1,1 +1,5 @@
-"""The `tvq-prior` command."""
+"""The `tvq-prior` command: one verb a file, parsing and printing only."""
+
+from prior.cli.app import app, main
+
+__all__ = ["app", "main"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,17 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | N
     )
 
 
-def claim(recipe: loop.LoopConfig, out: Path, *, write: bool = True) -> None:
-    """Write `recipe.yaml` into a new run (in one process). Raises `ValueError` where another recipe's run is there."""
+def claim(
+    recipe: loop.LoopConfig, out: Path, *, write: bool = True, may_change: Sequence[str] = loop.MAY_CHANGE
+) -> None:
+    """Write `recipe.yaml` into a new run (in one process).
+
+    Raises `ValueError` where another recipe's run is there, that is, one that differs in other fields than `may_change`.
+    """
     path = out / "recipe.yaml"
     wanted = recipe.to_dict()
     if path.exists():
-        differing = [name for name in differences(read_yaml(path), wanted) if name not in loop.MAY_CHANGE]
+        differing = [name for name in differences(read_yaml(path), wanted) if name not in may_change]
         if differing:
             raise ValueError(
                 f"{out} holds a run of another recipe, which differs in {', '.join(differing)}: "

@@ -1,0 +1,98 @@
+"""Codes to train on, codes held out, and the order of training."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from prior.decoding import short
+from prior.recipe import PriorRecipe
+from tokenizers_vq.codes import CodeLayout
+from tokenizers_vq.data.order import MicroBatches
+from tokenizers_vq.data.shards import CodeShards, read_codes
+
+_BLOCK = 65536
+
+
+class Data:
+    """`rows` of `shards` to train on and `held_rows` of `held` to measure on, as a recipe says.
+
+    Raises `ValueError` where the codes are of several tokenizers or another one than the recipe's, and what
+    `read_codes` raises.
+    """
+
+    def __init__(self, recipe: PriorRecipe) -> None:
+        self.shards = read_codes(recipe.codes)
+        if recipe.fingerprint not in (None, self.shards.fingerprint):
+            raise ValueError(
+                f"{recipe.codes} holds codes of another tokenizer ({short(self.shards.fingerprint)}) than the recipe "
+                f"asks for ({short(recipe.fingerprint)})"
+            )
+        self.held: CodeShards = self.shards
+        # Where a folder of its own is measured on, nothing is kept out of the other.
+        share = recipe.held_out if recipe.held_out_codes is None else 0.0
+        self.rows, self.held_rows = split(self.shards.keys, share, recipe.max_held_out)
+        if recipe.held_out_codes is not None:
+            self.held = read_codes(recipe.held_out_codes)
+            if self.held.fingerprint != self.shards.fingerprint:
+                raise ValueError(
+                    f"{recipe.held_out_codes} holds codes of another tokenizer ({short(self.held.fingerprint)}) than "
+                    f"{recipe.codes} ({short(self.shards.fingerprint)})"
+                )
+            check_layout(self.held, self.shards.layout, f"{recipe.codes} has")
+            self.held_rows = np.arange(len(self.held))
+        for folder, rows in ((recipe.codes, self.rows), (recipe.held_out_codes, self.held_rows)):
+            if not len(rows):
+                raise ValueError(f"{folder} holds no codes: encode some images")
+
+    def batches(self, recipe: PriorRecipe, start: int, rank: int, world: int) -> Iterator[dict[str, Tensor]]:
+        """This process's micro-batches `{tokens, labels}` from optimizer step `start` on, endlessly."""
+        labels = self.shards.labels
+        order = MicroBatches(
+            len(self.rows),
+            batch_size=recipe.batch_size,
+            accumulate=recipe.accumulate,
+            seed=recipe.seed,
+            start=start,
+            world=world,
+            rank=rank,
+        )
+        for places in order:
+            rows = self.rows[[index for _, index in places]]
+            yield {"tokens": self.shards[rows], "labels": labels[rows]}
+
+
+def split(keys: Sequence[str], share: float, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers, int64 rising: to train on, and held out. The split depends on the keys alone, not on their order.
+
+    Raises `ValueError` where fewer than two rows are there to be split.
+    """
+    if not share:
+        return np.arange(len(keys)), np.arange(0)
+    if len(keys) < 2:
+        raise ValueError(f"{len(keys)} images cannot be split into training and held-out ones: encode more")
+    hashes = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]
+    order = sorted(range(len(keys)), key=hashes.__getitem__)
+    count = min(max(round(share * len(keys)), 1), most, len(keys) - 1)
+    return np.sort(np.array(order[count:])), np.sort(np.array(order[:count]))
+
+
+def frequencies(shards: CodeShards, rows: np.ndarray) -> list[np.ndarray]:
+    """int64 `(K,)` for each stream: how often each code occurs in the rows."""
+    layout = shards.layout
+    streams = layout.streams().numpy()
+    found = [np.zeros(size, dtype=np.int64) for size in layout.sizes]
+    for first in range(0, len(rows), _BLOCK):
+        block = np.asarray(shards.array[rows[first : first + _BLOCK]])
+        for stream, count in enumerate(found):
+            count += np.bincount(block[:, streams == stream].ravel(), minlength=len(count))
+    return found
+
+
+def check_layout(shards: CodeShards, layout: CodeLayout, whose: str) -> None:
+    """Raises `ValueError` where codes have another layout than `whose`."""
+    if shards.layout != layout:
+        raise ValueError(f"{shards.folder} holds codes of layout {shards.layout.to_dict()}, {whose} {layout.to_dict()}")

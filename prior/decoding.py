@@ -1,0 +1,82 @@
+"""From codes to images: the tokenizer that a prior was made for, and no other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prior.model import Prior, PriorConfig
+from tokenizers_vq.config import nearest
+from tokenizers_vq.tokenizer import Tokenizer, load
+
+
+def short(fingerprint: str | None) -> str:
+    """A fingerprint as messages show it."""
+    return str(fingerprint)[:8]
+
+
+def open_tokenizer(name: str | None, fingerprint: str | None, whose: str, device: torch.device | str) -> Tokenizer:
+    """The tokenizer `name` on a device, which must have this fingerprint; `whose` is who asks, for errors.
+
+    Raises `ValueError` for another tokenizer or none named, and what `load` raises.
+    """
+    if name is None:
+        raise ValueError(f"{whose} does not say which tokenizer made its codes: give it with --tokenizer")
+    tokenizer = load(name, device=device)
+    if fingerprint is None:
+        raise ValueError(f"{whose} does not say which tokenizer made its codes; train it on codes of `tvq encode`")
+    if tokenizer.fingerprint != fingerprint:
+        raise ValueError(
+            f"{whose} is of another tokenizer ({short(fingerprint)}) than {name} ({short(tokenizer.fingerprint)}): "
+            "give its own with --tokenizer"
+        )
+    return tokenizer
+
+
+def decode(tokenizer: Tokenizer, prior: Prior, tokens: Tensor) -> Tensor:
+    """int64 `(B, N)` of a prior -> float32 images `(B, C, H, W)` in [-1, 1] on the CPU."""
+    codes = prior.layout.unflatten(tokens.to(tokenizer.device))
+    return tokenizer.decode(codes).float().clamp(-1, 1).cpu()
+
+
+def grid(images: Tensor, columns: int) -> Tensor:
+    """`(B, C, H, W)` -> one picture `(3, H, W)` in [-1, 1], row by row, on white."""
+    from torchvision.utils import make_grid
+
+    shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
+    return make_grid(shown, nrow=columns, padding=2, pad_value=1.0)
+
+
+def spread(classes: list[int], count: int) -> Tensor:
+    """int64 `(count,)`: classes in turn, each as often as the next, so that a grid shows them row by row."""
+    return torch.tensor([classes[index * len(classes) // count] for index in range(count)])
+
+
+def find_classes(text: str, config: PriorConfig) -> list[int]:
+    """Class numbers from `0,3,cat`: numbers, or names the prior knows.
+
+    Raises `ValueError` for a prior without classes, a number out of range, or an unknown name, with the nearest.
+    """
+    if config.condition.kind != "class":
+        raise ValueError("--classes: this prior was trained without classes; leave the option out")
+    names = {name: index for index, name in enumerate(config.label_names or ())}
+    found = []
+    for part in (part.strip() for part in text.split(",")):
+        if part in names:
+            found.append(names[part])
+        elif part.isdigit() and int(part) < config.condition.num_classes:
+            found.append(int(part))
+        elif part.lstrip("-").isdigit():
+            raise ValueError(f"--classes: no class {part}; they are 0 to {config.condition.num_classes - 1}")
+        else:
+            raise ValueError(f"--classes: no class called '{part}'{_hint(part, list(names))}")
+    return found
+
+
+def _hint(name: str, names: list[str]) -> str:
+    if not names:
+        return "; this prior knows numbers alone"
+    hint = nearest(name, names)
+    return (
+        hint if "did you mean" in hint or len(names) <= 20 else f"; there are {len(names)}, the first is '{names[0]}'"
+    )

@@ -1,0 +1,94 @@
+"""Recipes of priors: everything that makes a prior's training run, as one typed file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from prior.model import HERE, list_models
+from prior.networks import NetworkConfig
+from tokenizers_vq.config import Config, ConfigError, apply_overrides, nearest, parse, read_yaml
+from tokenizers_vq.training.loop import LoopConfig
+from tokenizers_vq.training.recipe import EmaConfig, OptimizerConfig
+
+RECIPES = HERE / "presets" / "recipes"
+
+
+class ModelConfig(Config):
+    """What a recipe says of its prior; layout, number of codes and classes come from the codes."""
+
+    network: NetworkConfig
+    """the transformer"""
+    condition: Literal["auto", "class", "none"] = "auto"
+    """what it is told beforehand; auto: the class, where every image has one"""
+    label_dropout: float = Field(default=0.1, ge=0, le=1)
+    """probability in training that the class is left out, which guidance needs"""
+
+
+class PriorRecipe(LoopConfig):
+    """A prior's training run."""
+
+    model: ModelConfig
+    """the prior; in a recipe file also a preset's name"""
+    codes: str
+    """folder of codes that `tvq encode` wrote"""
+    held_out_codes: str | None = None
+    """another folder of codes to measure on; null = a part of `codes` is kept out of training"""
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """share of `codes` kept out, chosen by the images' names; 0 = none where `held_out_codes` is given"""
+    max_held_out: int = Field(default=4096, ge=1)
+    """at most so many images are kept out"""
+    evaluate_every: int = Field(default=500, ge=1)
+    """steps between measurements on the held-out codes; the last step is measured always"""
+    tokenizer: str | None = None
+    """where the tokenizer is now; null = where the codes say it was"""
+    fingerprint: str | None = None
+    """of the tokenizer; filled in from the codes"""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, clip=1.0)
+    """weight decay acts on matrices alone"""
+    ema: EmaConfig | None = EmaConfig()
+    """average of the weights, which is what is saved; null = none"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.batch_size % self.accumulate:
+            raise ConfigError(("accumulate",), f"{self.accumulate} does not divide batch_size {self.batch_size}")
+        if not self.held_out and self.held_out_codes is None:
+            raise ConfigError(("held_out",), "0 leaves nothing to measure on; give a share, or held_out_codes")
+        return self
+
+
+def list_recipes() -> list[str]:
+    """Sorted names that `load_recipe` takes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name: str | Path, codes: str | Path | None = None, overrides: Sequence[str] = ()) -> PriorRecipe:
+    """A recipe by name or from a YAML file, on a folder of codes, with `path=value` overrides.
+
+    Raises one-line `ValueError`s with near names, `FileNotFoundError` for a missing file.
+    """
+    path = RECIPES / f"{name}.yaml"
+    if str(name) not in list_recipes():
+        path = Path(name)
+        if path.suffix not in (".yaml", ".yml"):
+            raise ValueError(f"no recipe '{name}' of a prior{nearest(str(name), list_recipes())}")
+    data = read_yaml(path)
+    if codes is not None:
+        data["codes"] = str(Path(codes))
+    first = [override for override in overrides if override.partition("=")[0] == "model"]
+    rest = [override for override in overrides if override not in first]
+    return parse(PriorRecipe, apply_overrides(_expand(apply_overrides(data, first)), rest), f"recipe {name}")
+
+
+def _expand(data: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(data.get("model"), str):
+        preset = data["model"]
+        if preset not in list_models():
+            raise ConfigError(("model",), f"no preset '{preset}' of a prior{nearest(preset, list_models())}")
+        data["model"] = read_yaml(HERE / "presets" / f"{preset}.yaml")
+    return data

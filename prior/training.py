@@ -1,0 +1,212 @@
+"""Training a prior on codes: the task for the loop, and the run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from prior.conditions import ClassCondition, ClassConfig, NoneConfig
+from prior.data import Data, frequencies
+from prior.decoding import decode, grid, open_tokenizer, short, spread
+from prior.evaluation import Measured, bits_per_token, entropies, labels_of, unigram
+from prior.model import Prior, PriorConfig
+from prior.recipe import PriorRecipe
+from prior.sampling import Sampler
+from prior.sequences import LayoutConfig
+from tokenizers_vq.config import read_yaml, schedule_value
+from tokenizers_vq.tokenizer import Tokenizer
+from tokenizers_vq.training import loop
+from tokenizers_vq.training.runs import claim
+
+MAY_CHANGE = (*loop.MAY_CHANGE, "evaluate_every", "tokenizer")
+PICTURED = 16
+
+
+def configure(recipe: PriorRecipe, data: Data) -> PriorConfig:
+    """The prior that a recipe and its codes make. Raises `ValueError` where it wants classes that images lack."""
+    shards, kind = data.shards, recipe.model.condition
+    sets = {recipe.codes: shards.labels, recipe.held_out_codes or recipe.codes: data.held.labels}
+    bare = {folder: int((labels < 0).sum()) for folder, labels in sets.items()}
+    if kind == "auto":
+        kind = "none" if any(bare.values()) else "class"
+    condition: ClassConfig | NoneConfig = NoneConfig()
+    if kind == "class":
+        for folder, count in bare.items():
+            if count:
+                raise ValueError(f"model.condition=class: {count} images of {folder} have no class; use none")
+        classes = max(int(shards.labels.max()) + 1, len(shards.label_names or ()))
+        if (beyond := int(data.held.labels.max())) >= classes:
+            raise ValueError(f"{recipe.held_out_codes} has class {beyond}, {recipe.codes} has 0 to {classes - 1}")
+        condition = ClassConfig(num_classes=classes, dropout=recipe.model.label_dropout)
+    return PriorConfig(
+        network=recipe.model.network,
+        condition=condition,
+        layout=LayoutConfig.of(shards.layout),
+        tokenizer=recipe.tokenizer or shards.tokenizer,
+        fingerprint=shards.fingerprint,
+        label_names=shards.label_names if kind == "class" else None,
+    )
+
+
+class _Bits(nn.Module):
+    """The latest measurement on the held-out codes, as state of a checkpoint: a resumed run logs what it would have."""
+
+    value: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.tensor(float("nan")))
+
+
+class PriorTask:
+    """A `loop.Task` that trains a prior by cross-entropy."""
+
+    def __init__(self, recipe: PriorRecipe, prior: Prior, data: Data, tokenizer: Tokenizer | None = None) -> None:
+        from timm.utils.model_ema import ModelEmaV3
+
+        self.recipe, self.prior, self.data, self.tokenizer = recipe, prior, data, tokenizer
+        self.modules: dict[str, nn.Module] = {"prior": prior.train()}
+        self.optimizers: dict[str, Any] = {"prior": _spare_vectors(recipe.optimizer.build(prior))}
+        self.bits = _Bits()
+        held = frequencies(data.held, data.held_rows)
+        self.unigram, self.entropies = unigram(frequencies(data.shards, data.rows), held), entropies(held)
+        self.state: dict[str, nn.Module] = {"bits": self.bits}
+        self.ema: ModelEmaV3 | None = None
+        if recipe.ema is not None:
+            self.ema = ModelEmaV3(prior, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup, exclude_buffers=True)
+            self.state["ema"] = self.ema
+        if recipe.compile:
+            for block in prior.network.stack:
+                block.compile()
+        self.norm = torch.zeros(())
+
+    def step(self, batch: dict[str, Any], step: int, accelerator: Accelerator) -> dict[str, Tensor]:
+        """One micro-batch `{tokens (B, N), labels (B,)}`."""
+        tokens, model, optimizer = batch["tokens"], self.modules["prior"], self.optimizers["prior"]
+        with accelerator.accumulate(model):
+            logits = model(tokens, labels_of(self.prior, batch["labels"]))
+            loss = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+            loop.check_finite(step, {"the cross-entropy": loss})
+            accelerator.backward(loss)
+            lr = schedule_value(self.recipe.optimizer.lr, step)
+            if accelerator.sync_gradients:
+                clip = self.recipe.optimizer.clip or float("inf")
+                self.norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), clip)).detach()
+                loop.check_finite(step, {"the prior's gradient": self.norm})
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad()  # after the step: accelerate ignores it between micro-batches
+        figures = {
+            "bits_per_token": loss.detach() / math.log(2),
+            "gradient/prior": self.norm.to(loss.device),
+            "lr/prior": torch.tensor(lr, device=loss.device),
+        }
+        if self._due(step) or not self.bits.value.isnan():
+            # The buffer itself: `after_step` fills it before the loop reads the figures.
+            figures["held_out/bits_per_token"] = self.bits.value
+            figures["unigram/bits_per_token"] = torch.tensor(self.unigram, device=loss.device)
+        return figures
+
+    def _due(self, step: int) -> bool:
+        return (step + 1) % self.recipe.evaluate_every == 0 or step + 1 == self.recipe.steps
+
+    def after_step(self, step: int) -> list[str]:
+        """Move the weight average; measure it on the held-out codes when they are due."""
+        if self.ema is not None:
+            self.ema.update(self.prior, step=step)
+        if not self._due(step):
+            return []
+        size, bf16 = self.recipe.batch_size, self.recipe.precision == "bf16"
+        self.bits.value.fill_(bits_per_token(self.trained, self.data.held, self.data.held_rows, size, bf16))
+        return [] if step + 1 == self.recipe.steps else [f"step {step + 1}: {self.measured.words()}"]
+
+    @property
+    def measured(self) -> Measured:
+        """The latest measurement on the held-out codes; NaN before the first."""
+        rows = len(self.data.held_rows)
+        return Measured(float(self.bits.value), self.unigram, self.entropies, rows, rows * self.prior.layout.length)
+
+    @property
+    def trained(self) -> Prior:
+        """The prior that is saved: the weight average where there is one."""
+        return self.ema.module if self.ema is not None else self.prior
+
+    def picture(self) -> Tensor | None:
+        """`(3, H, W)`: samples of one seed, classes in turn; None without the tokenizer."""
+        if self.tokenizer is None:
+            return None
+        condition = self.prior.condition
+        labels = None
+        if isinstance(condition, ClassCondition):
+            labels = spread(list(range(condition.num_classes)), PICTURED)
+        tokens = self.trained.sample(PICTURED, labels, Sampler(seed=self.recipe.seed))
+        return grid(decode(self.tokenizer, self.prior, tokens), columns=4)
+
+    def save(self, folder: Path, step: int) -> None:
+        """Write the prior as a loadable folder."""
+        self.trained.save(folder)
+
+
+def _spare_vectors(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Take the vectors (gains of norms, begin vector) out of the weight decay, which would pull them to 0."""
+    (group,) = optimizer.param_groups
+    vectors = [parameter for parameter in group["params"] if parameter.ndim < 2]
+    group["params"] = [parameter for parameter in group["params"] if parameter.ndim >= 2]
+    optimizer.add_param_group({"params": vectors, "weight_decay": 0.0})
+    return optimizer
+
+
+def train(recipe: PriorRecipe, out: Path, *, device: str = "auto") -> Measured:
+    """Train by `recipe` into the folder `out`, going on where it holds a run; says how it compares with the unigram.
+
+    Raises `ValueError` where `out` holds a run of another recipe or tokenizer, where codes or tokenizer do not belong
+    together, and what `read_codes` and `loop.run` raise.
+    """
+    data = Data(recipe)
+    recipe = recipe.replace(fingerprint=data.shards.fingerprint)
+    _refuse_other_tokenizer(recipe, out)
+    config = configure(recipe, data)
+    accelerator = loop.make_accelerator(recipe, out, device)
+    tokenizer = _tokenizer(recipe, config, accelerator)
+    with accelerator.main_process_first():
+        claim(recipe, out, write=accelerator.is_main_process, may_change=MAY_CHANGE)
+    loop.seed_everything(recipe.seed)
+    prior = Prior(config).to(accelerator.device)
+    accelerator.print(
+        f"training on {accelerator.device}, {recipe.precision}: {len(data.rows)} images of {prior.layout.length} codes, "
+        f"{len(data.held_rows)} held out; the run is {out}"
+    )
+    task = PriorTask(recipe, prior, data, tokenizer if recipe.image_every else None)
+    loop.run(task, recipe, accelerator, out, lambda start, rank, world: data.batches(recipe, start, rank, world))
+    accelerator.print(task.measured.words())
+    return task.measured
+
+
+def _refuse_other_tokenizer(recipe: PriorRecipe, out: Path) -> None:
+    path = out / "recipe.yaml"
+    before = read_yaml(path).get("fingerprint") if path.is_file() else None
+    if before not in (None, recipe.fingerprint):
+        raise ValueError(
+            f"{recipe.codes} holds codes of another tokenizer ({short(recipe.fingerprint)}) than the run {out} was "
+            f"begun with ({short(before)}): give another --out, or the codes it began with"
+        )
+
+
+def _tokenizer(recipe: PriorRecipe, config: PriorConfig, accelerator: Accelerator) -> Tokenizer | None:
+    """The tokenizer for pictures; where it is not at hand, and nobody asked for it, the run does without."""
+    if recipe.tokenizer is None and config.tokenizer is None:
+        return None
+    try:
+        return open_tokenizer(config.tokenizer, config.fingerprint, recipe.codes, accelerator.device)
+    except FileNotFoundError as error:
+        if recipe.tokenizer is not None:
+            raise
+        accelerator.print(f"no pictures, for the tokenizer cannot be had: {error}")
+        return None
