@@ -128,6 +128,16 @@ def test_a_non_finite_loss_is_named_and_the_last_checkpoint_stays(
     assert all(torch.isfinite(tensor).all() for tensor in tvq.load(tmp_path / "run").state_dict().values())
 
 
+def test_micro_batches_add_up_to_the_batch(tmp_path: Path, small: list[str]) -> None:
+    plain = [*small, "optimizer={kind: sgd, lr: 0.05}", "steps=3", "adversary.adaptive=false"]
+    plain += ["adversary.discriminator.norm=none", "adversary.start=0", "adversary.warmup=0"]
+    plain += ["model.quantizer.revive_after=null"]
+    whole, parts = (load_file(run(tmp_path / n, plain, f"accumulate={n}") / "model/model.safetensors") for n in "14")
+    for name in whole:
+        if name != "quantizer.age":  # counts updates
+            assert torch.allclose(whole[name], parts[name], rtol=1e-4, atol=1e-5), name
+
+
 def test_init_from_begins_with_its_weights(tmp_path: Path, small: list[str]) -> None:
     first = run(tmp_path / "first", small, "steps=1")
     recipe = load_recipe("vqgan-tiny-64", [*small, "steps=1", "optimizer.lr=0.0", "ema=null"])

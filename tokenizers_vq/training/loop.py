@@ -182,7 +182,8 @@ def _one_step(
     done = step + 1
     progress.advance(done)
     if done % config.log_every == 0 or done == config.steps:
-        figures = {name: torch.stack([part[name] for part in collected]).mean() for name in collected[0]}
+        names = dict.fromkeys(name for part in collected for name in part)
+        figures = {n: torch.stack([part[n] for part in collected if n in part]).mean() for n in names}
         log.write(done, _mean_over_processes(figures), progress.rate)
         progress.show(log.latest)
     return done

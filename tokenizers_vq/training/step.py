@@ -81,7 +81,6 @@ class TokenizerTask:
             losses |= quantizer
             check_finite(step, losses | {"the gradient at the decoder's output": gradient})
             total = (out.output * gradient).sum() + sum(quantizer.values(), torch.zeros((), device=images.device))
-            self.optimizers["tokenizer"].zero_grad()
             accelerator.backward(total)
             figures |= {name: loss.detach() for name, loss in losses.items()}
             figures |= {f"quantizer/{name}": value for name, value in out.quantized.stats.items()}
@@ -130,18 +129,14 @@ class TokenizerTask:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
-            self._norms[name] = norm.detach()
-        return figures | {f"gradient/{name}": self._norms.get(name, torch.zeros(()))}
-
-    @property
-    def _norms(self) -> dict[str, Tensor]:
-        return self.__dict__.setdefault("_norms_", {})
+            optimizer.zero_grad()  # after: before a backward it would drop what earlier micro-batches gave
+            figures[f"gradient/{name}"] = norm.detach()
+        return figures
 
     def _discriminator(self, record: Record, step: int, accelerator: Accelerator) -> dict[str, Tensor]:
         assert self.adversary is not None
         loss, figures = self.adversary.own_loss(self.modules["discriminator"], record, step)
         check_finite(step, figures)
-        self.optimizers["discriminator"].zero_grad()
         accelerator.backward(loss)
         figures |= self._update("discriminator", self.adversary.config_optimizer, step, accelerator)
         if accelerator.sync_gradients:
