@@ -1,0 +1,186 @@
+"""Every example runs from its first line to its last, on a handful of small pictures."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+
+EXAMPLES = ROOT / "examples"
+_NETWORK = "{kind: vqgan, width: 8, multipliers: [1, 2], blocks: 1, attention: [], groups: 4, latent_width: 8}"
+TINY = [
+    "model.image_size=16",
+    f"model.encoder={_NETWORK}",
+    f"model.decoder={_NETWORK}",
+    "model.quantizer={kind: vector, num_codes: 32, dim: 4, distance: cosine}",
+    "losses=[{kind: l1}]",
+    "adversary=null",
+    "precision=fp32",
+    "batch_size=4",
+    "steps=4",
+    "log_every=2",
+    "image_every=0",
+    "data.workers=0",
+]
+
+Run = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> Iterator[None]:
+    """A process trains in one precision; the tests of this process train in several."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs an example as `python examples/NAME ARGUMENTS` does; returns what it printed."""
+
+    def go(name: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures in two folders, which are their classes."""
+    folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for i in range(12):
+        kind = folder / ("coarse" if i % 2 else "fine")
+        kind.mkdir(exist_ok=True)
+        coarse = Image.fromarray(random.integers(0, 256, (3, 4, 3), dtype=np.uint8))
+        coarse.resize((24, 20), Image.Resampling.BICUBIC).save(kind / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved, untrained tokenizer."""
+    import tokenizers_vq as tvq
+
+    folder = tmp_path_factory.mktemp("model")
+    overrides = [override.removeprefix("model.") for override in TINY if override.startswith("model.")]
+    tvq.create("vqgan-tiny-64", overrides).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codes(photos: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures' codes."""
+    from tokenizers_vq import BatchEncoder
+    from tokenizers_vq.data import DataConfig
+    from tokenizers_vq.data.shards import write_codes
+
+    folder = tmp_path_factory.mktemp("codes")
+    write_codes(BatchEncoder(model, device="cpu"), DataConfig(path=str(photos)), folder)
+    return folder
+
+
+def test_encode_decode_folder(run: Run, photos: Path, model: Path, tmp_path: Path) -> None:
+    said = run("encode_decode_folder.py", model, photos, tmp_path)
+    assert f"12 images of 64 codes in {tmp_path / 'codes'}" in said
+    pictures = sorted((tmp_path / "decoded").glob("*.png"))
+    assert len(pictures) == 12
+    with Image.open(pictures[0]) as picture:
+        assert picture.size == (16, 16)
+
+
+def test_train_tokenizer(run: Run, photos: Path, tmp_path: Path) -> None:
+    said = run("train_tokenizer.py", photos, tmp_path / "run", *TINY)
+    assert "64 codes of 32 an image" in said
+    assert "at step 2" in said and "at step 4" in said
+
+
+def test_usage_report(run: Run, photos: Path, model: Path, tmp_path: Path) -> None:
+    said = run("usage_report.py", model, photos, tmp_path)
+    assert "of 32 codes occur" in said
+    assert "<html" in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "report.json").read_text())["data"]["images"] == 12
+
+
+def test_train_prior_and_sample(run: Run, codes: Path, tmp_path: Path) -> None:
+    small = ["model.network.layers=1", "model.network.dim=32", "batch_size=4", "held_out=0.3", "image_every=0"]
+    said = run("train_prior_and_sample.py", codes, tmp_path / "run", *small, "steps=2", "precision=fp32")
+    assert "bits per token on held-out codes, unigram" in said
+    with Image.open(tmp_path / "run" / "samples.png") as picture:
+        assert picture.size == (74, 74)  # 4x4 of 16 pixels, 2 between
+
+
+def test_codes_for_transformers(run: Run, codes: Path, tmp_path: Path) -> None:
+    run("codes_for_transformers.py", codes, tmp_path, 2, 32)
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert picture.size == (64, 16)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["vocab_size"], config["n_positions"]) == (33, 65)
+
+
+def test_encode_with_ray(run: Run, photos: Path, model: Path, tmp_path: Path) -> None:
+    said = run("encode_with_ray.py", model, photos, tmp_path / "codes", 1)
+    if importlib.util.find_spec("ray") is None:
+        assert said.startswith("skipped: Ray is not installed")
+        pytest.skip("needs Ray: pip install 'ray[data]'")
+    assert f"12 images in {tmp_path / 'codes'}, columns" in said
+
+
+def test_encoder_takes_what_ray_passes(photos: Path, model: Path, codes: Path) -> None:
+    """Ray's numpy batches hold bytes in object arrays; the codes are those of the shards."""
+    from tokenizers_vq import BatchEncoder
+    from tokenizers_vq.data.shards import read_codes
+
+    shards = read_codes(codes)
+    paths = np.array(shards.keys, dtype=object)
+    contents = np.array([(photos / path).read_bytes() for path in paths], dtype=object)
+    encoder = BatchEncoder(str(model), device="cpu", image_column="bytes", on_broken="skip")
+    result = encoder({"bytes": contents, "path": paths})
+    assert (result["codes"] == shards.codes.numpy()).all()
+    assert set(result["fingerprint"]) == {shards.fingerprint}
+
+
+def test_examples_are_short_and_tested() -> None:
+    tested = Path(__file__).read_text()
+    for path in EXAMPLES.glob("*.py"):
+        if path.name != "demo.py":
+            assert len(path.read_text().splitlines()) < 60, path.name
+            assert f'"{path.name}"' in tested, path.name
+    assert all(path.name in (EXAMPLES / "README.md").read_text() for path in EXAMPLES.glob("*.py"))
+
+
+def test_demo_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    demo = runpy.run_path(str(EXAMPLES / "demo.py"), run_name="demo")
+    ran: list[list[str]] = []
+
+    def pretend(command: list[str]) -> subprocess.CompletedProcess[str]:
+        ran.append(command[3:])
+        return subprocess.CompletedProcess(command, 2 if "broken" in command else 0)
+
+    monkeypatch.setattr(subprocess, "run", pretend)
+
+    def go(*verbs: str) -> list[list[str]]:
+        ran.clear()
+        commands = demo["Commands"](tmp_path / "demo" / "commands.txt")
+        for verb in verbs:
+            commands.run("tvq", verb)
+        return ran
+
+    with pytest.raises(SystemExit, match="2"):
+        go("train", "broken", "report")
+    assert go("train", "evaluate", "report") == [["evaluate"], ["report"]]
+    assert go("train", "evaluate", "report") == []
+    assert go("train", "encode", "report") == [["encode"], ["report"]], "what follows a new command runs again"
