@@ -77,6 +77,6 @@ def _hint(name: str, names: list[str]) -> str:
     if not names:
         return "; this prior knows numbers alone"
     hint = nearest(name, names)
-    return (
-        hint if "did you mean" in hint or len(names) <= 20 else f"; there are {len(names)}, the first is '{names[0]}'"
-    )
+    if "did you mean" in hint or len(names) <= 20:
+        return hint
+    return f"; there are {len(names)}, the first is '{names[0]}'"

@@ -48,7 +48,7 @@ class Measured(NamedTuple):
 
 
 def unigram(training: list[np.ndarray], held_out: list[np.ndarray]) -> float:
-    """Bits per token of held-out codes under the Laplace-smoothed frequencies of training codes, both counted by stream."""
+    """Bits per token of held-out codes under the Laplace-smoothed frequencies of training codes; both by stream."""
     bits = 0.0
     for train, held in zip(training, held_out, strict=True):
         bits -= float((held * np.log2((train + 1) / (train.sum() + len(train)))).sum())
@@ -81,7 +81,7 @@ def bits_per_token(prior: Prior, shards: CodeShards, rows: np.ndarray, batch_siz
         chosen = mine[first : first + batch_size]
         condition = labels_of(prior, labels[chosen].to(device))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            nats -= prior.log_likelihood(shards[chosen].to(device), condition).double().sum().cpu()
+            nats -= prior.log_likelihood(shards[chosen].to(device), condition).sum().cpu().double()
     prior.train(was_training)
     total = distributed.sum(nats.float().to(device))
     return float(total) / (len(rows) * prior.layout.length * math.log(2))

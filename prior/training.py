@@ -36,6 +36,7 @@ def configure(recipe: PriorRecipe, data: Data) -> PriorConfig:
     if kind == "auto":
         kind = "none" if any(bare.values()) else "class"
     condition: ClassConfig | NoneConfig = NoneConfig()
+    names = None
     if kind == "class":
         for folder, count in bare.items():
             if count:
@@ -44,13 +45,14 @@ def configure(recipe: PriorRecipe, data: Data) -> PriorConfig:
         if (beyond := int(data.held.labels.max())) >= classes:
             raise ValueError(f"{recipe.held_out_codes} has class {beyond}, {recipe.codes} has 0 to {classes - 1}")
         condition = ClassConfig(num_classes=classes, dropout=recipe.model.label_dropout)
+        names = shards.label_names if len(shards.label_names or ()) == classes else None
     return PriorConfig(
         network=recipe.model.network,
         condition=condition,
         layout=LayoutConfig.of(shards.layout),
         tokenizer=recipe.tokenizer or shards.tokenizer,
         fingerprint=shards.fingerprint,
-        label_names=shards.label_names if kind == "class" else None,
+        label_names=names,
     )
 
 
@@ -84,7 +86,6 @@ class PriorTask:
         if recipe.compile:
             for block in prior.network.stack:
                 block.compile()
-        self.norm = torch.zeros(())
 
     def step(self, batch: dict[str, Any], step: int, accelerator: Accelerator) -> dict[str, Tensor]:
         """One micro-batch `{tokens (B, N), labels (B,)}`."""
@@ -95,23 +96,20 @@ class PriorTask:
             loop.check_finite(step, {"the cross-entropy": loss})
             accelerator.backward(loss)
             lr = schedule_value(self.recipe.optimizer.lr, step)
+            figures = {"bits_per_token": loss.detach() / math.log(2), "lr/prior": loss.new_tensor(lr)}
             if accelerator.sync_gradients:
                 clip = self.recipe.optimizer.clip or float("inf")
-                self.norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), clip)).detach()
-                loop.check_finite(step, {"the prior's gradient": self.norm})
+                norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), clip)).detach()
+                loop.check_finite(step, {"the prior's gradient": norm})
+                figures["gradient/prior"] = norm.to(loss.device)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
             optimizer.step()
             optimizer.zero_grad()  # after the step: accelerate ignores it between micro-batches
-        figures = {
-            "bits_per_token": loss.detach() / math.log(2),
-            "gradient/prior": self.norm.to(loss.device),
-            "lr/prior": torch.tensor(lr, device=loss.device),
-        }
         if self._due(step) or not self.bits.value.isnan():
             # The buffer itself: `after_step` fills it before the loop reads the figures.
             figures["held_out/bits_per_token"] = self.bits.value
-            figures["unigram/bits_per_token"] = torch.tensor(self.unigram, device=loss.device)
+            figures["unigram/bits_per_token"] = loss.new_tensor(self.unigram)
         return figures
 
     def _due(self, step: int) -> bool:
@@ -180,8 +178,8 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto") -> Measured:
     loop.seed_everything(recipe.seed)
     prior = Prior(config).to(accelerator.device)
     accelerator.print(
-        f"training on {accelerator.device}, {recipe.precision}: {len(data.rows)} images of {prior.layout.length} codes, "
-        f"{len(data.held_rows)} held out; the run is {out}"
+        f"training on {accelerator.device}, {recipe.precision}: {len(data.rows)} images of {prior.layout.length} "
+        f"codes, {len(data.held_rows)} held out; the run is {out}"
     )
     task = PriorTask(recipe, prior, data, tokenizer if recipe.image_every else None)
     loop.run(task, recipe, accelerator, out, lambda start, rank, world: data.batches(recipe, start, rank, world))

@@ -62,7 +62,7 @@ def claim(
 ) -> None:
     """Write `recipe.yaml` into a new run (in one process).
 
-    Raises `ValueError` where another recipe's run is there, that is, one that differs in other fields than `may_change`.
+    Raises `ValueError` where another recipe's run is there: one that differs in more than the fields `may_change`.
     """
     path = out / "recipe.yaml"
     wanted = recipe.to_dict()
