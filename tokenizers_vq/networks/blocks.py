@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tokenizers_vq.codes import nearest_multiples
+from tokenizers_vq.networks.normalisation import GroupNorm
 
 
 def stride_grid(height: int, width: int, stride: int) -> tuple[int, int]:
@@ -31,9 +32,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width_in: int, width_out: int, groups: int = 32, dropout: float = 0.0) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, width_in, eps=1e-6)
+        self.norm1 = GroupNorm(groups, width_in, eps=1e-6)
         self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, width_out, eps=1e-6)
+        self.norm2 = GroupNorm(groups, width_out, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
         self.shortcut = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
@@ -50,7 +51,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, groups: int = 32) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.norm = GroupNorm(groups, width, eps=1e-6)
         self.q = nn.Conv2d(width, width, 1)
         self.k = nn.Conv2d(width, width, 1)
         self.v = nn.Conv2d(width, width, 1)

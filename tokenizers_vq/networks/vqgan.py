@@ -12,6 +12,7 @@ from typing_extensions import Self
 from tokenizers_vq.config import Config, ConfigError
 from tokenizers_vq.networks.base import Decoder, Encoder
 from tokenizers_vq.networks.blocks import Attention, Downsample, ResidualBlock, Upsample, stride_grid, swish
+from tokenizers_vq.networks.normalisation import GroupNorm
 
 
 class _VqganConfig(Config):
@@ -111,7 +112,7 @@ class VqganEncoder(Encoder):
             )
         )
         self.middle = _middle(widths[-1], config)
-        self.norm = nn.GroupNorm(config.groups, widths[-1], eps=1e-6)
+        self.norm = GroupNorm(config.groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], config.latent_width or dim, 3, padding=1)
         self.quant_conv = nn.Conv2d(config.latent_width or dim, dim, 1)
 
@@ -144,7 +145,7 @@ class VqganDecoder(Decoder):
                 for i in reversed(range(len(widths)))
             )
         )
-        self.norm = nn.GroupNorm(config.groups, widths[0], eps=1e-6)
+        self.norm = GroupNorm(config.groups, widths[0], eps=1e-6)
         self.head = nn.Conv2d(widths[0], channels, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:

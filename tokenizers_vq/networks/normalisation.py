@@ -1,0 +1,58 @@
+"""Group normalisation (Wu and He, arXiv 1803.08494) that trains fast on a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class GroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm` of `(B, C, H, W)`, with a backward of its own where torch's is slow.
+
+    That is on a CPU in channels_last, the layout of the fast convolutions: up to 25 times slower in bfloat16.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`(B, C, H, W)` -> the same shape and dtype."""
+        slow = input.device.type == "cpu" and input.is_contiguous(memory_format=torch.channels_last)
+        if slow and input.requires_grad and not torch.compiler.is_compiling():
+            return _ChannelsLast.apply(input, self.weight, self.bias, self.num_groups, self.eps)
+        return super().forward(input)
+
+
+class _ChannelsLast(torch.autograd.Function):
+    """torch's forward; a backward of two sums over positions and one affine map of input and gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        batch, channels, height, width = x.shape
+        y, mean, rstd = torch.native_group_norm(x, weight, bias, batch, channels, height * width, groups, eps)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        (batch, channels, height, width), groups = x.shape, mean.shape[1]
+        dy, x_ = gradient.to(dtype), x.to(dtype)
+        product = dy * x_
+        # With xh = (x - mean) rstd, n elements a group and <.> their sum over a group:
+        # dx = rstd (w dy - (<w dy> + xh <w dy xh>) / n), which is scale dy + slope x + shift.
+        per_channel = (batch, groups, channels // groups)
+        sum_dy = dy.sum((2, 3)).view(per_channel)
+        mean, rstd = mean.to(dtype)[..., None], rstd.to(dtype)[..., None]
+        sum_dy_xh = (product.sum((2, 3)).view(per_channel) - mean * sum_dy) * rstd
+        w = weight.to(dtype).view(1, *per_channel[1:])
+        slope = (w * sum_dy_xh).sum(-1, keepdim=True) * rstd.square() / -(height * width * per_channel[2])
+        shift = (w * sum_dy).sum(-1, keepdim=True) * rstd / -(height * width * per_channel[2]) - slope * mean
+        scale, slope, shift = (
+            part.expand(per_channel).reshape(batch, channels, 1, 1) for part in (w * rstd, slope, shift)
+        )
+        dx = torch.addcmul(shift, x_, slope, out=product).addcmul_(dy, scale).to(x.dtype)
+        dw, db = (part.sum(0).view(channels).to(weight.dtype) for part in (sum_dy_xh, sum_dy))
+        return dx, dw, db, None, None
