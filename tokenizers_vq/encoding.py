@@ -13,6 +13,7 @@ from torch import Tensor
 from tokenizers_vq import images
 from tokenizers_vq.codes import CodeLayout, Codes
 from tokenizers_vq.devices import resolve_device, resolve_precision
+from tokenizers_vq.tiling import decode_tiled, encode_tiled
 from tokenizers_vq.tokenizer import Tokenizer, load
 
 
@@ -32,11 +33,13 @@ class BatchEncoder:
         image_column: str = "image",
         image_size: int | tuple[int, int] | None = None,
         on_broken: Literal["skip", "stop"] = "stop",
+        tile: int | None = None,
     ) -> None:
         """`tokenizer`: a module (moved to the device as it is), or what `load` takes. `precision`: `fp32` computes as
         `Tokenizer.encode` does; `bf16` puts the networks under autocast, channels last, the quantizer stays float32;
         `auto` is bf16 where the device has it in hardware. `image_size`: of the images, unset the tokenizer's.
-        `on_broken="skip"` drops the rows of unreadable images and counts them in `broken`.
+        `on_broken="skip"` drops the rows of unreadable images and counts them in `broken`. `tile`: side in pixels of
+        the overlapping tiles in which larger images are computed, see `tiling` for what that costs in exactness.
 
         Raises `ValueError` for unknown or absent devices and precisions, and what `load` raises.
         """
@@ -46,7 +49,7 @@ class BatchEncoder:
         if self.precision == "bf16":
             self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.name = None if isinstance(tokenizer, Tokenizer) else str(tokenizer)
-        self.image_column, self.on_broken = image_column, on_broken
+        self.image_column, self.on_broken, self.tile = image_column, on_broken, tile
         self.image_size = self.tokenizer.config.image_size if image_size is None else image_size
         self.layout: CodeLayout = self.tokenizer.code_layout(*_pair(self.image_size))
         self.fingerprint = self.tokenizer.fingerprint
@@ -98,16 +101,24 @@ class BatchEncoder:
     def encode(self, images_: Tensor) -> Tensor:
         """`(B, C, H, W)` in [-1, 1] on any device -> int64 `(B, N)` on the CPU. Raises as `Tokenizer.encode`."""
         moved = images_.to(self.device, non_blocking=True)
-        with self._computing():
-            codes: Codes = self.tokenizer.encode(moved)
         height, width = images_.shape[-2:]
+        with self._computing():
+            codes: Codes
+            if self.tile is not None and max(height, width) > self.tile:
+                codes = encode_tiled(self.tokenizer, moved, self.tile)
+            else:
+                codes = self.tokenizer.encode(moved)
         return self.tokenizer.code_layout(height, width).flatten(codes).cpu()
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Integer `(B, N)` of the encoder's image size -> float32 images `(B, C, H, W)` in [-1, 1] on the CPU."""
         codes = self.layout.unflatten(tokens.to(self.device, torch.int64))
         with self._computing():
-            decoded = self.tokenizer.decode(codes)
+            if self.tile is not None and max(_pair(self.image_size)) > self.tile:
+                assert isinstance(codes, Tensor)
+                decoded = decode_tiled(self.tokenizer, codes, self.tile)
+            else:
+                decoded = self.tokenizer.decode(codes)
         return decoded.float().clamp(-1, 1).cpu()
 
     def _computing(self) -> torch.autocast:
