@@ -127,7 +127,7 @@ def test_reading_refuses_what_does_not_fit(pictures, tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no codes\.json"):
         read_codes(folder)
     write_codes(Encoder(), data(pictures), folder, shards=2)
-    with pytest.raises(ValueError, match="another tokenizer: their fingerprint is aaaaaaaaaaaa, .* is bbbbbbbbbbbb"):
+    with pytest.raises(ValueError, match=r"another tokenizer: their fingerprint is aaaaaaaaaaaa, .* is bbbbbbbbbbbb"):
         read_codes(folder, "b" * 64)
     path = folder / shard_name(1, 2)
     whole, table = path.read_bytes(), pq.read_table(path)
@@ -135,11 +135,11 @@ def test_reading_refuses_what_does_not_fit(pictures, tmp_path) -> None:
     column = table.schema.get_field_index("fingerprint")
     mixed = pa.array(["a" * 64] * (len(table) - 1) + ["c" * 64])
     pq.write_table(table.set_column(column, "fingerprint", mixed), path)
-    with pytest.raises(ValueError, match="00001-of-00002.* another tokenizer .cccccccccccc."):
+    with pytest.raises(ValueError, match=r"00001-of-00002.* another tokenizer .cccccccccccc."):
         read_codes(folder)
 
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="00001-of-00002.* cannot be read"):
+    with pytest.raises(ValueError, match=r"00001-of-00002.* cannot be read"):
         read_codes(folder)
 
     path.write_bytes(whole)
