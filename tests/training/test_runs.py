@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import tokenizers_vq as tvq
-from tests.laws.processes import in_processes
 from tokenizers_vq.training import loop
 from tokenizers_vq.training.loop import Interrupted, NonFiniteLossError
 from tokenizers_vq.training.recipe import load_recipe
@@ -168,18 +169,20 @@ def test_every_parameter_gets_a_gradient_in_every_step(
     assert not missing
 
 
-def _trained(rank: int, world: int, overrides: list[str], out: Path) -> dict[str, Tensor]:
-    run(out, overrides)
-    return everything(out)
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+LAUNCH += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m", "tokenizers_vq", "train"]
 
 
-def test_two_processes_equal_one(tmp_path: Path, small: list[str]) -> None:
+def test_two_processes_under_accelerate_launch_equal_one(tmp_path: Path, small: list[str]) -> None:
     sgd = [*small, "optimizer={kind: sgd, lr: 0.05}", "accumulate=1", "image_every=8"]
     alone = everything(run(tmp_path / "alone", sgd))
-    for result in in_processes(2, _trained, sgd, tmp_path / "both"):
-        assert result.keys() == alone.keys()
-        for name, tensor in alone.items():
-            assert torch.allclose(tensor.double(), result[name].double(), rtol=1e-4, atol=2e-5), name
+    both = ["vqgan-tiny-64", *sgd, "--out", str(tmp_path / "both"), "--device", "cpu"]
+    subprocess.run([*LAUNCH, *both], env={**os.environ, "ACCELERATE_USE_CPU": "true"}, check=True)
+    together = everything(tmp_path / "both")
+    assert (tmp_path / "both" / "checkpoints" / "8" / "random_states_1.pkl").exists()  # there were two
+    assert together.keys() == alone.keys()
+    for name, tensor in alone.items():
+        assert torch.allclose(tensor.double(), together[name].double(), rtol=1e-4, atol=2e-5), name
 
 
 def test_seeds_depend_on_every_part() -> None:

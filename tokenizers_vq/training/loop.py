@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from tokenizers_vq import distributed
 from tokenizers_vq.config import Config
+from tokenizers_vq.devices import resolve_device
 from tokenizers_vq.training.checkpoint import Checkpoints
 from tokenizers_vq.training.tracking import Log, Progress, Tracker
 
@@ -101,11 +103,12 @@ class Interrupted(Exception):  # noqa: N818 (nothing is wrong: a person or sched
 
 
 def make_accelerator(config: LoopConfig, out: Path, device: str = "auto") -> Accelerator:
-    """The Accelerator of a run on `device` (auto, cpu, cuda, mps)."""
+    """The Accelerator of a run on `device` (auto, cpu, cuda, mps). Raises `ValueError` for one that is not there."""
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     return Accelerator(
         mixed_precision={"fp32": "no", "bf16": "bf16"}[config.precision],
         gradient_accumulation_steps=config.accumulate,
-        cpu=device == "cpu",
+        cpu=resolve_device(device).type == "cpu",
         log_with=list(config.trackers) or None,
         project_dir=str(out) if config.trackers else None,
         step_scheduler_with_optimizer=False,
