@@ -7,14 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
+import tokenizers_vq._torchvision  # noqa: F401  (before timm, which imports torchvision)
 from prior.conditions import ClassConfig
 from prior.model import Prior, PriorConfig
 from prior.networks.gpt import GptConfig
 from prior.sampling import Sampler
 from prior.sequences import LayoutConfig
 from tokenizers_vq import Tokenizer
+from tokenizers_vq.training.loop import make_accelerator
+from tokenizers_vq.training.recipe import load_recipe
+from tokenizers_vq.training.step import TokenizerTask
 
 
 def sampler(
@@ -29,14 +34,12 @@ def sampler(
 
 
 def training_step(images: Tensor, width: int, precision: str = "fp32") -> Callable[[], object]:
-    """One G + D step of an f4 VQGAN, as the run takes it: forward, losses, adaptive weight, both updates."""
-    from accelerate.state import AcceleratorState
+    """One G + D step of an f4 VQGAN, as a run takes it: forward, losses, adaptive weight, both updates."""
+    return training_task(images, width, precision)[1]
 
-    import tokenizers_vq._torchvision  # noqa: F401  (before timm, which imports torchvision)
-    from tokenizers_vq.training.loop import make_accelerator
-    from tokenizers_vq.training.recipe import load_recipe
-    from tokenizers_vq.training.step import TokenizerTask
 
+def training_task(images: Tensor, width: int, precision: str) -> tuple[TokenizerTask, Callable[[], object]]:
+    """The task that `training_step` drives, and its step."""
     AcceleratorState._reset_state()  # else a process holds to its first precision
     recipe = load_recipe("vqgan-tiny-64", step_overrides(images.shape[-1], width, precision))
     accelerator = make_accelerator(recipe, Path(), "cpu")
@@ -45,7 +48,7 @@ def training_step(images: Tensor, width: int, precision: str = "fp32") -> Callab
     task.optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in task.optimizers.items()}
     batch = {"images": images, "labels": torch.zeros(len(images), dtype=torch.int64)}
     steps = itertools.count()
-    return lambda: task.step(batch, next(steps), accelerator)
+    return task, lambda: task.step(batch, next(steps), accelerator)
 
 
 def step_overrides(size: int, width: int, precision: str = "fp32") -> list[str]:

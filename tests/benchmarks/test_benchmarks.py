@@ -1,0 +1,41 @@
+"""Every benchmark still runs, each at its smallest size, once. Nothing here looks at a time."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import tests.benchmarks
+
+HELPERS = {"__init__", "bench", "cputime", "ours", "test_benchmarks"}
+SMALLEST = {
+    "networks": ["--width", "32", "--size", "32", "--no-peers"],
+    "training_step": ["--width", "32", "--size", "16", "--batch", "2", "--no-peers"],
+    "folder": ["--count", "3", "--size", "64"],
+    "memory": ["--size", "64", "--step-size", "16", "--precision", "fp32"],
+    "startup": ["--no-peers"],
+    "sampling": ["--layers", "1", "--dim", "64", "--vocabulary", "16", "--tokens", "4", "--batch", "1", "--no-peers"],
+    "search": ["--memory", "ours", "64", "64", "8"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(SMALLEST))
+def test_a_benchmark_prints_its_figures(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("sys.argv", [name, *SMALLEST[name], "--repeats", "1"])
+    try:
+        importlib.import_module(f"tests.benchmarks.{name}").main()
+    finally:
+        torch.set_num_threads(threads)
+    assert re.search(r"\d\.\d", capsys.readouterr().out)
+
+
+def test_every_benchmark_is_tried() -> None:
+    scripts = {path.stem for path in Path(tests.benchmarks.__file__).parent.glob("*.py")}
+    assert scripts - HELPERS == SMALLEST.keys()
