@@ -81,8 +81,11 @@ def summarise(out: Path) -> None:
     evaluation = json.loads((out / "evaluation.json").read_text())
     prior = json.loads((out / "prior.json").read_text())
     metrics, usage = evaluation["metrics"], evaluation["usage"]
-    names = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}  # LPIPS is there where weights of its trunk are at hand
-    figures = ", ".join(f"{title} {metrics[name]['value']:.4g}" for name, title in names.items() if name in metrics)
+    figures = ", ".join(
+        f"{name.replace('_', '-').upper()} {metric['value']:.4g}"
+        for name, metric in metrics.items()
+        if name in ("psnr", "ssim") or name.startswith("lpips")  # there where weights of its trunk are at hand
+    )
     lines = {
         "the run": out / "tokenizer",
         "the report": out / "report" / "report.html",
