@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
 from prior.model import Prior, PriorConfig
 from tokenizers_vq.config import nearest
 from tokenizers_vq.tokenizer import Tokenizer, load

@@ -156,3 +156,8 @@ def test_errors_are_one_line(
     assert not (tmp_path / "out").exists()
     with pytest.raises(FileNotFoundError):
         main(["sample", str(tmp_path / "none"), "--out", "x", "--debug"])
+
+
+def test_a_grid_is_drawn_in_a_process_that_imported_nothing_else() -> None:
+    code = "import torch; from prior.decoding import grid; grid(torch.zeros(4, 3, 8, 8), 2)"
+    subprocess.run([sys.executable, "-c", code], check=True)
