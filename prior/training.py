@@ -22,7 +22,7 @@ from prior.sequences import LayoutConfig
 from tokenizers_vq.config import read_yaml, schedule_value
 from tokenizers_vq.tokenizer import Tokenizer
 from tokenizers_vq.training import loop
-from tokenizers_vq.training.runs import claim
+from tokenizers_vq.training.runs import claim, claim_data
 
 MAY_CHANGE = (*loop.MAY_CHANGE, "evaluate_every", "tokenizer")
 PICTURED = 16
@@ -175,6 +175,7 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto") -> Measured:
     tokenizer = _tokenizer(recipe, config, accelerator)
     with accelerator.main_process_first():
         claim(recipe, out, write=accelerator.is_main_process, may_change=MAY_CHANGE)
+        claim_data(out, len(data.rows), recipe.codes, write=accelerator.is_main_process)
     loop.seed_everything(recipe.seed)
     prior = Prior(config).to(accelerator.device)
     accelerator.print(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from typing_extensions import Self
 
 Path_ = tuple[str, ...]
@@ -94,7 +94,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _describe(error: ValidationError, config: type[Config], data: Mapping[str, Any]) -> ConfigError:
-    first = error.errors(include_url=False)[0]
+    first, *others = error.errors(include_url=False)
     inner = first.get("ctx", {}).get("error")
     where = _written(data, first["loc"], first["type"] in ("missing", "extra_forbidden"))
     kind = first["type"]
@@ -113,8 +113,10 @@ def _describe(error: ValidationError, config: type[Config], data: Mapping[str, A
         return ConfigError(where, "needs a `kind`")
     if kind == "value_error":
         return ConfigError(where, str(inner))
-    got = first["input"]
-    return ConfigError(where, f"{first['msg'][0].lower()}{first['msg'][1:]}, got {got!r}")
+    # A union has one error a member.
+    same = [other["msg"] for other in others if _written(data, other["loc"], False) == where]
+    wanted = " or ".join(dict.fromkeys([first["msg"], *same])).replace(" or Input should be", " or")
+    return ConfigError(where, f"{wanted[0].lower()}{wanted[1:]}, got {first['input']!r}")
 
 
 def _written(data: Any, loc: tuple[str | int, ...], is_field: bool) -> Path_:
@@ -212,28 +214,61 @@ _Loader.add_implicit_resolver(
 )
 
 
+class Share(float):
+    """A share of a run, 0.0 to 1.0; `in_steps` makes it an optimizer step once the length of the run is known."""
+
+
+Step = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1), AfterValidator(Share)]
+"""an optimizer step (a whole number), or a share of the run (0.0 to 1.0, written with a point)"""
+
+
+def in_steps(value: Any, steps: int) -> Any:
+    """A config, or part of one, with every `Share` turned into a step of a run of `steps`, and validated again."""
+    if isinstance(value, Share):
+        return round(value * steps)
+    if isinstance(value, tuple):
+        return tuple(in_steps(item, steps) for item in value)
+    if isinstance(value, Mapping):
+        return {name: in_steps(item, steps) for name, item in value.items()}
+    return type(value)(**fields_in_steps(value, steps)) if isinstance(value, Config) else value
+
+
+def fields_in_steps(config: Config, steps: int) -> dict[str, Any]:
+    """The fields of a config as `in_steps` gives them. Raises `ConfigError` where they no longer fit together."""
+    fields = {}
+    for name in type(config).model_fields:
+        try:
+            fields[name] = in_steps(getattr(config, name), steps)
+        except ConfigError as error:
+            raise ConfigError((name, *error.path), error.problem) from None
+    return fields
+
+
 class ScheduleCurve(Config):
-    """A value that moves from `begin` to `end` over a span of optimizer steps, and stays there."""
+    """A value that moves from `begin` to `end` over a span of a run, and stays there."""
 
     kind: Literal["linear", "cosine", "exponential"] = "linear"
     begin: float
     """value up to the first step of the span"""
     end: float
     """value from the last step of the span on"""
-    over: tuple[int, int]
-    """first and last step of the span"""
+    over: tuple[Step, Step]
+    """first and last step of the span; a number with a point is a share of the run: [100, 1.0] lasts to its end"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not 0 <= self.over[0] < self.over[1]:
+        first, last = self.over
+        if isinstance(first, float) == isinstance(last, float) and first >= last:
             raise ConfigError(("over",), f"needs two rising steps, got {list(self.over)}")
         if self.kind == "exponential" and (self.begin <= 0 or self.end <= 0):
             raise ConfigError((), "an exponential schedule needs positive begin and end")
         return self
 
     def at(self, step: int) -> float:
-        """The value at optimizer step `step` (0 = first)."""
+        """The value at optimizer step `step` (0 = first). Raises `ValueError` while the span has shares of a run."""
         first, last = self.over
+        if isinstance(first, float) or isinstance(last, float):
+            raise ConfigError(("over",), f"{list(self.over)} has shares of a run whose steps are not known: use steps")
         t = min(max((step - first) / (last - first), 0.0), 1.0)
         if self.kind == "linear":
             return self.begin + (self.end - self.begin) * t

@@ -27,6 +27,9 @@ class Discriminator(nn.Module):
         """What `forward` takes for `images`, real or reconstructed, of one micro-batch's `Record`."""
         return (images,)
 
+    def check(self, height: int, width: int) -> None:
+        """Raises `ValueError` for images of a size that it cannot judge."""
+
     @abstractmethod
     def forward(self, *inputs: Any) -> Judgement:
         """Judge one batch."""

@@ -50,14 +50,16 @@ class PatchGAN(Discriminator):
             self.blocks.append(nn.Sequential(*block, nn.LeakyReLU(0.2)))
         self.head = _conv(widths[-1], 1, 1, config.norm, bias=True)
 
-    def forward(self, images: Tensor) -> Judgement:
-        """Images `(B, C, H, W)` in [-1, 1]."""
-        height, width = images.shape[-2:]
+    def check(self, height: int, width: int) -> None:
         if min(height, width) < self.smallest:
             raise ValueError(
                 f"patchgan needs images of at least {self.smallest}x{self.smallest}, got {height}x{width}: "
                 "lower its `layers` or enlarge `image_size`"
             )
+
+    def forward(self, images: Tensor) -> Judgement:
+        """Images `(B, C, H, W)` in [-1, 1]."""
+        self.check(*images.shape[-2:])
         features = []
         for block in self.blocks:
             images = block(images)

@@ -17,14 +17,15 @@ from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from tokenizers_vq import distributed
-from tokenizers_vq.config import Config
+from tokenizers_vq.config import Config, fields_in_steps
 from tokenizers_vq.devices import resolve_device
 from tokenizers_vq.training.checkpoint import Checkpoints
-from tokenizers_vq.training.tracking import Log, Progress, Tracker
+from tokenizers_vq.training.tracking import Log, Progress, Tracker, check_trackers
 
 
 class LoopConfig(Config):
@@ -52,6 +53,13 @@ class LoopConfig(Config):
     """tensorboard, wandb"""
     compile: bool = False
     """compile the networks' blocks in place (torch.compile)"""
+
+    @model_validator(mode="after")
+    def _shares_to_steps(self) -> Self:
+        # Here, once: a schedule stays a function of the step alone, also where a resumed run is given more steps.
+        for name, value in fields_in_steps(self, self.steps).items():
+            object.__setattr__(self, name, value)
+        return self
 
 
 MAY_CHANGE = (
@@ -105,6 +113,7 @@ class Interrupted(Exception):  # noqa: N818 (nothing is wrong: a person or sched
 def make_accelerator(config: LoopConfig, out: Path, device: str = "auto") -> Accelerator:
     """The Accelerator of a run on `device` (auto, cpu, cuda, mps). Raises `ValueError` for one that is not there."""
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    check_trackers(config.trackers)
     return Accelerator(
         mixed_precision={"fp32": "no", "bf16": "bf16"}[config.precision],
         gradient_accumulation_steps=config.accumulate,
@@ -140,7 +149,7 @@ def run(
 
     checkpoints = Checkpoints(out / "checkpoints", accelerator, config.keep_checkpoints)
     start = checkpoints.restore()
-    log = Log(out / "log.jsonl", accelerator, start)
+    log = Log(out / "log.jsonl", accelerator, start, config.to_dict())
     broken: dict[str, None] = {}
     stream = iter(batches(start, accelerator.process_index, accelerator.num_processes))
     step = start
@@ -148,14 +157,15 @@ def run(
         while step < config.steps:
             step = _one_step(task, config, accelerator, stream, step, log, progress, broken)
             stop = _agreed(caught, accelerator)
-            if step % config.checkpoint_every == 0 or step == config.steps or stop:
-                checkpoints.save(step)
-                if accelerator.is_main_process:
-                    task.save(out / "model", step)
-                accelerator.wait_for_everyone()
             if config.image_every and (step % config.image_every == 0 or step == config.steps):
                 _picture(task, accelerator, out / "images" / f"{step:07d}.png")
+            if step % config.checkpoint_every == 0 or step == config.steps or stop:
+                # The checkpoint comes last: a run killed before it makes model and picture again, after it has both.
+                if accelerator.is_main_process:
+                    task.save(out / "model", step)
+                checkpoints.save(step)
             if stop:
+                accelerator.end_training()
                 raise Interrupted(stop, step)
     for name in broken:
         progress.say(f"skipped, could not be read: {name}")
@@ -186,14 +196,14 @@ def _one_step(
     progress.advance(done)
     if done % config.log_every == 0 or done == config.steps:
         names = dict.fromkeys(name for part in collected for name in part)
-        figures = {n: torch.stack([part[n] for part in collected if n in part]).mean() for n in names}
-        log.write(done, _mean_over_processes(figures), progress.rate)
+        figures = {n: torch.stack([part[n].float() for part in collected if n in part]).mean() for n in names}
+        log.write(done, _mean_over_processes(figures, accelerator.device), progress.rate)
         progress.show(log.latest)
     return done
 
 
-def _mean_over_processes(figures: dict[str, Tensor]) -> dict[str, float]:
-    values = distributed.mean(torch.stack([value.detach().float() for value in figures.values()]))
+def _mean_over_processes(figures: dict[str, Tensor], device: torch.device) -> dict[str, float]:
+    values = distributed.mean(torch.stack([value.detach().to(device, torch.float32) for value in figures.values()]))
     return dict(zip(figures, values.tolist(), strict=True))
 
 

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from typing_extensions import Self
 
-from tokenizers_vq.config import Config, ConfigError, Schedule, apply_overrides, nearest, parse, read_yaml
+from tokenizers_vq.config import Config, ConfigError, Schedule, Step, apply_overrides, nearest, parse, read_yaml
 from tokenizers_vq.data import DataConfig
 from tokenizers_vq.discriminators import DiscriminatorConfig
 from tokenizers_vq.losses import ObjectiveConfig, RegulariserConfig, TermConfig
@@ -66,10 +66,10 @@ class AdversaryConfig(Config):
     """balance the adversarial gradient against the reconstruction's at the decoder's last layer"""
     max_adaptive: float = 1e4
     """clamp of the adaptive weight"""
-    start: Literal["auto"] | Annotated[int, Field(ge=0)] = 0
-    """step from which the discriminator trains; auto: once the reconstruction loss has stopped falling"""
-    warmup: int = Field(default=0, ge=0)
-    """steps that the discriminator trains alone before the tokenizer sees it"""
+    start: Literal["auto"] | Step = 0
+    """step from which the discriminator trains, or share of the run; auto: once the reconstruction loss is flat"""
+    warmup: Step = 0
+    """steps, or share of the run, that the discriminator trains alone before the tokenizer sees it"""
     window: int = Field(default=500, ge=1)
     """auto: steps whose mean loss is compared with the mean of as many before"""
     threshold: float = 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from tokenizers_vq.config import read_yaml
-from tokenizers_vq.data.loading import evaluation_batches, training_batches
+from tokenizers_vq.data.loading import Batches, evaluation_batches, training_batches
 from tokenizers_vq.folders import write_atomically
 from tokenizers_vq.tokenizer import Tokenizer, load
 from tokenizers_vq.training import loop
@@ -25,7 +26,7 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | N
     """Train by `recipe` into the folder `out`, going on where it holds a run; returns the last step.
 
     `init_from`: a model whose weights a new run begins with. Raises `ValueError` where `out` holds a run of another
-    recipe (the fields are named), or what `loop.run` raises.
+    recipe (the fields are named) or on other data, or what `loop.run` raises.
     """
     accelerator = loop.make_accelerator(recipe, out, device)
     with accelerator.main_process_first():
@@ -35,26 +36,29 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | N
     if init_from is not None:
         _fill(tokenizer, init_from)
     tokenizer = tokenizer.to(accelerator.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batches = partial(
-        training_batches,
-        recipe.data,
-        image_size=recipe.model.image_size,
-        channels=recipe.model.channels,
-        batch_size=recipe.batch_size,
-        accumulate=recipe.accumulate,
-        seed=recipe.seed,
-    )
     accelerator.print(f"training on {accelerator.device}, {recipe.precision}; the run is {out}")
     task = TokenizerTask(
         recipe, tokenizer, _examples(recipe) if recipe.image_every else None, partial(_card, recipe, out)
     )
-    return loop.run(
-        task,
-        recipe,
-        accelerator,
-        out,
-        lambda start, rank, world: batches(start=start, rank=rank, world=world),
-    )
+
+    def batches(start: int, rank: int, world: int) -> Batches:
+        found = training_batches(
+            recipe.data,
+            image_size=recipe.model.image_size,
+            channels=recipe.model.channels,
+            batch_size=recipe.batch_size,
+            accumulate=recipe.accumulate,
+            seed=recipe.seed,
+            start=start,
+            world=world,
+            rank=rank,
+        )
+        size = None if found.source is None else len(found.source)
+        with accelerator.main_process_first():
+            claim_data(out, size, recipe.data.path, write=accelerator.is_main_process)
+        return found
+
+    return loop.run(task, recipe, accelerator, out, batches)
 
 
 def claim(
@@ -62,21 +66,44 @@ def claim(
 ) -> None:
     """Write `recipe.yaml` into a new run (in one process).
 
-    Raises `ValueError` where another recipe's run is there: one that differs in more than the fields `may_change`.
+    Raises `ValueError` where another recipe's run is there: one that differs in more than the fields `may_change`. A
+    run without a checkpoint has nothing to lose and takes any recipe, say one whose data path is now spelt right.
     """
     path = out / "recipe.yaml"
     wanted = recipe.to_dict()
-    if path.exists():
+    if path.exists() and has_checkpoint(out):
         differing = [name for name in differences(read_yaml(path), wanted) if name not in may_change]
         if differing:
             raise ValueError(
                 f"{out} holds a run of another recipe, which differs in {', '.join(differing)}: "
-                "give another --out, or the recipe it began with"
+                f"give another --out, or the recipe it began with, {path}"
             )
-    elif out.exists() and any(out.iterdir()):
+    elif not path.exists() and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no run: give another --out")
     if write:
         write_atomically(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+
+
+def has_checkpoint(out: Path) -> bool:
+    """Whether the run `out` has anything to resume from."""
+    return any(path.name.isdigit() for path in (out / "checkpoints").glob("*"))
+
+
+def claim_data(out: Path, size: int | None, what: str, *, write: bool = True) -> None:
+    """Keep beside the recipe how much data a run is trained on (None: a stream, which nobody counts).
+
+    Raises `ValueError` where a run that has checkpoints began with another amount: the order of training depends on
+    it, so that going on would show some images twice and others never.
+    """
+    path = out / "data.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["size"] if path.exists() and has_checkpoint(out) else size
+    if before != size:
+        raise ValueError(
+            f"{what} holds {size} images, the run {out} began with {before}: restore them, or give another --out "
+            "(--init-from begins with this run's weights)"
+        )
+    if write:
+        write_atomically(path, json.dumps({"size": size}) + "\n")
 
 
 def differences(before: Any, after: Any, where: str = "") -> list[str]:

@@ -29,9 +29,9 @@ class DiscriminatorStart(nn.Module):
         super().__init__()
         self.automatic, self.warmup, self.window, self.threshold = start == "auto", warmup, window, threshold
         self.register_buffer("started", torch.tensor(-1 if start == "auto" else int(start)))
-        self.register_buffer("total", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("total", torch.zeros(()))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
-        self.register_buffer("before", torch.tensor(float("nan"), dtype=torch.float64))
+        self.register_buffer("before", torch.tensor(float("nan")))
         self._micro: list[Tensor] = []
 
     def trains_discriminator(self, step: int) -> bool:
@@ -45,7 +45,7 @@ class DiscriminatorStart(nn.Module):
     def observe(self, loss: Tensor) -> None:
         """Note one micro-batch's reconstruction loss."""
         if self.automatic and int(self.started) < 0:
-            self._micro.append(loss.double())
+            self._micro.append(loss.float())
 
     def after_step(self, step: int) -> list[str]:
         """Close the step: decide at the end of a window. Returns messages for the person."""

@@ -139,6 +139,7 @@ class TokenizerTask:
         check_finite(step, figures)
         accelerator.backward(loss)
         figures |= self._update("discriminator", self.adversary.config_optimizer, step, accelerator)
+        figures["adversary/started"] = self.adversary.start.started.float()
         if accelerator.sync_gradients:
             for regulariser in self.adversary.regularisers:
                 regulariser.after_step(self.adversary.discriminator)
@@ -178,7 +179,9 @@ class _Adversary:
     def __init__(self, config: AdversaryConfig, optimizer: OptimizerConfig, tokenizer: Tokenizer) -> None:
         self.config, self.config_optimizer = config, optimizer
         self.discriminator: Discriminator = config.discriminator.build(channels=tokenizer.config.channels)
+        self.discriminator.check(*tokenizer.config.size)  # now, not at the step where it starts
         self.regularisers: list[Regulariser] = [regulariser.build() for regulariser in config.regularisers]
+        assert not isinstance(config.start, float) and not isinstance(config.warmup, float)  # the recipe's are steps
         self.start = DiscriminatorStart(config.start, config.warmup, config.window, config.threshold)
         self.last: Tensor = tokenizer.decoder.head.weight  # type: ignore[assignment]
 

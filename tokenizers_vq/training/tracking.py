@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -16,12 +18,21 @@ from typing_extensions import Self
 from tokenizers_vq.folders import write_atomically
 
 Tracker = Literal["tensorboard", "wandb"]
+PROJECT = "tokenizers-vq"
+
+
+def check_trackers(trackers: Sequence[Tracker]) -> None:
+    """Raises `ValueError` for a tracker whose package is absent, where accelerate would pass over it in silence."""
+    available = {str(tracker) for tracker in get_available_trackers()}
+    for name in trackers:
+        if name not in available:
+            raise ValueError(f"trackers: {name} is not installed; pip install {name}, or take it out of `trackers`")
 
 
 class Log:
     """JSON lines, one a logged step; lines after the resumed checkpoint are dropped, since they come again."""
 
-    def __init__(self, path: Path, accelerator: Accelerator, start: int) -> None:
+    def __init__(self, path: Path, accelerator: Accelerator, start: int, config: Mapping[str, Any]) -> None:
         self.path, self.accelerator = path, accelerator
         self.latest: dict[str, float] = {}
         if accelerator.is_main_process:
@@ -30,7 +41,10 @@ class Log:
             if path.exists():
                 write_atomically(path, "".join(f"{line}\n" for line in kept))
         if accelerator.log_with:
-            accelerator.init_trackers(path.parent.name)
+            run = path.parent.resolve()
+            accelerator.init_trackers(
+                PROJECT, flat(config), {"wandb": {"name": run.name, "dir": str(run), "group": run.name}}
+            )
 
     def write(self, step: int, figures: dict[str, float], rate: float) -> None:
         """Append one line, and hand the figures to the trackers."""
@@ -39,7 +53,19 @@ class Log:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(self.latest) + "\n")
         if self.accelerator.log_with:
-            self.accelerator.log(figures, step=step)
+            self.accelerator.log({**figures, "images_per_second": rate}, step=step)
+
+
+def flat(config: Mapping[str, Any] | list[Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Plain nested settings as `a.b.0: value`, which every tracker takes."""
+    items = config.items() if isinstance(config, Mapping) else enumerate(config)
+    found: dict[str, bool | int | float | str] = {}
+    for name, value in items:
+        if isinstance(value, (Mapping, list)):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return found
 
 
 def _whole_lines(path: Path) -> list[str]:
