@@ -72,6 +72,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return data
 
 
+def read_card(folder: Path) -> str | None:
+    """The text of the folder's model card, where there is one."""
+    path = folder / CARD
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
 def load_weights(module: nn.Module, folder: Path) -> None:
     """Fill `module` (on the meta device) from the folder's safetensors: strict, floating tensors as float32.
 

@@ -198,6 +198,11 @@ def check(images: Tensor, channels: int) -> None:
 
     Values may overshoot to `LIMIT` in magnitude; they are looked at in eager mode only. Raises `ValueError`.
     """
+    if not isinstance(images, Tensor):
+        raise ValueError(
+            f"images must be a tensor (B, {channels}, H, W) in [-1, 1], got {type(images).__name__}; "
+            "convert a path, PIL image or array with images.read(x)"
+        )
     shape, expected = tuple(images.shape), f"images must be (B, {channels}, H, W)"
     if not images.is_floating_point():
         call = "from_uint8(x)" if images.dtype == torch.uint8 else "from_uint8(x.to(torch.uint8))"

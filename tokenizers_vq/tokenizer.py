@@ -64,6 +64,8 @@ class Tokenizer(nn.Module, PyTorchModelHubMixin, library_name="tokenizers-vq", t
     """
 
     config: TokenizerConfig
+    card: str | None
+    """text of the model card that it was loaded with, which it keeps when saved or pushed unchanged"""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -77,6 +79,7 @@ class Tokenizer(nn.Module, PyTorchModelHubMixin, library_name="tokenizers-vq", t
 
     def _assemble(self, config: Any, encoder: Encoder, quantizer: Quantizer, decoder: Decoder) -> None:
         self.config, self.encoder, self.quantizer, self.decoder = config, encoder, quantizer, decoder
+        self.card = None
 
     @classmethod
     def from_parts(
@@ -140,7 +143,16 @@ class Tokenizer(nn.Module, PyTorchModelHubMixin, library_name="tokenizers-vq", t
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:
-        """int64 codes -> images `(B, C, H, W)` in [-1, 1]."""
+        """int64 codes -> images `(B, C, H, W)` in [-1, 1].
+
+        Raises `ValueError` for codes of another number of dimensions or out of range.
+        """
+        layout = self.code_layout()
+        if isinstance(codes, Tensor) and codes.ndim != 1 + len(layout.grids[0]) + (layout.levels > 1):
+            raise ValueError(
+                f"codes must be as `encode` gives them, (B, *grid), got {tuple(codes.shape)}; add the batch dimension "
+                "with codes[None], and give flat rows their grid with code_layout().unflatten(codes)"
+            )
         return self.decode_features(self.quantizer.lookup(codes))  # type: ignore[arg-type]  # several grids: not this class
 
     def forward(self, images_: Tensor) -> Output:
@@ -184,27 +196,61 @@ class Tokenizer(nn.Module, PyTorchModelHubMixin, library_name="tokenizers-vq", t
             raise ValueError("a tokenizer made by from_parts has no config: build it from a TokenizerConfig to save it")
         return self.config
 
-    def save_pretrained(self, save_directory: str | Path, *, card: dict[str, Any] | None = None, **hub: Any) -> Any:
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        card: dict[str, Any] | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        config: Any = None,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_options: Any,
+    ) -> Any:
         """Write `config.json`, `model.safetensors` and the card `README.md` into a folder, each replaced atomically.
 
-        `card`: `data`, `licence`, `command`, `figures` (name -> value) for the model card. `repo_id` and
-        `push_to_hub=True` upload it too (`PyTorchModelHubMixin.push_to_hub`).
+        `card`: `data`, `licence`, `command`, `figures` (name -> value) for the model card; without it a card that is
+        there, or that the tokenizer was loaded with, stays. `push_to_hub` uploads too, to `repo_id` or the folder's
+        name, with the options of `push_to_hub`. `config` and `model_card_kwargs` are what the mixin calls its own
+        config, which is always written, and `card`.
         """
-        config = self._savable_config().to_dict()
-        text = str(self.generate_model_card(**(card or {})))
-        folders.save(Path(save_directory), config, self.state_dict(), card=text, keep_card=card is None)
-        if hub.pop("push_to_hub", False):
-            return self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), model_card_kwargs=card, **hub)
+        if push_options and not push_to_hub:
+            raise ValueError(f"save_pretrained takes no {min(push_options)}: it writes safetensors of the whole model")
+        card = model_card_kwargs if card is None else card
+        text = self.card if card is None and self.card else str(self.generate_model_card(**(card or {})))
+        folders.save(
+            Path(save_directory), self._savable_config().to_dict(), self.state_dict(), card=text, keep_card=card is None
+        )
+        if push_to_hub:
+            return self.push_to_hub(repo_id or Path(save_directory).name, model_card_kwargs=card, **push_options)
         return None
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        folders.save(save_directory, self._savable_config().to_dict(), self.state_dict())
-
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **hub: Any) -> Tokenizer:
-        options = {key: hub[key] for key in ("revision", "cache_dir", "force_download", "token", "local_files_only")}
-        folder = Path(model_id) if Path(model_id).is_dir() else folders.download(model_id, **options)
-        return load_folder(folder)
+    def from_pretrained(  # type: ignore[override]  # the mixin's own loads loosely and takes any keyword in silence
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        map_location: str | torch.device = "cpu",
+    ) -> Tokenizer:
+        """As `load`, with the options of a download: float32, strict, in eval mode, on `map_location`."""
+        name = pretrained_model_name_or_path
+        if Path(name).is_dir() or name in list_models("shipped"):
+            folder = find_model(name)
+        else:
+            folder = folders.download(
+                str(name),
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                token=token,
+                local_files_only=local_files_only,
+            )
+        return load_folder(folder).to(map_location)
 
     def generate_model_card(self, **card: Any) -> ModelCard:
         """The model card; `data`, `licence`, `command`, `figures` fill it, unknown ones are said to be unknown."""
@@ -225,6 +271,7 @@ def load_folder(folder: Path) -> Tokenizer:
     with torch.device("meta"):
         tokenizer = Tokenizer(config)
     folders.load_weights(tokenizer, folder)
+    tokenizer.card = folders.read_card(folder)
     return tokenizer.eval()
 
 

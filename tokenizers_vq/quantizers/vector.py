@@ -105,7 +105,16 @@ class VectorQuantizer(Quantizer):
         return self._search(rows.reshape(-1, self.dim).float()).reshape(rows.shape[:-1])
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """int64 `(B, *grid)` -> `(B, D, *grid)` in the codebook's dtype."""
+        """int64 `(B, *grid)` -> `(B, D, *grid)` in the codebook's dtype.
+
+        Raises `ValueError` (eager only) for codes that are no integers in [0, K), where a GPU would abort.
+        """
+        if codes.is_floating_point():
+            raise ValueError(f"codes must be int64 in [0, {self.num_codes}), got {codes.dtype}; convert with .long()")
+        if codes.numel() and not torch.compiler.is_compiling():
+            low, high = (int(bound) for bound in codes.aminmax())
+            if low < 0 or high >= self.num_codes:
+                raise ValueError(f"codes must lie in [0, {self.num_codes}), got values from {low} to {high}")
         return rearrange(self._vectors(codes), "b ... d -> b d ...").to(self.weight.dtype)
 
     def _vectors(self, codes: Tensor) -> Tensor:
