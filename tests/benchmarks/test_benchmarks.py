@@ -16,8 +16,8 @@ SMALLEST = {
     "networks": ["--width", "32", "--size", "32", "--no-peers"],
     "training_step": ["--width", "32", "--size", "16", "--batch", "2", "--no-peers"],
     "folder": ["--count", "3", "--size", "64"],
-    "memory": ["--size", "64", "--step-size", "16", "--precision", "fp32"],
-    "startup": ["--no-peers"],
+    "memory": ["--alone", "step", "--step-size", "16"],
+    "startup": ["--quick"],
     "sampling": ["--layers", "1", "--dim", "64", "--vocabulary", "16", "--tokens", "4", "--batch", "1", "--no-peers"],
     "search": ["--memory", "ours", "64", "64", "8"],
 }

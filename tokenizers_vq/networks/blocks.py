@@ -40,8 +40,9 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(swish(self.norm1(x)))
-        h = self.conv2(self.dropout(swish(self.norm2(h))))
+        # No name keeps the first convolution's output: without autograd three tensors live at once, not four.
+        h = self.norm2(self.conv1(swish(self.norm1(x))))
+        h = self.conv2(self.dropout(swish(h)))
         shortcut = self.shortcut(x)
         return h.add_(shortcut) if not torch.is_grad_enabled() else h + shortcut
 
