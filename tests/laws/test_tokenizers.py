@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import tokenizers_vq as tvq
@@ -66,6 +68,59 @@ def test_save_and_load_are_bitwise(preset: str, tmp_path: Path) -> None:
         assert loaded.fingerprint == tokenizer.fingerprint
     card = (tmp_path / "README.md").read_text()
     assert "cc0-1.0" in card and "noise" in card and "9.5" in card
+
+
+def test_pushing_uploads_the_folder_with_the_card_it_was_loaded_with(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads: list[tuple[str, bool | None, set[str], str]] = []
+
+    class Api:
+        def __init__(self, token: str | None = None) -> None:
+            self.private: bool | None = None
+
+        def create_repo(self, repo_id: str, private: bool | None, exist_ok: bool) -> SimpleNamespace:
+            self.private = private
+            return SimpleNamespace(repo_id=repo_id)
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path, **options: object) -> str:
+            names = {path.name for path in folder_path.iterdir()}
+            uploads.append((repo_id, self.private, names, (folder_path / "README.md").read_text()))
+            return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    narrow(preset).save_pretrained(tmp_path / "model", card={"data": "noise", "figures": {"PSNR": 9.5}})
+    loaded = tvq.load(tmp_path / "model")
+    assert loaded.push_to_hub("me/kept") == "https://hub/me/kept"
+    loaded.push_to_hub("me/new", model_card_kwargs={"data": "cats"})
+    loaded.save_pretrained(tmp_path / "copy", push_to_hub=True, repo_id="me/too", card={"data": "dogs"}, private=True)
+    assert [(repo, private) for repo, private, *_ in uploads] == [("me/kept", None), ("me/new", None), ("me/too", True)]
+    assert all(names == {"README.md", "config.json", "model.safetensors"} for *_, names, _ in uploads)
+    kept, new, too = (card for *_, card in uploads)
+    assert kept == (tmp_path / "model" / "README.md").read_text() and "9.5" in kept
+    assert "cats" in new and "noise" not in new and "dogs" in too
+
+
+def test_what_people_try_with_other_libraries_is_answered(preset: str, tmp_path: Path) -> None:
+    tokenizer = narrow(preset)
+    tokenizer.save_pretrained(tmp_path / "run" / "model")
+    loaded = Tokenizer.from_pretrained(tmp_path / "run", map_location="cpu")
+    assert loaded.fingerprint == tokenizer.fingerprint
+    with pytest.raises(TypeError, match="torch_dtype"):
+        Tokenizer.from_pretrained(tmp_path / "run", torch_dtype=torch.float16)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="takes no safe_serialization"):
+        tokenizer.save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(ValueError, match=r"got Image; convert .* with images\.read"):
+        tokenizer.encode(Image.new("RGB", (16, 16)))  # type: ignore[arg-type]
+    size = tokenizer.quantizer.layout((4, 4)).sizes[0]
+    for codes, message in (
+        (torch.zeros(4, 4, dtype=torch.int64), r"got \(4, 4\); add the batch dimension"),
+        (torch.full((1, 4, 4), size), rf"must lie in \[0, {size}\), got values from {size}"),
+        (torch.full((1, 4, 4), -1), r"got values from -1"),
+        (torch.zeros(1, 4, 4), r"got torch\.float32; convert"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tokenizer.decode(codes)
 
 
 def test_the_fingerprint_is_of_what_decides_the_codes(preset: str) -> None:

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import tokenizers_vq as tvq
+from tokenizers_vq.config import ScheduleCurve
 from tokenizers_vq.training import loop
 from tokenizers_vq.training.loop import Interrupted, NonFiniteLossError
-from tokenizers_vq.training.recipe import load_recipe
+from tokenizers_vq.training.recipe import Recipe, load_recipe
 from tokenizers_vq.training.runs import train
 from tokenizers_vq.training.step import TokenizerTask
 
@@ -63,6 +64,8 @@ def test_a_run_leaves_a_loadable_model_a_log_and_pictures(tmp_path: Path, small:
     assert "tvq train" in (out / "model" / "README.md").read_text()
     assert list(out.rglob("events.out.tfevents*"))
     assert not list(out.rglob("*partial*"))
+    (settings,) = out.rglob("hparams.yml")
+    assert "optimizer.lr: 0.001" in settings.read_text()
 
 
 def test_resuming_is_bitwise_never_having_stopped(tmp_path: Path, small: list[str]) -> None:
@@ -84,6 +87,46 @@ def test_another_recipe_is_refused_by_the_fields_that_differ(tmp_path: Path, sma
     run(tmp_path / "run", small, "steps=1")
     with pytest.raises(ValueError, match=r"another recipe, which differs in losses\.0\.weight, optimizer\.lr:"):
         run(tmp_path / "run", small, "losses.0.weight=2.0", "optimizer.lr=0.1", "steps=9", "log_every=1")
+
+
+def test_a_run_that_got_nowhere_takes_the_recipe_put_right(tmp_path: Path, small: list[str]) -> None:
+    with pytest.raises(FileNotFoundError, match="no data at"):
+        run(tmp_path / "run", small, "data.path=./no/such/folder")
+    run(tmp_path / "run", small, "steps=1")
+    assert tvq.load(tmp_path / "run")
+
+
+def test_going_on_with_other_data_is_refused(tmp_path: Path, small: list[str]) -> None:
+    run(tmp_path / "run", small, "steps=1")
+    (tmp_path / "run" / "data.json").write_text(json.dumps({"size": 18}))
+    with pytest.raises(ValueError, match=r"holds 19 images, the run .* began with 18"):
+        run(tmp_path / "run", small, "steps=2")
+
+
+def test_what_must_fail_later_fails_before_the_first_step(tmp_path: Path, small: list[str]) -> None:
+    for override, message in (
+        ("adversary.discriminator.layers=3", "images of at least 24x24, got 16x16"),
+        ("trackers=[wandb]", "wandb is not installed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path / "run", small, override)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_shares_of_the_run_become_steps(small: list[str]) -> None:
+    curve = "{begin: 0.0, end: 1.0, over: [2, 1.0]}"
+    recipe = load_recipe(
+        "vqgan-tiny-64",
+        [*small, f"optimizer.lr={curve}", f"quantizer_losses={{codebook: {curve}}}", "adversary.start=0.5"],
+    )
+    assert isinstance(recipe.optimizer.lr, ScheduleCurve) and recipe.optimizer.lr.over == (2, 8)
+    assert recipe.quantizer_losses["codebook"] == recipe.optimizer.lr
+    assert recipe.adversary is not None and recipe.adversary.start == 4
+    longer = recipe.replace(steps=100)
+    assert longer.optimizer == recipe.optimizer and longer.adversary == recipe.adversary
+    assert recipe == Recipe(**recipe.to_dict())
+    with pytest.raises(ValueError, match=r"optimizer\.lr\.over: needs two rising steps, got \[9, 8\]"):
+        load_recipe("vqgan-tiny-64", [*small, "optimizer.lr={begin: 0.0, end: 1.0, over: [9, 1.0]}"])
 
 
 def test_a_foreign_folder_is_not_written_into(tmp_path: Path, small: list[str]) -> None:
@@ -113,6 +156,25 @@ def test_a_signal_saves_and_leaves(
     assert stopped.value.signal == number
     assert {which: signal.getsignal(which) for which in handlers} == handlers
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
+    assert_bitwise(whole, everything(run(tmp_path / "run", small)))
+
+
+def test_killed_before_the_last_checkpoint_a_run_still_ends_with_its_model(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tokenizers_vq.training.checkpoint import Checkpoints
+
+    whole = everything(run(tmp_path / "whole", small))
+    save = Checkpoints.save
+
+    def killed(self: Checkpoints, step: int) -> None:
+        save(self, step)
+        if step == 8:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoints, "save", killed)
+        run(tmp_path / "run", small)
     assert_bitwise(whole, everything(run(tmp_path / "run", small)))
 
 
