@@ -52,11 +52,17 @@ def disturbed(command: Sequence[str], done: Callable[[], bool], kills: int, seed
         return killed
 
 
-def measure(command: Sequence[str]) -> float:
-    """Seconds of one undisturbed run."""
-    start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
+def latest_moment(command: Sequence[str], began: Callable[[], bool], kills: int) -> float:
+    """Run `command` once; seconds before which to kill it, so that it does not end before all the kills are dealt."""
+    start, beginning = time.perf_counter(), 0.0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        if not beginning and began():
+            beginning = time.perf_counter() - start
+        time.sleep(0.02)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return beginning + 2 * (time.perf_counter() - start - beginning) / (kills + 2)
 
 
 def train(folder: Path, kills: int, seed: int, steps: int) -> tuple[int, bool]:
@@ -70,9 +76,10 @@ def train(folder: Path, kills: int, seed: int, steps: int) -> tuple[int, bool]:
     def command(out: Path) -> list[str]:
         return [*TVQ, "train", "vqgan-tiny-64", *options, "--out", str(out), "--device", "cpu"]
 
-    seconds = measure(command(folder / "whole"))
+    first = folder / "whole" / "checkpoints"
+    latest = latest_moment(command(folder / "whole"), first.exists, kills)
     model = folder / "killed" / "model" / "model.safetensors"
-    killed = disturbed(command(folder / "killed"), model.exists, kills, seed, seconds)
+    killed = disturbed(command(folder / "killed"), model.exists, kills, seed, latest)
     a, b = everything(folder / "whole"), everything(folder / "killed")
     return killed, a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
 
@@ -100,8 +107,9 @@ def encode(folder: Path, kills: int, seed: int, images: int) -> tuple[int, bool]
             "cpu",
         ]
 
-    seconds = measure(command(folder / "whole"))
-    killed = disturbed(command(folder / "killed"), (folder / "killed" / "codes.json").exists, kills, seed, seconds)
+    first = folder / "whole" / "codes.json"
+    latest = latest_moment(command(folder / "whole"), first.exists, kills)
+    killed = disturbed(command(folder / "killed"), (folder / "killed" / "codes.json").exists, kills, seed, latest)
     a, b = (read_codes(folder / name) for name in ("whole", "killed"))
     same = list(a.keys) == list(b.keys) and torch.equal(torch.as_tensor(a.codes), torch.as_tensor(b.codes))
     return killed, same and len(set(a.keys)) == len(a.keys) == images
