@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from prior.conditions import ConditionConfig, NoneConfig
 from prior.networks import NetworkConfig
 from prior.sampling import Sampler, draw, guide, uniforms
 from prior.sequences import LayoutConfig, Sequence
+from tokenizers_vq import folders
 from tokenizers_vq.codes import CodeLayout
-from tokenizers_vq.config import Config, ConfigError, nearest, parse, read_yaml
+from tokenizers_vq.config import Config, nearest, parse, read_yaml
+from tokenizers_vq.folders import CONFIG
 
 HERE = Path(__file__).parent
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class PriorConfig(Config):
@@ -137,15 +134,8 @@ class Prior(nn.Module):
 
     def save(self, folder: Path | str) -> Path:
         """Write `config.json` and `model.safetensors` into `folder`, each replaced in one move."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        weights, config = folder / f".{WEIGHTS}.{os.getpid()}", folder / f".{CONFIG}.{os.getpid()}"
-        save_file(tensors, weights, metadata={"format": "pt"})
-        config.write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        weights.replace(folder / WEIGHTS)
-        config.replace(folder / CONFIG)
-        return folder
+        folders.save(Path(folder), self.config.to_dict(), self.state_dict())
+        return Path(folder)
 
 
 def list_models(kind: str = "preset") -> list[str]:
@@ -182,16 +172,8 @@ def load(source: Path | str) -> Prior:
     its tensors do not fit the config.
     """
     folder = _find(str(source))
-    try:
-        data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} holds no {CONFIG}: not the folder of a prior") from None
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG}: not valid JSON ({error}); copy it again") from None
-    if not isinstance(data, dict):
-        raise ConfigError((), f"{folder / CONFIG}: expected an object, found {type(data).__name__}")
-    prior = Prior(parse(PriorConfig, data, str(folder / CONFIG)))
-    _fill(prior, folder / WEIGHTS)
+    prior = Prior(parse(PriorConfig, folders.read_config(folder), str(folder / CONFIG)))
+    folders.load_weights(prior, folder)
     return prior.eval()
 
 
@@ -204,36 +186,7 @@ def _find(source: str) -> Path:
     if source in list_models("shipped"):
         return HERE / "weights" / source
     if source.count("/") == 1 and not source.startswith((".", "/", "~")):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        try:
-            return Path(snapshot_download(source, allow_patterns=[CONFIG, WEIGHTS]))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
-            raise FileNotFoundError(f"no folder {source}, and no such prior on the Hub (or no network)") from None
+        return folders.download(source)
     raise FileNotFoundError(
         f"no prior at '{source}': no such folder or shipped prior{nearest(source, list_models('shipped'))}"
     )
-
-
-def _fill(prior: Prior, path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the folder holds a config without weights")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: damaged or cut short ({error}); copy it again") from None
-    own = prior.state_dict()
-    missing, surplus = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    if missing or surplus:
-        problems = [f"{what} {_some(names)}" for what, names in (("missing", missing), ("surplus", surplus)) if names]
-        raise ValueError(f"{path}: its tensors do not fit {CONFIG}: {'; '.join(problems)}")
-    shapes = {name: (list(tensors[name].shape), list(tensor.shape)) for name, tensor in own.items()}
-    wrong = [f"{name} is {got}, not {wanted}" for name, (got, wanted) in shapes.items() if got != wanted]
-    if wrong:
-        raise ValueError(f"{path}: its tensors do not fit {CONFIG}: {_some(wrong)}")
-    prior.load_state_dict(tensors)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
