@@ -201,12 +201,17 @@ def test_micro_batches_add_up_to_the_batch(tmp_path: Path, small: list[str]) -> 
             assert torch.allclose(whole[name], parts[name], rtol=1e-4, atol=1e-5), name
 
 
-def test_init_from_begins_with_its_weights(tmp_path: Path, small: list[str]) -> None:
+def test_init_from_begins_with_its_weights(
+    tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     first = run(tmp_path / "first", small, "steps=1")
     recipe = load_recipe("vqgan-tiny-64", [*small, "steps=1", "optimizer.lr=0.0", "ema=null"])
     train(recipe, tmp_path / "second", device="cpu", init_from=str(first))
     a, b = (load_file(out / "model" / "model.safetensors") for out in (first, tmp_path / "second"))
     assert torch.equal(a["encoder.conv_in.weight"], b["encoder.conv_in.weight"])
+    assert "goes on" not in capsys.readouterr().out
+    train(recipe, tmp_path / "second", device="cpu", init_from=str(first))
+    assert "goes on from its checkpoint: --init-from" in capsys.readouterr().out
     with pytest.raises(ValueError, match="do not fit the recipe's model, first at quantizer"):
         train(
             load_recipe("vqgan-tiny-64", [*small, "model.quantizer.num_codes=16"]),

@@ -33,7 +33,9 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | N
         claim(recipe, out, write=accelerator.is_main_process)
     loop.seed_everything(recipe.seed)
     tokenizer = Tokenizer(recipe.model)
-    if init_from is not None:
+    if init_from is not None and has_checkpoint(out):
+        accelerator.print(f"{out} goes on from its checkpoint: --init-from {init_from} is for a new run")
+    elif init_from is not None:
         _fill(tokenizer, init_from)
     tokenizer = tokenizer.to(accelerator.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     accelerator.print(f"training on {accelerator.device}, {recipe.precision}; the run is {out}")
