@@ -229,6 +229,11 @@ class _Adversary:
 
 def compile_in_place(tokenizer: Tokenizer) -> None:
     """`torch.compile` the blocks of encoder and decoder, one by one; heads stay eager, as the adaptive weight asks."""
+    limits = torch._dynamo.config
+    name = "recompile_limit" if hasattr(limits, "recompile_limit") else "cache_size_limit"
+    # Blocks of one class share a code object, and dynamo counts compilations by code object: past its limit of 8 the
+    # rest would run eager with only a warning.
+    setattr(limits, name, max(getattr(limits, name), 64))
     for part in (tokenizer.encoder, tokenizer.decoder):
         for block in part.trunk_blocks():
             block.compile()
