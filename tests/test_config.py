@@ -49,8 +49,8 @@ class Drawing(Config):
         ),
         ({"shapes": [{"radius": 2.0}]}, "shapes.0: needs a `kind`"),
         (
-            {"shapes": [], "weight": {"kind": "linear", "begin": 0, "end": 1, "over": [5, 5]}},
-            "weight.over: needs two rising",
+            {"shapes": [], "weight": {"kind": "linear", "begin": 0, "end": 1, "over": [6, 5]}},
+            "weight.over: needs a first and a later step",
         ),
     ],
 )

@@ -258,8 +258,8 @@ class ScheduleCurve(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         first, last = self.over
-        if isinstance(first, float) == isinstance(last, float) and first >= last:
-            raise ConfigError(("over",), f"needs two rising steps, got {list(self.over)}")
+        if isinstance(first, float) == isinstance(last, float) and first > last:
+            raise ConfigError(("over",), f"needs a first and a later step, got {list(self.over)}")
         if self.kind == "exponential" and (self.begin <= 0 or self.end <= 0):
             raise ConfigError((), "an exponential schedule needs positive begin and end")
         return self
@@ -269,7 +269,8 @@ class ScheduleCurve(Config):
         first, last = self.over
         if isinstance(first, float) or isinstance(last, float):
             raise ConfigError(("over",), f"{list(self.over)} has shares of a run whose steps are not known: use steps")
-        t = min(max((step - first) / (last - first), 0.0), 1.0)
+        # Shares of a very short run can meet in one step: there the value jumps.
+        t = min(max((step - first) / (last - first), 0.0), 1.0) if first < last else float(step >= last)
         if self.kind == "linear":
             return self.begin + (self.end - self.begin) * t
         if self.kind == "cosine":

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import tokenizers_vq as tvq
-from tokenizers_vq.config import ScheduleCurve
+from tokenizers_vq.config import ScheduleChain, ScheduleCurve
 from tokenizers_vq.training import loop
 from tokenizers_vq.training.loop import Interrupted, NonFiniteLossError
 from tokenizers_vq.training.recipe import Recipe, load_recipe
@@ -125,7 +125,10 @@ def test_shares_of_the_run_become_steps(small: list[str]) -> None:
     longer = recipe.replace(steps=100)
     assert longer.optimizer == recipe.optimizer and longer.adversary == recipe.adversary
     assert recipe == Recipe(**recipe.to_dict())
-    with pytest.raises(ValueError, match=r"optimizer\.lr\.over: needs two rising steps, got \[9, 8\]"):
+    short = load_recipe("demo", ["steps=3"])
+    assert isinstance(short.optimizer.lr, ScheduleChain)
+    assert [part.over for part in short.optimizer.lr.parts] == [(0, 0), (0, 3)] and short.optimizer.lr.at(0) == 1e-3
+    with pytest.raises(ValueError, match=r"optimizer\.lr\.over: needs a first and a later step, got \[9, 8\]"):
         load_recipe("vqgan-tiny-64", [*small, "optimizer.lr={begin: 0.0, end: 1.0, over: [9, 1.0]}"])
 
 
