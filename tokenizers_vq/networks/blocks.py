@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -25,6 +27,18 @@ def stride_grid(height: int, width: int, stride: int) -> tuple[int, int]:
 def swish(x: Tensor) -> Tensor:
     """`x * sigmoid(x)` of a tensor that nothing else reads; in place where autograd does not need it."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def precise(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`module(x)` in float32 under autocast, where autograd is off.
+
+    Encoders run the layers beside the pixels and beside the codes so: rounding there is most of what moves a feature
+    to another code, and they are a small part of the work. Training keeps its speed.
+    """
+    if torch.is_grad_enabled() or not torch.is_autocast_enabled(x.device.type):
+        return module(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return module(x.float())
 
 
 class ResidualBlock(nn.Module):

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from tokenizers_vq.config import Config, ConfigError
 from tokenizers_vq.networks.base import Decoder, Encoder
-from tokenizers_vq.networks.blocks import Attention, Downsample, ResidualBlock, Upsample, stride_grid, swish
+from tokenizers_vq.networks.blocks import Attention, Downsample, ResidualBlock, Upsample, precise, stride_grid, swish
 from tokenizers_vq.networks.normalisation import GroupNorm
 
 
@@ -120,8 +120,10 @@ class VqganEncoder(Encoder):
         return stride_grid(height, width, self.stride)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        h = self.middle(self.levels(self.conv_in(pixels)))
-        return self.quant_conv(self.conv_out(swish(self.norm(h))))
+        return precise(self._to_features, self.levels(precise(self.conv_in, pixels)))
+
+    def _to_features(self, h: Tensor) -> Tensor:
+        return self.quant_conv(self.conv_out(swish(self.norm(self.middle(h)))))
 
     def trunk_blocks(self) -> Iterator[nn.Module]:
         yield from self.levels

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tokenizers_vq.config import Config
 from tokenizers_vq.networks.base import Decoder, Encoder
-from tokenizers_vq.networks.blocks import stride_grid
+from tokenizers_vq.networks.blocks import precise, stride_grid
 
 
 class _VqvaeConfig(Config):
@@ -78,9 +78,13 @@ class VqvaeEncoder(Encoder):
         return stride_grid(height, width, self.stride)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        h = pixels
-        for convolution in self.strided:
+        first, *others = self.strided
+        h = F.relu(precise(first, pixels))
+        for convolution in others:
             h = F.relu(convolution(h))
+        return precise(self._to_features, h)
+
+    def _to_features(self, h: Tensor) -> Tensor:
         return self.quant_conv(F.relu(self.blocks(h)))
 
     def trunk_blocks(self) -> Iterator[nn.Module]:
