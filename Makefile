@@ -34,7 +34,7 @@ wheel: install ## build the wheel into dist/
 	$(BIN)/python -m pip wheel . --quiet --no-deps --no-build-isolation --wheel-dir dist
 
 docs: install ## the API reference from the docstrings, into docs/api
-	$(BIN)/pdoc --output-directory docs/api --docformat google tokenizers_vq prior
+	$(BIN)/python docs/reference.py docs/api
 
 clean: ## remove what was built (not runs/)
 	rm -rf $(VENV) build dist docs/api *.egg-info

@@ -26,9 +26,10 @@ __all__ = ["ClassConfig", "NoneConfig", "Prior", "PriorConfig", "Sampler", "crea
 
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import; it is paid for by what needs it.
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'prior' has no attribute '{name}'")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'prior' has no attribute '{name}'")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -52,9 +52,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "images":
         return importlib.import_module("tokenizers_vq.images")
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"tokenizers_vq.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'tokenizers_vq' has no attribute '{name}'")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tokenizers_vq' has no attribute '{name}'")
+    value = globals()[name] = getattr(importlib.import_module(f"tokenizers_vq.{_HOMES[name]}"), name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -114,6 +115,7 @@ def make_accelerator(config: LoopConfig, out: Path, device: str = "auto") -> Acc
     """The Accelerator of a run on `device` (auto, cpu, cuda, mps). Raises `ValueError` for one that is not there."""
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     check_trackers(config.trackers)
+    AcceleratorState._reset_state()  # it keeps the first precision for good, but a process may train several runs
     return Accelerator(
         mixed_precision={"fp32": "no", "bf16": "bf16"}[config.precision],
         gradient_accumulation_steps=config.accumulate,
