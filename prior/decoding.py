@@ -23,7 +23,10 @@ def open_tokenizer(name: str | None, fingerprint: str | None, whose: str, device
     """
     if name is None:
         raise ValueError(f"{whose} does not say which tokenizer made its codes: give it with --tokenizer")
-    tokenizer = load(name, device=device)
+    try:
+        tokenizer = load(name, device=device)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"the tokenizer of {whose}: {error}; say where it is now with --tokenizer") from None
     if fingerprint is None:
         raise ValueError(f"{whose} does not say which tokenizer made its codes; train it on codes of `tvq encode`")
     if tokenizer.fingerprint != fingerprint:

@@ -126,6 +126,6 @@ class CodeLayout:
 
 
 def nearest_multiples(size: int, stride: int) -> Sequence[int]:
-    """The one or two positive multiples of `stride` around `size`, for error messages."""
+    """The positive multiples of `stride` around `size`, for error messages: one where it is a multiple itself."""
     low = size // stride * stride
-    return [n for n in (low, low + stride) if n > 0]
+    return [size] if low == size > 0 else [n for n in (low, low + stride) if n > 0]

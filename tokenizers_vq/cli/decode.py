@@ -28,9 +28,12 @@ def decode(
     if name is None:
         raise ValueError(f"{codes} does not say which tokenizer made it: give --tokenizer")
     size = shards.info["image_size"]
-    encoder = BatchEncoder(
-        name, device=device, precision=precision, image_size=size if isinstance(size, int) else tuple(size)
-    )
+    try:
+        encoder = BatchEncoder(
+            name, device=device, precision=precision, image_size=size if isinstance(size, int) else tuple(size)
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"the tokenizer of {codes}: {error}; say where it is now with --tokenizer") from None
     if encoder.fingerprint != shards.fingerprint:
         raise ValueError(
             f"{codes} holds codes of another tokenizer ({shards.fingerprint[:12]}) than {name} "

@@ -212,7 +212,7 @@ def _mean_of(
 
 def _pixel_metrics(height: int, width: int, skipped: dict[str, str]) -> dict[str, _Tracked]:
     on_unit: dict[str, Any] = {"range": [0, 1]}
-    psnr = {**on_unit, "data_range": 1, "cap_db": metrics.PSNR_CAP}
+    psnr = {**on_unit, "data_range": 1, "cap": f"{metrics.PSNR_CAP:g} dB"}
     tracked = {"psnr": _mean_of(metrics.psnr, "dB", "higher", psnr)}
     if min(height, width) >= metrics.SSIM_WINDOW:
         window = {

@@ -45,7 +45,8 @@ def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     )
     for verb in ("encode", "decode"):
         rate = evaluation.speed[f"{verb}_images_per_second"]
-        where = f"{evaluation.speed['device']}, {evaluation.speed['precision']}, {evaluation.speed['threads']} threads"
+        threads = f"{evaluation.speed['threads']} thread{'' if evaluation.speed['threads'] == 1 else 's'}"
+        where = f"{evaluation.speed['device']}, {evaluation.speed['precision']}, {threads}"
         table.append((f"{verb.capitalize()} speed", "-" if rate is None else f"{rate:,.1f} images/s", where))
     return table
 
