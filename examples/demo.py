@@ -50,8 +50,8 @@ class Commands:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer-steps", type=int, default=700, help="steps of the tokenizer's training")
-    parser.add_argument("--prior-steps", type=int, default=200, help="steps of the prior's training")
+    parser.add_argument("--tokenizer-steps", type=int, default=550, help="steps of the tokenizer's training")
+    parser.add_argument("--prior-steps", type=int, default=150, help="steps of the prior's training")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder that everything is written to")
     chosen = parser.parse_args()
     out: Path = chosen.out

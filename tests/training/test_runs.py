@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,27 @@ def test_killed_before_the_last_checkpoint_a_run_still_ends_with_its_model(
         patch.setattr(Checkpoints, "save", killed)
         run(tmp_path / "run", small)
     assert_bitwise(whole, everything(run(tmp_path / "run", small)))
+
+
+def test_a_signal_to_the_whole_process_group_saves_too(tmp_path: Path, small: list[str]) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tokenizers_vq",
+        "train",
+        "vqgan-tiny-64",
+        *small,
+        "steps=100000",
+        "data.workers=1",
+    ]
+    command += ["checkpoint_every=2", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (tmp_path / "run" / "checkpoints").exists():
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, said.decode()
+    assert b"saved at step" in said
 
 
 def test_a_non_finite_loss_is_named_and_the_last_checkpoint_stays(

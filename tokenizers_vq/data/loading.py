@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -216,8 +217,15 @@ def _loader(dataset: Any, workers: int, sampler: Any = None) -> DataLoader:
         sampler=sampler,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_the_run,
         generator=torch.Generator(),  # the loader draws a seed, which must not move the caller's generator
     )
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A scheduler signals the whole process group; the run saves and ends its loaders, they must not end it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _evaluation_batch(items: Sequence[Item], size: Size, channels: int) -> Batch:
