@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate.state import AcceleratorState
 from torch import Tensor
 
 import tokenizers_vq._torchvision  # noqa: F401  (before timm, which imports torchvision)
@@ -40,7 +39,6 @@ def training_step(images: Tensor, width: int, precision: str = "fp32") -> Callab
 
 def training_task(images: Tensor, width: int, precision: str) -> tuple[TokenizerTask, Callable[[], object]]:
     """The task that `training_step` drives, and its step."""
-    AcceleratorState._reset_state()  # else a process holds to its first precision
     recipe = load_recipe("vqgan-tiny-64", step_overrides(images.shape[-1], width, precision))
     accelerator = make_accelerator(recipe, Path(), "cpu")
     task = TokenizerTask(recipe, Tokenizer(recipe.model).to(memory_format=torch.channels_last))  # type: ignore[call-overload]

@@ -96,13 +96,11 @@ class VectorQuantizer(Quantizer):
         """One code of K at every position of `grid`."""
         return CodeLayout((grid,), 1, (self.num_codes,))
 
-    def _search(self, rows: Tensor) -> Tensor:
-        return nearest_codes(rows, self.weight.detach(), score=self.config.distance)
-
     def encode(self, features: Tensor) -> Tensor:
         """`(B, D, *grid)` -> int64 `(B, *grid)`. Raises `ValueError` for non-finite features."""
         rows = rearrange(features.detach(), "b d ... -> b ... d")
-        return self._search(rows.reshape(-1, self.dim).float()).reshape(rows.shape[:-1])
+        flat = rows.reshape(-1, self.dim).float()
+        return nearest_codes(flat, self.weight.detach(), score=self.config.distance).reshape(rows.shape[:-1])
 
     def lookup(self, codes: Tensor) -> Tensor:
         """int64 `(B, *grid)` -> `(B, D, *grid)` in the codebook's dtype.

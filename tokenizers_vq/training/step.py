@@ -34,7 +34,7 @@ class TokenizerTask:
         from timm.utils.model_ema import ModelEmaV3
 
         self.recipe, self.tokenizer, self.examples, self.card = recipe, tokenizer, examples, card
-        self.terms: list[Term] = [config.build() for config in recipe.losses]
+        self.terms: list[Term] = [config.build().to(tokenizer.device) for config in recipe.losses]
         self.modules: dict[str, nn.Module] = {"tokenizer": tokenizer.train()}
         self.optimizers: dict[str, Any] = {"tokenizer": recipe.optimizer.build(tokenizer)}
         self.state: dict[str, nn.Module] = {}
@@ -54,8 +54,6 @@ class TokenizerTask:
     def step(self, batch: dict[str, Any], step: int, accelerator: Accelerator) -> dict[str, Tensor]:
         """One micro-batch: one backward through the tokenizer, one through the discriminator."""
         images = batch["images"]
-        for term in self.terms:
-            term.to(images.device)
         prepared = list(self.modules.values())
         with accelerator.accumulate(*prepared):
             out = self.modules["tokenizer"](images)
