@@ -16,6 +16,7 @@ from tokenizers_vq import devices
 from tokenizers_vq.data.transforms import resize_center_crop
 from tokenizers_vq.encoding import BatchEncoder
 from tokenizers_vq.images import BrokenImage
+from tokenizers_vq.quantizers import vector
 
 
 @pytest.fixture
@@ -59,10 +60,12 @@ def test_full_precision_is_the_tokenizers_own(tokenizer) -> None:
     assert encoder.decode(tokens.to(torch.int32)).equal(tokenizer.decode(codes))
 
 
-def test_half_precision_quantizes_in_full(tokenizer) -> None:
+def test_half_precision_quantizes_in_full(tokenizer, monkeypatch) -> None:
     seen = {}
-    search = tokenizer.quantizer._search
-    tokenizer.quantizer._search = lambda rows: seen.update(rows=rows.dtype) or search(rows)
+    search = vector.nearest_codes
+    monkeypatch.setattr(
+        vector, "nearest_codes", lambda rows, *a, **k: seen.update(rows=rows.dtype) or search(rows, *a, **k)
+    )
     tokenizer.decoder.register_forward_hook(lambda *arguments: seen.update(decoded=arguments[2].dtype))
     encoder = BatchEncoder(tokenizer, device="cpu", precision="bf16")
     decoded = encoder.decode(encoder.encode(torch.rand(2, 3, 64, 64) * 2 - 1))
