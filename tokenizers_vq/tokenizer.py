@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from tokenizers_vq import folders, images
 from tokenizers_vq.codes import CodeLayout, Codes, Output
@@ -50,6 +51,15 @@ class TokenizerConfig(Config):
     decoder: DecoderConfig
     """network from features to pixels"""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.decoder.output == "logit_laplace" and not 0 < self.pixels.low < self.pixels.high < 1:
+            raise ConfigError(
+                ("pixels",),
+                "a logit-Laplace decoder needs pixels inside (0, 1): give pixels.low=0.1 and pixels.high=0.9",
+            )
+        return self
+
     @property
     def size(self) -> tuple[int, int]:
         """`image_size` as height and width."""
@@ -72,9 +82,9 @@ class Tokenizer(nn.Module, PyTorchModelHubMixin, library_name="tokenizers-vq", t
         quantizer = config.quantizer.build()
         self._assemble(
             config,
-            config.encoder.build(dim=quantizer.in_dim, channels=config.channels),
+            config.encoder.build(dim=quantizer.in_dim, channels=config.channels, image_size=config.size),
             quantizer,
-            config.decoder.build(dim=quantizer.dim, channels=config.channels),
+            config.decoder.build(dim=quantizer.dim, channels=config.channels, image_size=config.size),
         )
 
     def _assemble(self, config: Any, encoder: Encoder, quantizer: Quantizer, decoder: Decoder) -> None:
@@ -129,7 +139,7 @@ class Tokenizer(nn.Module, PyTorchModelHubMixin, library_name="tokenizers-vq", t
         """
         images.check(images_, self.config.channels)
         self.encoder.grid(images_.shape[-2], images_.shape[-1])
-        return self.encoder(self._to_pixels(images_.to(self.dtype)))
+        return self.encoder(self.to_pixels(images_.to(self.dtype)))
 
     def decode_features(self, features: Tensor) -> Tensor:
         """`(B, D, *grid)` looked-up vectors -> images `(B, C, H, W)` in [-1, 1]; differentiable."""
@@ -169,7 +179,8 @@ class Tokenizer(nn.Module, PyTorchModelHubMixin, library_name="tokenizers-vq", t
             return rendered
         return (rendered - pixels.low) * (2 / (pixels.high - pixels.low)) - 1
 
-    def _to_pixels(self, images_: Tensor) -> Tensor:
+    def to_pixels(self, images_: Tensor) -> Tensor:
+        """Images in [-1, 1] -> the range that the networks see."""
         pixels = self.config.pixels
         if (pixels.low, pixels.high) == (-1.0, 1.0):
             return images_

@@ -7,11 +7,14 @@ from typing import Annotated
 from pydantic import Field
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
+from tokenizers_vq.losses.logit_laplace import LogitLaplaceConfig
 from tokenizers_vq.losses.objectives import Hinge, NonSaturating
 from tokenizers_vq.losses.perceptual import LpipsConfig, PerceptualConfig
 from tokenizers_vq.losses.regularisers import R1Config
 from tokenizers_vq.losses.terms import L1Config, L2Config
 
-TermConfig = Annotated[L1Config | L2Config | LpipsConfig | PerceptualConfig, Field(discriminator="kind")]
+TermConfig = Annotated[
+    L1Config | L2Config | LogitLaplaceConfig | LpipsConfig | PerceptualConfig, Field(discriminator="kind")
+]
 ObjectiveConfig = Annotated[Hinge | NonSaturating, Field(discriminator="kind")]
 RegulariserConfig = R1Config

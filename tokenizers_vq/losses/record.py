@@ -26,6 +26,7 @@ class Record:
         output: Tensor,
         render: Callable[[Tensor], Tensor],
         *,
+        to_pixels: Callable[[Tensor], Tensor] = lambda images: images,
         labels: Tensor | None = None,
         step: int = 0,
         features: Any = None,
@@ -45,13 +46,18 @@ class Record:
         self.quantized = quantized
         self.discriminator = discriminator
         """the eager one, not its wrapper"""
-        self._render = render
+        self._render, self._to_pixels = render, to_pixels
         self._shared: dict[Hashable, Any] = {}
 
     @cached_property
     def reconstructions(self) -> Tensor:
         """`(B, C, H, W)`, in the range of the images but not clamped; differentiable down to `output`."""
         return self._render(self.output)
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """The images in the range that the networks see."""
+        return self._to_pixels(self.images)
 
     @cached_property
     def fake(self) -> Judgement:

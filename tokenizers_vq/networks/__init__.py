@@ -4,11 +4,13 @@ from typing import Annotated
 
 from pydantic import Field
 
+import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
 from tokenizers_vq.networks.base import Decoder, Encoder
+from tokenizers_vq.networks.vit import VitDecoderConfig, VitEncoderConfig
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
 from tokenizers_vq.networks.vqvae import VqvaeDecoderConfig, VqvaeEncoderConfig
 
-EncoderConfig = Annotated[VqvaeEncoderConfig | VqganEncoderConfig, Field(discriminator="kind")]
-DecoderConfig = Annotated[VqvaeDecoderConfig | VqganDecoderConfig, Field(discriminator="kind")]
+EncoderConfig = Annotated[VqvaeEncoderConfig | VqganEncoderConfig | VitEncoderConfig, Field(discriminator="kind")]
+DecoderConfig = Annotated[VqvaeDecoderConfig | VqganDecoderConfig | VitDecoderConfig, Field(discriminator="kind")]
 
 __all__ = ["Decoder", "DecoderConfig", "Encoder", "EncoderConfig"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tokenizers_vq.config import Config, ConfigError
-from tokenizers_vq.networks.base import Decoder, Encoder
+from tokenizers_vq.networks.base import Decoder, DecoderFields, Encoder
 from tokenizers_vq.networks.blocks import Attention, Downsample, ResidualBlock, Upsample, precise, stride_grid, swish
 from tokenizers_vq.networks.normalisation import GroupNorm
 
@@ -50,19 +50,19 @@ class VqganEncoderConfig(_VqganConfig):
 
     kind: Literal["vqgan"] = "vqgan"
 
-    def build(self, *, dim: int, channels: int) -> VqganEncoder:
+    def build(self, *, dim: int, channels: int, image_size: tuple[int, int]) -> VqganEncoder:
         """The encoder for images of `channels` and features of `dim`."""
         return VqganEncoder(dim=dim, channels=channels, **self.arguments())
 
 
-class VqganDecoderConfig(_VqganConfig):
+class VqganDecoderConfig(_VqganConfig, DecoderFields):
     """Decoder of VQGAN; `multipliers` and `attention` are counted from full size, as the encoder's."""
 
     kind: Literal["vqgan"] = "vqgan"
     blocks: int = 3
     """residual blocks a level"""
 
-    def build(self, *, dim: int, channels: int) -> VqganDecoder:
+    def build(self, *, dim: int, channels: int, image_size: tuple[int, int]) -> VqganDecoder:
         """The decoder from features of `dim` to images of `channels`."""
         return VqganDecoder(dim=dim, channels=channels, **self.arguments())
 
@@ -136,6 +136,7 @@ class VqganDecoder(Decoder):
     def __init__(self, *, dim: int, channels: int = 3, **fields: Any) -> None:
         super().__init__()
         config = VqganDecoderConfig(**fields)
+        self.distribution = config.output
         widths = [config.width * multiplier for multiplier in config.multipliers]
         self.post_quant_conv = nn.Conv2d(dim, config.latent_width or dim, 1)
         self.conv_in = nn.Conv2d(config.latent_width or dim, widths[-1], 3, padding=1)
@@ -148,7 +149,7 @@ class VqganDecoder(Decoder):
             )
         )
         self.norm = GroupNorm(config.groups, widths[0], eps=1e-6)
-        self.head = nn.Conv2d(widths[0], channels, 3, padding=1)
+        self.head = nn.Conv2d(widths[0], config.output_channels(channels), 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
         h = self.levels(self.middle(self.conv_in(self.post_quant_conv(features))))

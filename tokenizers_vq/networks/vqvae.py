@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizers_vq.config import Config
-from tokenizers_vq.networks.base import Decoder, Encoder
+from tokenizers_vq.networks.base import Decoder, DecoderFields, Encoder
 from tokenizers_vq.networks.blocks import precise, stride_grid
 
 
@@ -29,17 +29,17 @@ class VqvaeEncoderConfig(_VqvaeConfig):
 
     kind: Literal["vqvae"] = "vqvae"
 
-    def build(self, *, dim: int, channels: int) -> VqvaeEncoder:
+    def build(self, *, dim: int, channels: int, image_size: tuple[int, int]) -> VqvaeEncoder:
         """The encoder for images of `channels` and features of `dim`."""
         return VqvaeEncoder(dim=dim, channels=channels, **self.arguments())
 
 
-class VqvaeDecoderConfig(_VqvaeConfig):
+class VqvaeDecoderConfig(_VqvaeConfig, DecoderFields):
     """Residual blocks, then transposed convolutions."""
 
     kind: Literal["vqvae"] = "vqvae"
 
-    def build(self, *, dim: int, channels: int) -> VqvaeDecoder:
+    def build(self, *, dim: int, channels: int, image_size: tuple[int, int]) -> VqvaeDecoder:
         """The decoder from features of `dim` to images of `channels`."""
         return VqvaeDecoder(dim=dim, channels=channels, **self.arguments())
 
@@ -97,13 +97,14 @@ class VqvaeDecoder(Decoder):
     def __init__(self, *, dim: int, channels: int = 3, **fields: Any) -> None:
         super().__init__()
         config = VqvaeDecoderConfig(**fields)
+        self.distribution = config.output
         self.post_quant_conv = nn.Conv2d(dim, config.width, 3, padding=1)
         self.blocks = _blocks(config)
         self.strided = nn.ModuleList(
             nn.ConvTranspose2d(config.width, config.width, 4, stride=2, padding=1)
             for _ in range(config.downsamples - 1)
         )
-        self.head = nn.ConvTranspose2d(config.width, channels, 4, stride=2, padding=1)
+        self.head = nn.ConvTranspose2d(config.width, config.output_channels(channels), 4, stride=2, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
         h = F.relu(self.blocks(self.post_quant_conv(features)))

@@ -102,6 +102,8 @@ class Recipe(LoopConfig):
     """the tokenizer's"""
     ema: EmaConfig | None = EmaConfig()
     """average of the weights; null = none"""
+    warn_usage: float = Field(default=0.5, ge=0, le=1)
+    """warn when a smaller share of the codes was used in the last 256 updates; 0 = never"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -109,6 +111,12 @@ class Recipe(LoopConfig):
         for kind in kinds:
             if kinds.count(kind) > 1:
                 raise ConfigError(("losses",), f"'{kind}' stands there twice: give it one weight")
+        if "logit_laplace" in kinds and self.model.decoder.output != "logit_laplace":
+            raise ConfigError(
+                ("model", "decoder", "output"),
+                "the logit_laplace loss needs a decoder of 2C channels: give model.decoder.output=logit_laplace "
+                "with model.pixels.low=0.1 and model.pixels.high=0.9, or take the loss out of `losses`",
+            )
         if self.batch_size % self.accumulate:
             raise ConfigError(("accumulate",), f"{self.accumulate} does not divide batch_size {self.batch_size}")
         return self

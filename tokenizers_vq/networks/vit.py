@@ -1,0 +1,190 @@
+"""Encoder and decoder of ViT-VQGAN (Yu et al., arXiv 2110.04627): vision transformers on non-overlapping patches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from tokenizers_vq.config import Config, ConfigError
+from tokenizers_vq.networks.base import Decoder, DecoderFields, Encoder
+from tokenizers_vq.networks.blocks import precise, stride_grid
+
+
+class _VitConfig(Config):
+    patch: int = Field(default=8, ge=1)
+    """side of a patch in pixels: the stride"""
+    width: int = Field(default=512, ge=1)
+    """width of a token"""
+    layers: int = Field(default=8, ge=1)
+    """transformer blocks"""
+    heads: int = Field(default=8, ge=1)
+    """attention heads"""
+    head_width: int | None = Field(default=None, ge=1)
+    """width of a head; null = `width` / `heads`"""
+    mlp: int | None = Field(default=None, ge=1)
+    """width inside a feed-forward; null = 4 x `width`"""
+    activation: Literal["gelu", "tanh"] = "gelu"
+    """of the blocks' feed-forwards (tanh: enhancing-transformers)"""
+    qkv_bias: bool = True
+    """biases of queries, keys and values"""
+    positions: Literal["learned", "sincos"] = "learned"
+    """position embeddings: learned, or fixed two-dimensional sines and cosines; both interpolate to other sizes"""
+    tanh_head: bool = True
+    """a feed-forward with tanh after the last block (section 3.1)"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.head_width is None and self.width % self.heads:
+            raise ConfigError(("heads",), f"{self.heads} heads do not divide the width {self.width}")
+        if self.positions == "sincos" and self.width % 4:
+            raise ConfigError(("width",), f"sincos positions need a width divisible by 4, got {self.width}")
+        return self
+
+
+class VitEncoderConfig(_VitConfig):
+    """Encoder of ViT-VQGAN; published: small 8 x 512 with 8 heads, base 12 x 768 with 12, large 32 x 1280 with 16."""
+
+    kind: Literal["vit"] = "vit"
+
+    def build(self, *, dim: int, channels: int, image_size: tuple[int, int]) -> VitEncoder:
+        """The encoder for images of `channels` and features of `dim`; positions are those of `image_size`."""
+        return VitEncoder(dim=dim, channels=channels, image_size=image_size, **self.arguments())
+
+
+class VitDecoderConfig(_VitConfig, DecoderFields):
+    """Decoder of ViT-VQGAN; its sizes need not be the encoder's."""
+
+    kind: Literal["vit"] = "vit"
+
+    def build(self, *, dim: int, channels: int, image_size: tuple[int, int]) -> VitDecoder:
+        """The decoder from features of `dim` to images of `channels`; positions are those of `image_size`."""
+        return VitDecoder(dim=dim, channels=channels, image_size=image_size, **self.arguments())
+
+
+class _Tanh(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float().tanh().to(x.dtype)  # in bfloat16 a CPU takes many times as long
+
+
+class _Trunk(nn.Module):
+    """Positions, pre-norm blocks, a last norm, and the tanh feed-forward: `(B, h*w, width)` -> the same."""
+
+    def __init__(self, config: _VitConfig, grid: tuple[int, int]) -> None:
+        from timm.layers import Attention, Mlp
+        from timm.models.vision_transformer import Block
+
+        super().__init__()
+        self.grid = grid
+        if config.positions == "learned":
+            positions = torch.empty(1, grid[0] * grid[1], config.width)
+            self.positions = nn.Parameter(nn.init.trunc_normal_(positions, std=0.02))
+        else:
+            self.register_buffer("positions", sincos_positions(grid, config.width)[None])
+        inner = config.mlp or 4 * config.width
+        self.blocks = nn.ModuleList(
+            Block(
+                config.width,
+                config.heads,
+                mlp_ratio=inner / config.width,
+                qkv_bias=config.qkv_bias,
+                norm_layer=nn.LayerNorm,
+                act_layer=_Tanh if config.activation == "tanh" else nn.GELU,
+            )
+            for _ in range(config.layers)
+        )
+        if config.head_width is not None:
+            for block in self.blocks:
+                block.attn = Attention(
+                    config.width, config.heads, attn_head_dim=config.head_width, qkv_bias=config.qkv_bias
+                )
+        self.norm = nn.LayerNorm(config.width)
+        self.head = Mlp(config.width, inner, act_layer=_Tanh) if config.tanh_head else nn.Identity()
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        tokens = tokens + self._positions(grid).to(tokens.dtype)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+    def end(self, tokens: Tensor) -> Tensor:
+        """The last norm and the tanh feed-forward."""
+        return self.head(self.norm(tokens))
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        if grid == self.grid:
+            return self.positions
+        from timm.layers import resample_abs_pos_embed
+
+        return resample_abs_pos_embed(self.positions, list(grid), old_size=list(self.grid), num_prefix_tokens=0)
+
+
+def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """float32 `(h*w, width)`: sines and cosines of the column, then of the row (He et al., arXiv 2111.06377)."""
+    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width // 4))
+    rows, columns = (torch.arange(size, dtype=torch.float64, device="cpu") for size in grid)
+    row, column = torch.meshgrid(rows, columns, indexing="ij")
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (column, row)]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class VitEncoder(Encoder):
+    """`(B, C, H, W)` pixels -> `(B, dim, H/patch, W/patch)` features. Fields: `VitEncoderConfig`."""
+
+    def __init__(self, *, dim: int, channels: int = 3, image_size: tuple[int, int] = (256, 256), **fields: Any) -> None:
+        super().__init__()
+        config = VitEncoderConfig(**fields)
+        self.patch = config.patch
+        self.embed = nn.Linear(channels * config.patch**2, config.width)
+        self.trunk = _Trunk(config, self.grid(*image_size))
+        self.quant_conv = nn.Linear(config.width, dim)
+        self.apply(_initialise)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return stride_grid(height, width, self.patch)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        grid = self.grid(*pixels.shape[-2:])
+        patches = rearrange(pixels, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
+        features = precise(self._to_features, self.trunk(precise(self.embed, patches), grid))
+        return rearrange(features, "b (h w) d -> b d h w", h=grid[0])
+
+    def _to_features(self, tokens: Tensor) -> Tensor:
+        return self.quant_conv(self.trunk.end(tokens))
+
+    def trunk_blocks(self) -> Iterator[nn.Module]:
+        yield from self.trunk.blocks
+
+
+class VitDecoder(Decoder):
+    """`(B, dim, h, w)` features -> `(B, C, h*patch, w*patch)` output. Fields: `VitDecoderConfig`."""
+
+    def __init__(self, *, dim: int, channels: int = 3, image_size: tuple[int, int] = (256, 256), **fields: Any) -> None:
+        super().__init__()
+        config = VitDecoderConfig(**fields)
+        self.patch, self.distribution = config.patch, config.output
+        self.post_quant_conv = nn.Linear(dim, config.width)
+        self.trunk = _Trunk(config, stride_grid(*image_size, config.patch))
+        self.head = nn.Linear(config.width, config.output_channels(channels) * config.patch**2)
+        self.apply(_initialise)
+
+    def forward(self, features: Tensor) -> Tensor:
+        height, width = features.shape[-2:]
+        tokens = self.post_quant_conv(rearrange(features, "b d h w -> b (h w) d"))
+        patches = self.head(self.trunk.end(self.trunk(tokens, (height, width))))
+        return rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=self.patch, q=self.patch)
+
+    def trunk_blocks(self) -> Iterator[nn.Module]:
+        yield from self.trunk.blocks
