@@ -24,7 +24,8 @@ class PatchGANConfig(Config):
     norm: Literal["batch", "spectral", "none"] = "batch"
     """batch norm, spectral norm of every convolution (Miyato et al., arXiv 1802.05957), or none"""
 
-    def build(self, channels: int = 3) -> PatchGAN:
+    def build(self, channels: int = 3, image_size: tuple[int, int] = (256, 256)) -> PatchGAN:
+        """Convolutional, so the same for every `image_size`."""
         return PatchGAN(channels, **self.arguments())
 
 

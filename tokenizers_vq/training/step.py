@@ -176,7 +176,9 @@ class _Adversary:
 
     def __init__(self, config: AdversaryConfig, optimizer: OptimizerConfig, tokenizer: Tokenizer) -> None:
         self.config, self.config_optimizer = config, optimizer
-        self.discriminator: Discriminator = config.discriminator.build(channels=tokenizer.config.channels)
+        self.discriminator: Discriminator = config.discriminator.build(
+            channels=tokenizer.config.channels, image_size=tokenizer.config.size
+        )
         self.discriminator.check(*tokenizer.config.size)  # now, not at the step where it starts
         self.regularisers: list[Regulariser] = [regulariser.build() for regulariser in config.regularisers]
         assert not isinstance(config.start, float) and not isinstance(config.warmup, float)  # the recipe's are steps
