@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,25 +15,22 @@ from torch import Tensor, nn
 
 from tokenizers_vq import distributed
 from tokenizers_vq.evaluation import metrics
+from tokenizers_vq.evaluation.measures import (
+    Clock,
+    Measure,
+    Metric,
+    backbone_features,
+    feature_distance,
+    lpips_measure,
+    lpips_name,
+    lpips_network,
+    pixel_measures,
+)
 from tokenizers_vq.evaluation.spectrum import RadialSpectrum, Spectrum
 from tokenizers_vq.evaluation.usage import CodeUsage, Usage
 
 Watch = Callable[[Tensor, Tensor, Any], None]
 """called with images, reconstructions `(B, C, H, W)` in [-1, 1] and codes of every batch"""
-
-
-class Metric(NamedTuple):
-    """One number and what defines it."""
-
-    value: float
-    unit: str
-    better: str
-    """`higher` or `lower`"""
-    definition: dict[str, Any]
-    """everything that must be equal for two such numbers to be compared"""
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"value": self.value, "unit": self.unit, "better": self.better, **self.definition}
 
 
 class Evaluation(NamedTuple):
@@ -80,14 +76,6 @@ class Evaluation(NamedTuple):
         write_atomically(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
 
 
-class _Tracked(NamedTuple):
-    accumulate: Callable[[Tensor, Tensor], None]
-    compute: Callable[[], tuple[float, int]]
-    unit: str
-    better: str
-    definition: dict[str, Any]
-
-
 def evaluate(
     tokenizer: Any,
     batches: Iterable[Mapping[str, Any]],
@@ -121,17 +109,28 @@ def evaluate(
     device = getattr(tokenizer, "device", torch.device("cpu"))
     channels, height, width = _shape(tokenizer, first)
     skipped: dict[str, str] = {}
-    tracked = _pixel_metrics(height, width, skipped)
-    _add_lpips(tracked, skipped, lpips, lpips_trunk, channels, device)
-    _add_feature_distance(tracked, skipped, backbone, layer, channels, device)
+    tracked = pixel_measures(height, width, skipped)
+    if lpips is not None:
+        name = lpips_name(lpips)
+        try:
+            tracked[name] = lpips_measure(name, lpips_network(lpips, lpips_trunk, channels, device))
+        except (ValueError, FileNotFoundError) as error:
+            skipped[name] = str(error)
+    if backbone is not None:
+        try:
+            features = backbone_features(backbone, layer, channels, device)
+            frechet = metrics.FrechetDistance(features, features.dim)
+            tracked["feature_distance"] = feature_distance(frechet, features, backbone)
+        except (ValueError, FileNotFoundError) as error:
+            skipped["feature_distance"] = str(error)
     if fid:
         inception = metrics.InceptionDistance(fid_weights, device)
-        tracked["fid"] = _Tracked(
+        tracked["fid"] = Measure(
             inception.update, inception.compute, "", "lower", {**_INCEPTION, "reference": "the same images"}
         )
     spectra = (RadialSpectrum(height, width), RadialSpectrum(height, width)) if min(height, width) >= 8 else None
     usage = CodeUsage(tokenizer.code_layout(height, width), pixels=height * width)
-    clock = _Clock(device)
+    clock = Clock(device)
     with eval_mode(tokenizer):
         for batch in itertools.chain([] if first is None else [first], iterator):
             images = batch["images"].to(device)
@@ -161,11 +160,9 @@ def evaluate(
     results = {}
     for name, metric in tracked.items():
         try:
-            value, count = metric.compute()
+            results[name] = metric.result(common)
         except ValueError as error:
             skipped[name] = str(error)
-            continue
-        results[name] = Metric(value, metric.unit, metric.better, {**metric.definition, **common, "images": count})
     means = None if spectra is None else (spectra[0].compute(), spectra[1].compute())
     if means is not None:
         definition = {
@@ -197,134 +194,6 @@ def _shape(tokenizer: Any, first: Mapping[str, Any] | None) -> tuple[int, int, i
     size = tokenizer.config.image_size  # a process without a share still takes part in every sum
     height, width = (size, size) if isinstance(size, int) else size
     return tokenizer.config.channels, height, width
-
-
-def _mean_of(
-    values: Callable[[Tensor, Tensor], Tensor], unit: str, better: str, definition: dict[str, Any]
-) -> _Tracked:
-    mean = metrics.Mean()
-
-    def accumulate(images: Tensor, reconstructions: Tensor) -> None:
-        mean.update(values(images, reconstructions))
-
-    return _Tracked(accumulate, mean.compute, unit, better, {**definition, "average": "per image, then mean"})
-
-
-def _pixel_metrics(height: int, width: int, skipped: dict[str, str]) -> dict[str, _Tracked]:
-    on_unit: dict[str, Any] = {"range": [0, 1]}
-    psnr = {**on_unit, "data_range": 1, "cap": f"{metrics.PSNR_CAP:g} dB"}
-    tracked = {"psnr": _mean_of(metrics.psnr, "dB", "higher", psnr)}
-    if min(height, width) >= metrics.SSIM_WINDOW:
-        window = {
-            **on_unit,
-            "data_range": 1,
-            "window": "gaussian",
-            "size": metrics.SSIM_WINDOW,
-            "sigma": 1.5,
-            "border": "left out",
-        }
-        tracked["ssim"] = _mean_of(metrics.ssim, "", "higher", {**on_unit, "data_range": 1, **window})
-    else:
-        skipped["ssim"] = f"needs images of at least {metrics.SSIM_WINDOW} pixels a side, these are {height}x{width}"
-    tracked["mse"] = _mean_of(metrics.mse, "", "lower", on_unit)
-    return tracked
-
-
-def _add_lpips(
-    tracked: dict[str, _Tracked],
-    skipped: dict[str, str],
-    lpips: str | nn.Module | None,
-    trunk: Path | str | None,
-    channels: int,
-    device: torch.device,
-) -> None:
-    if lpips is None:
-        return
-    from tokenizers_vq.losses.backbones import three_channels
-    from tokenizers_vq.losses.perceptual import LpipsNetwork
-
-    name = lpips if isinstance(lpips, str) else getattr(lpips, "key", (type(lpips).__name__,))[0]
-    try:
-        if name not in ("alex", "vgg", "squeeze") and isinstance(lpips, str):
-            raise ValueError(f"no LPIPS net '{name}': choose from alex, vgg, squeeze")
-        _needs_colour(channels)
-        network: Any = LpipsNetwork(lpips, trunk) if isinstance(lpips, str) else lpips  # type: ignore[arg-type]
-    except (ValueError, FileNotFoundError) as error:
-        skipped[f"lpips_{name}"] = str(error)
-        return
-    network = network.to(device)
-
-    def distance(images: Tensor, reconstructions: Tensor) -> Tensor:
-        pair = [three_channels(part.float().clamp(-1, 1), None, "LPIPS") for part in (images, reconstructions)]
-        return network(*pair).flatten()
-
-    tracked[f"lpips_{name}"] = _mean_of(distance, "", "lower", {"net": name, "version": "0.1", "range": [-1, 1]})
-
-
-def _add_feature_distance(
-    tracked: dict[str, _Tracked],
-    skipped: dict[str, str],
-    backbone: str | None,
-    layer: str,
-    channels: int,
-    device: torch.device,
-) -> None:
-    if backbone is None:
-        return
-    from tokenizers_vq.losses.backbones import Backbone
-
-    try:
-        _needs_colour(channels)
-        features = metrics.BackboneFeatures(Backbone(backbone), layer).to(device)
-    except (ValueError, FileNotFoundError) as error:
-        skipped["feature_distance"] = str(error)
-        return
-    distance = metrics.FrechetDistance(features, features.dim)
-    definition = {
-        "backbone": backbone,
-        "layer": layer,
-        "features": features.dim,
-        "pooling": "mean over positions",
-        "resize": f"{features.size}x{features.size} bicubic, antialiased",
-        "reference": "the same images",
-        "note": "Frechet distance of these features: no FID; compare equal numbers of images only",
-    }
-    tracked["feature_distance"] = _Tracked(distance.update, distance.compute, "", "lower", definition)
-
-
-def _needs_colour(channels: int) -> None:
-    if channels not in (1, 3):
-        raise ValueError(f"its network takes 1 or 3 channels, these images have {channels}")
-
-
-class _Clock:
-    """Images a second by verb. The first batch warms up and counts only where it is the only one."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.spans: dict[str, list[tuple[int, float]]] = {"encode": [], "decode": []}
-
-    def time(self, verb: str, count: int, run: Callable[[], Any]) -> Any:
-        self._wait()
-        start = time.perf_counter()
-        result = run()
-        self._wait()
-        self.spans[verb].append((count, time.perf_counter() - start))
-        return result
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
-
-    def rates(self) -> dict[str, float | None]:
-        rates: dict[str, float | None] = {}
-        for verb, spans in self.spans.items():
-            timed = spans[1:] or spans
-            seconds = sum(span for _, span in timed)
-            rates[f"{verb}_images_per_second"] = sum(count for count, _ in timed) / seconds if seconds else None
-        return rates
 
 
 @contextmanager
