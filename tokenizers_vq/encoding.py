@@ -13,6 +13,7 @@ from torch import Tensor
 from tokenizers_vq import images
 from tokenizers_vq.codes import CodeLayout, Codes
 from tokenizers_vq.devices import resolve_device, resolve_precision
+from tokenizers_vq.folders import lasting_name
 from tokenizers_vq.tiling import decode_tiled, encode_tiled
 from tokenizers_vq.tokenizer import Tokenizer, load
 
@@ -48,7 +49,7 @@ class BatchEncoder:
         self.tokenizer = (tokenizer if isinstance(tokenizer, Tokenizer) else load(tokenizer)).to(self.device).eval()
         if self.precision == "bf16":
             self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.name = None if isinstance(tokenizer, Tokenizer) else str(tokenizer)
+        self.name = None if isinstance(tokenizer, Tokenizer) else lasting_name(tokenizer)
         self.image_column, self.on_broken, self.tile = image_column, on_broken, tile
         self.image_size = self.tokenizer.config.image_size if image_size is None else image_size
         self.layout: CodeLayout = self.tokenizer.code_layout(*_pair(self.image_size))

@@ -1,4 +1,4 @@
-"""A model's folder: config.json, model.safetensors and a card, read strictly and replaced atomically."""
+"""A model's folder: config.json, model.safetensors and a card, found by name, read strictly, replaced atomically."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData, snapshot_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from tokenizers_vq.codes import CodeLayout
-from tokenizers_vq.config import ConfigError
+from tokenizers_vq.config import ConfigError, nearest
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -50,7 +49,7 @@ def save(
     card: str | None = None,
     keep_card: bool = True,
 ) -> None:
-    """Write a model's folder. An existing card stays when `keep_card`."""
+    """Write a model's folder, tensors in the dtype that they have. An existing card stays when `keep_card`."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     write_atomically(folder / WEIGHTS, serialise(tensors, metadata={"format": "pt"}))
     write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
@@ -58,8 +57,18 @@ def save(
         write_atomically(folder / CARD, card)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The parsed `config.json`. Raises one-line errors where it is missing or no JSON object."""
+_OWN_FIELD = {"tokenizer": "quantizer", "prior": "network"}
+_LOADED_BY = {
+    "tokenizer": "give it to tokenizers_vq.load or `tvq`",
+    "prior": "give it to prior.load or `tvq-prior`",
+}
+
+
+def read_config(folder: Path, what: str = "tokenizer") -> dict[str, Any]:
+    """The parsed `config.json` of a `tokenizer` or `prior`.
+
+    Raises one-line errors where it is missing, no JSON object, or of the other of the two.
+    """
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no {CONFIG}: it is no saved model")
@@ -69,6 +78,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ConfigError((), f"{path} is not valid JSON ({error}): save or copy the model again") from None
     if not isinstance(data, dict):
         raise ConfigError((), f"{path} holds no JSON object: save or copy the model again")
+    for other, field in _OWN_FIELD.items():
+        if other != what and field in data and _OWN_FIELD[what] not in data:
+            raise ValueError(f"{folder} holds a {other}, where a {what} is wanted: {_LOADED_BY[other]}")
     return data
 
 
@@ -108,6 +120,41 @@ def load_weights(module: nn.Module, folder: Path) -> None:
     module.load_state_dict(upcast, strict=True, assign=True)
 
 
+def local(name: str | Path) -> Path | None:
+    """The folder with the config of a saved model or of a run, which keeps its model in `model/`; None for no such."""
+    path = Path(name)
+    return next((folder for folder in (path, path / "model") if (folder / CONFIG).is_file()), None)
+
+
+def lasting_name(name: str | Path) -> str:
+    """A model's name as files keep it: of a local folder the absolute path, else (shipped, Hub) the name itself."""
+    return str(Path(name).resolve()) if local(name) is not None else str(name)
+
+
+def shipped(weights: Path) -> list[str]:
+    """Sorted names of the models in the folder `weights` of a package."""
+    return sorted(path.parent.name for path in weights.glob(f"*/{CONFIG}"))
+
+
+def find(name: str | Path, weights: Path, what: str, **options: Any) -> Path:
+    """The folder of a model: a run or saved folder, a name in `weights`, else a Hub repository.
+
+    `options` are `download`'s.     Raises `FileNotFoundError` with near names.
+    """
+    folder, text = local(name), str(name)
+    if folder is not None:
+        return folder
+    if text in shipped(weights):
+        return weights / text
+    if Path(name).is_dir():
+        raise FileNotFoundError(f"{name} holds no {CONFIG}, neither itself nor in model/: it is no saved {what}")
+    if text.count("/") == 1 and not text.startswith((".", "/", "~")):
+        return download(text, **options)
+    raise FileNotFoundError(
+        f"no folder, shipped {what} or Hub repository (owner/name) called '{text}'{nearest(text, shipped(weights))}"
+    )
+
+
 def download(repository: str, **options: Any) -> Path:
     """The local folder of a Hub repository. Raises `FileNotFoundError` saying what was tried."""
     try:
@@ -118,40 +165,3 @@ def download(repository: str, **options: Any) -> Path:
             f"no folder '{repository}', and the Hub repository '{repository}' cannot be had ({reason[:120]}): "
             "check the name and the network"
         ) from None
-
-
-def model_card(
-    config: Mapping[str, Any],
-    layout: CodeLayout,
-    module: nn.Module,
-    *,
-    data: str = "not recorded",
-    licence: str | None = None,
-    command: str | None = None,
-    figures: Mapping[str, Any] | None = None,
-    title: str = "Image tokenizer",
-) -> ModelCard:
-    """A card with architecture, data, licence, command and figures; what is not known is said so."""
-    header = ModelCardData(license=licence or "unknown", library_name="tokenizers-vq", tags=["image-tokenizer"])
-    parameters = sum(parameter.numel() for parameter in module.parameters())
-    grids = " + ".join("x".join(map(str, grid)) for grid in layout.grids)
-    lines = [
-        f"---\n{header.to_yaml()}\n---",
-        f"# {title}",
-        f"{config['encoder']['kind']} encoder, {config['quantizer']['kind']} quantizer, {config['decoder']['kind']} "
-        f"decoder; {parameters:,} parameters. An image of {config['image_size']} px becomes {layout.length} codes "
-        f"({grids}) of {' / '.join(map(str, layout.sizes))}: {layout.bits:.0f} bits.",
-        "```python\nimport tokenizers_vq as tvq\n\ntok = tvq.load(PATH)\n"
-        "codes = tok.encode(tvq.images.read('cat.jpg'))\nimage = tvq.images.to_pil(tok.decode(codes)[0])\n```",
-        f"**Training data:** {data}",
-        f"**Licence of the weights:** {licence or 'not recorded; ask whoever trained them before you use them'}",
-    ]
-    if command:
-        lines.append(f"**Trained by:** `{command}`")
-    if figures:
-        shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in figures.items()}
-        rows = "\n".join(f"| {name} | {value} |" for name, value in shown.items())
-        lines.append(f"| figure | value |\n| --- | --- |\n{rows}")
-    else:
-        lines.append("**Figures:** none measured yet; `tvq evaluate` measures them.")
-    return ModelCard("\n\n".join(lines) + "\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from huggingface_hub import ModelCard, PyTorchModelHubMixin
+from huggingface_hub import ModelCard
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -17,6 +17,7 @@ from tokenizers_vq import folders, images
 from tokenizers_vq.codes import CodeLayout, Codes, Output
 from tokenizers_vq.config import Config, ConfigError, apply_overrides, nearest, parse, read_yaml
 from tokenizers_vq.networks import Decoder, DecoderConfig, Encoder, EncoderConfig
+from tokenizers_vq.pretrained import Pretrained, model_card
 from tokenizers_vq.quantizers import Quantizer, QuantizerConfig
 
 PRESETS = Path(__file__).parent / "presets" / "models"
@@ -66,7 +67,7 @@ class TokenizerConfig(Config):
         return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
 
 
-class Tokenizer(nn.Module, PyTorchModelHubMixin, library_name="tokenizers-vq", tags=["image-tokenizer"]):
+class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-tokenizer"]):
     """Images `(B, C, H, W)` in [-1, 1] to int64 codes `(B, *grid)` and back.
 
     `encode` and `decode` compute in the parameters' dtype without autograd; `encode_features` and `decode_features`
@@ -74,8 +75,6 @@ class Tokenizer(nn.Module, PyTorchModelHubMixin, library_name="tokenizers-vq", t
     """
 
     config: TokenizerConfig
-    card: str | None
-    """text of the model card that it was loaded with, which it keeps when saved or pushed unchanged"""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -89,7 +88,6 @@ class Tokenizer(nn.Module, PyTorchModelHubMixin, library_name="tokenizers-vq", t
 
     def _assemble(self, config: Any, encoder: Encoder, quantizer: Quantizer, decoder: Decoder) -> None:
         self.config, self.encoder, self.quantizer, self.decoder = config, encoder, quantizer, decoder
-        self.card = None
 
     @classmethod
     def from_parts(
@@ -207,65 +205,29 @@ class Tokenizer(nn.Module, PyTorchModelHubMixin, library_name="tokenizers-vq", t
             raise ValueError("a tokenizer made by from_parts has no config: build it from a TokenizerConfig to save it")
         return self.config
 
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        card: dict[str, Any] | None = None,
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        config: Any = None,
-        model_card_kwargs: dict[str, Any] | None = None,
-        **push_options: Any,
-    ) -> Any:
-        """Write `config.json`, `model.safetensors` and the card `README.md` into a folder, each replaced atomically.
-
-        `card`: `data`, `licence`, `command`, `figures` (name -> value) for the model card; without it a card that is
-        there, or that the tokenizer was loaded with, stays. `push_to_hub` uploads too, to `repo_id` or the folder's
-        name, with the options of `push_to_hub`. `config` and `model_card_kwargs` are what the mixin calls its own
-        config, which is always written, and `card`.
-        """
-        if push_options and not push_to_hub:
-            raise ValueError(f"save_pretrained takes no {min(push_options)}: it writes safetensors of the whole model")
-        card = model_card_kwargs if card is None else card
-        text = self.card if card is None and self.card else str(self.generate_model_card(**(card or {})))
-        folders.save(
-            Path(save_directory), self._savable_config().to_dict(), self.state_dict(), card=text, keep_card=card is None
+    def generate_model_card(self, **card: Any) -> ModelCard:
+        """The model card; `card` as of `pretrained.model_card`, and `name`, by which it is loaded."""
+        config, layout = self._savable_config(), self.code_layout()
+        grids = " + ".join("x".join(map(str, grid)) for grid in layout.grids)
+        summary = (
+            f"{config.encoder.kind} encoder, {config.quantizer.kind} quantizer, {config.decoder.kind} decoder; "
+            f"{sum(parameter.numel() for parameter in self.parameters()):,} parameters. An image of "
+            f"{'x'.join(map(str, config.size))} pixels becomes {layout.length} codes ({grids}) of "
+            f"{' / '.join(map(str, layout.sizes))}: {layout.bits:.0f} bits. Fingerprint `{self.fingerprint}`."
         )
-        if push_to_hub:
-            return self.push_to_hub(repo_id or Path(save_directory).name, model_card_kwargs=card, **push_options)
-        return None
+        usage = (
+            f'import tokenizers_vq as tvq\n\ntok = tvq.load("{card.pop("name", "PATH")}")\n'
+            f'codes = tok.encode(tvq.images.read("cat.jpg"))\nimage = tvq.images.to_pil(tok.decode(codes)[0])'
+        )
+        return model_card(summary, usage, ["image-tokenizer"], **{"title": "Image tokenizer", **card})
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # the mixin's own loads loosely and takes any keyword in silence
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        map_location: str | torch.device = "cpu",
-    ) -> Tokenizer:
-        """As `load`, with the options of a download: float32, strict, in eval mode, on `map_location`."""
-        name = pretrained_model_name_or_path
-        if Path(name).is_dir() or name in list_models("shipped"):
-            folder = find_model(name)
-        else:
-            folder = folders.download(
-                str(name),
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                token=token,
-                local_files_only=local_files_only,
-            )
-        return load_folder(folder).to(map_location)
+    def _find(cls, name: str | Path, **options: Any) -> Path:
+        return find_model(name, **options)
 
-    def generate_model_card(self, **card: Any) -> ModelCard:
-        """The model card; `data`, `licence`, `command`, `figures` fill it, unknown ones are said to be unknown."""
-        return folders.model_card(self._savable_config().to_dict(), self.code_layout(), self, **card)
+    @classmethod
+    def _load(cls, folder: Path) -> Tokenizer:
+        return load_folder(folder)
 
 
 class _Parts:
@@ -314,25 +276,14 @@ def load(name: str | Path, *, device: str | torch.device | None = None) -> Token
     return tokenizer if device is None else tokenizer.to(device)
 
 
-def find_model(name: str | Path) -> Path:
-    """The folder that `load(name)` reads, downloaded from the Hub where it must be."""
-    path = Path(name)
-    for folder in (path, path / "model"):
-        if (folder / "config.json").is_file():
-            return folder
-    if path.is_dir():
-        raise FileNotFoundError(f"{path} holds no config.json, neither itself nor in model/: it is no saved tokenizer")
-    text = str(name)
-    if text in list_models("shipped"):
-        return WEIGHTS / text
-    if text.count("/") == 1 and not text.startswith((".", "/")):
-        return folders.download(text)
-    known = list_models("shipped")
-    if text in list_models("preset"):
-        raise ValueError(f"'{text}' is a preset without trained weights: use create('{text}'), or train it first")
-    raise FileNotFoundError(
-        f"no folder, shipped model or Hub repository (owner/name) called '{text}'{nearest(text, known)}"
-    )
+def find_model(name: str | Path, **options: Any) -> Path:
+    """The folder that `load(name)` reads, downloaded from the Hub where it must be, with the options of a download."""
+    try:
+        return folders.find(name, WEIGHTS, "tokenizer", **options)
+    except FileNotFoundError:
+        if str(name) not in list_models("preset"):
+            raise
+    raise ValueError(f"'{name}' is a preset without trained weights: use create('{name}'), or train it first")
 
 
 def list_models(kind: Literal["preset", "shipped"] = "preset") -> list[str]:
@@ -340,5 +291,5 @@ def list_models(kind: Literal["preset", "shipped"] = "preset") -> list[str]:
     if kind == "preset":
         return sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if kind == "shipped":
-        return sorted(path.parent.name for path in WEIGHTS.glob("*/config.json"))
+        return folders.shipped(WEIGHTS)
     raise ConfigError((), f"no kind of models called '{kind}'{nearest(kind, ['preset', 'shipped'])}")
