@@ -95,16 +95,22 @@ class Mean:
 def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
     """Squared 2-Wasserstein distance of two Gaussians, in float64 (Dowson and Landau 1982).
 
-    The trace of (A B)^(1/2) is the nuclear norm of A^(1/2) B^(1/2): symmetric roots only, so covariances of fewer
-    samples than dimensions, which are singular, stay exact and real.
+    With A = F F^T and B = G G^T the trace of (A B)^(1/2) is the nuclear norm of F^T G: symmetric decompositions only,
+    so covariances of fewer samples than dimensions, which are singular, stay exact and real.
     """
+    return _distance(mean_a, _factor(covariance_a), mean_b, _factor(covariance_b))
 
-    def root(matrix: Tensor) -> Tensor:
-        values, vectors = torch.linalg.eigh(matrix.double())
-        return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
-    overlap = torch.linalg.svdvals(root(covariance_a) @ root(covariance_b)).sum()
-    traces = covariance_a.double().trace() + covariance_b.double().trace()
+def _factor(covariance: Tensor) -> Tensor:
+    """`(D, R)` of numerical rank R, whose product with its transpose is the covariance."""
+    values, vectors = torch.linalg.eigh(covariance.double())
+    kept = values > values.max() * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, kept] * values[kept].sqrt()
+
+
+def _distance(mean_a: Tensor, factor_a: Tensor, mean_b: Tensor, factor_b: Tensor) -> float:
+    overlap = torch.linalg.svdvals(factor_a.T @ factor_b).sum()
+    traces = factor_a.square().sum() + factor_b.square().sum()
     distance = (mean_a.double() - mean_b.double()).square().sum() + traces - 2 * overlap
     return max(distance.item(), 0.0)
 
@@ -116,6 +122,7 @@ class FeatureStatistics:
         self.count = torch.zeros((), dtype=torch.float64)
         self.sum = torch.zeros(dim, dtype=torch.float64)
         self.outer = torch.zeros(dim, dim, dtype=torch.float64)
+        self._gaussian: tuple[Tensor, Tensor, int] | None = None
 
     def update(self, features: Tensor) -> None:
         """Adds features `(B, D)`."""
@@ -123,6 +130,7 @@ class FeatureStatistics:
         self.count += features.shape[0]
         self.sum += features.sum(0)
         self.outer += features.T @ features
+        self._gaussian = None
 
     def compute(self) -> tuple[Tensor, Tensor, int]:
         """Mean `(D,)`, unbiased covariance `(D, D)` and number of images of all processes.
@@ -136,27 +144,38 @@ class FeatureStatistics:
         covariance = (outer - count * torch.outer(mean, mean)) / (count - 1)
         return mean, (covariance + covariance.T) / 2, int(count)
 
+    def gaussian(self) -> tuple[Tensor, Tensor, int]:
+        """As `compute`, with a factor of the covariance in its place, kept: many distances may start here."""
+        if self._gaussian is None:
+            mean, covariance, count = self.compute()
+            self._gaussian = mean, _factor(covariance), count
+        return self._gaussian
+
 
 class FrechetDistance:
     """Frechet distance between the features of images and of their reconstructions.
 
-    `extract` maps images `(B, C, H, W)` in [-1, 1] to features `(B, D)`.
+    `extract` maps images `(B, C, H, W)` in [-1, 1] to features `(B, D)`. `originals`: statistics of the originals'
+    features that the caller keeps up to date, shared by many distances.
     """
 
-    def __init__(self, extract: Callable[[Tensor], Tensor], dim: int) -> None:
-        self.extract = extract
-        self.originals, self.reconstructions = FeatureStatistics(dim), FeatureStatistics(dim)
+    def __init__(
+        self, extract: Callable[[Tensor], Tensor], dim: int, originals: FeatureStatistics | None = None
+    ) -> None:
+        self.extract, self.shared = extract, originals is not None
+        self.originals, self.reconstructions = originals or FeatureStatistics(dim), FeatureStatistics(dim)
 
     def update(self, images: Tensor, reconstructions: Tensor) -> None:
         with torch.no_grad():
-            self.originals.update(self.extract(images.float().clamp(-1, 1)))
+            if not self.shared:
+                self.originals.update(self.extract(images.float().clamp(-1, 1)))
             self.reconstructions.update(self.extract(reconstructions.float().clamp(-1, 1)))
 
     def compute(self) -> tuple[float, int]:
         """The distance and the number of images on each side."""
-        mean_a, covariance_a, count = self.originals.compute()
-        mean_b, covariance_b, _ = self.reconstructions.compute()
-        return frechet_distance(mean_a, covariance_a, mean_b, covariance_b), count
+        mean_a, factor_a, count = self.originals.gaussian()
+        mean_b, factor_b, _ = self.reconstructions.gaussian()
+        return _distance(mean_a, factor_a, mean_b, factor_b), count
 
 
 class InceptionDistance:
