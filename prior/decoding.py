@@ -7,7 +7,6 @@ from torch import Tensor
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
 from prior.model import Prior, PriorConfig
-from tokenizers_vq.config import nearest
 from tokenizers_vq.tokenizer import Tokenizer, load
 
 
@@ -57,30 +56,9 @@ def spread(classes: list[int], count: int) -> Tensor:
 
 
 def find_classes(text: str, config: PriorConfig) -> list[int]:
-    """Class numbers from `0,3,cat`: numbers, or names the prior knows.
-
-    Raises `ValueError` for a prior without classes, a number out of range, or an unknown name, with the nearest.
-    """
-    if config.condition.kind != "class":
-        raise ValueError("--classes: this prior was trained without classes; leave the option out")
-    names = {name: index for index, name in enumerate(config.label_names or ())}
-    found = []
-    for part in (part.strip() for part in text.split(",")):
-        if part in names:
-            found.append(names[part])
-        elif part.isdigit() and int(part) < config.condition.num_classes:
-            found.append(int(part))
-        elif part.lstrip("-").isdigit():
-            raise ValueError(f"--classes: no class {part}; they are 0 to {config.condition.num_classes - 1}")
-        else:
-            raise ValueError(f"--classes: no class called '{part}'{_hint(part, list(names))}")
-    return found
-
-
-def _hint(name: str, names: list[str]) -> str:
-    if not names:
-        return "; this prior knows numbers alone"
-    hint = nearest(name, names)
-    if "did you mean" in hint or len(names) <= 20:
-        return hint
-    return f"; there are {len(names)}, the first is '{names[0]}'"
+    """Class numbers from `0,3,cat`: numbers, or names the prior knows. Raises `ValueError` as `find_class` does."""
+    parts = [text] if text in (config.label_names or ()) else [part.strip() for part in text.split(",")]
+    try:
+        return [config.find_class(part) for part in parts]
+    except ValueError as error:
+        raise ValueError(f"--classes: {error}") from None

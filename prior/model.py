@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard
 from torch import Tensor, nn
 
 from prior.conditions import ConditionConfig, NoneConfig
@@ -16,9 +17,10 @@ from prior.sequences import LayoutConfig, Sequence
 from tokenizers_vq import folders
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.config import Config, nearest, parse, read_yaml
-from tokenizers_vq.folders import CONFIG
+from tokenizers_vq.pretrained import Pretrained, model_card
 
 HERE = Path(__file__).parent
+WEIGHTS = HERE / "weights"
 
 
 class PriorConfig(Config):
@@ -32,15 +34,39 @@ class PriorConfig(Config):
     layout: LayoutConfig
     """layout of the codes"""
     tokenizer: str | None = None
-    """folder or name of the tokenizer"""
+    """folder or name of the tokenizer: `tokenizers_vq.load` takes it"""
     fingerprint: str | None = None
     """fingerprint of the tokenizer"""
     label_names: tuple[str, ...] | None = None
     """names of the classes"""
 
+    def find_class(self, name: str) -> int:
+        """The number of the class called `name`, in any letter case where that is unique, or written as a number.
 
-class Prior(nn.Module):
+        Raises `ValueError` for a prior without classes, a number out of range, or an unknown name, with the nearest.
+        """
+        if self.condition.kind != "class":
+            raise ValueError(f"no class '{name}': this prior was trained without classes; leave the class out")
+        names = self.label_names or ()
+        alike = [index for index, known in enumerate(names) if known.casefold() == name.casefold()]
+        if name in names or len(alike) == 1:
+            return names.index(name) if name in names else alike[0]
+        if name.lstrip("-").isdigit():
+            if name.isdigit() and int(name) < self.condition.num_classes:
+                return int(name)
+            raise ValueError(f"no class {name}; they are 0 to {self.condition.num_classes - 1}")
+        if not names:
+            raise ValueError(f"no class called '{name}'; this prior knows numbers alone")
+        hint = nearest(name, names)
+        if "did you mean" not in hint and len(names) > 20:
+            hint = f"; there are {len(names)}, the first is '{names[0]}'"
+        raise ValueError(f"no class called '{name}'{hint}")
+
+
+class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-prior"]):
     """Autoregressive prior over the flat row of codes."""
+
+    config: PriorConfig
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -76,12 +102,13 @@ class Prior(nn.Module):
     def sample(
         self, n: int, condition: Any = None, sampler: Sampler | None = None, known: Tensor | None = None, first: int = 0
     ) -> Tensor:
-        """Draw codes int64 `(n, N)`, sample i from (seed, `first` + i).
+        """Draw codes int64 `(n, N)`, sample i from (seed, `first` + i). `condition`: as `forward`, or a class's name.
 
         `known`: int64 `(N,)` or `(n, N)`, codes to keep, -1 where unknown; a code is drawn given those before it alone.
         Raises `ValueError` for a guided prior without condition, or codes and labels as `forward` does.
         """
         sampler = sampler or Sampler()
+        condition = self.config.find_class(condition) if isinstance(condition, str) else condition
         length, device = self.sequence.length, self.sequence.positions.device
         if n < 1:
             raise ValueError(f"cannot draw {n} samples; ask for 1 or more")
@@ -132,10 +159,38 @@ class Prior(nn.Module):
             codes[:, place] = torch.where(given[:, place], codes[:, place], drawn) if partly[place] else drawn
         return codes
 
-    def save(self, folder: Path | str) -> Path:
-        """Write `config.json` and `model.safetensors` into `folder`, each replaced in one move."""
-        folders.save(Path(folder), self.config.to_dict(), self.state_dict())
-        return Path(folder)
+    def generate_model_card(self, **card: Any) -> ModelCard:
+        """The model card; `card` as of `tokenizers_vq.pretrained.model_card`, and `name`, by which it is loaded."""
+        config, name, names = self.config, card.pop("name", "PATH"), self.config.label_names or ()
+        size = sum(parameter.numel() for parameter in self.parameters())
+        # An absolute path is of use to nobody else.
+        tokenizer = None if Path(config.tokenizer or "/").is_absolute() else config.tokenizer
+        summary = (
+            f"{config.network.kind} transformer, {size:,} parameters, the distribution of {self.layout.length} codes "
+            f"of {' / '.join(map(str, self.layout.sizes))}, of the tokenizer {tokenizer or ''} and no other, "
+            f"fingerprint `{config.fingerprint}`. "
+        )
+        if config.condition.kind == "class":
+            listed = f": {', '.join(f'{i} {known}' for i, known in enumerate(names))}." if names else "."
+            summary += f"It is told the class, one of {config.condition.num_classes}{listed}"
+        else:
+            summary += "It knows no classes."
+        condition = f', "{names[0]}"' if names else ", 0" if config.condition.kind == "class" else ""
+        usage = (
+            f'import prior\nimport tokenizers_vq as tvq\n\nmodel = prior.load("{name}")\n'
+            f'tok = tvq.load("{tokenizer or "PATH OF THE TOKENIZER"}")\n'
+            f"codes = model.layout.unflatten(model.sample(1{condition}))\n"
+            "image = tvq.images.to_pil(tok.decode(codes)[0])"
+        )
+        return model_card(summary, usage, ["image-prior"], **{"title": "Prior over image codes", **card})
+
+    @classmethod
+    def _find(cls, name: str | Path, **options: Any) -> Path:
+        return find_model(name, **options)
+
+    @classmethod
+    def _load(cls, folder: Path) -> Prior:
+        return load_folder(folder)
 
 
 def list_models(kind: str = "preset") -> list[str]:
@@ -146,7 +201,7 @@ def list_models(kind: str = "preset") -> list[str]:
     if kind == "preset":
         return sorted(path.stem for path in (HERE / "presets").glob("*.yaml"))
     if kind == "shipped":
-        return sorted(path.parent.name for path in (HERE / "weights").glob(f"*/{CONFIG}"))
+        return folders.shipped(WEIGHTS)
     raise ValueError(f"no kind of model '{kind}'{nearest(kind, ('preset', 'shipped'))}")
 
 
@@ -165,28 +220,35 @@ def create(
     return Prior(parse(PriorConfig, {**data, "layout": LayoutConfig.of(layout), **fields}, f"preset {preset}"))
 
 
-def load(source: Path | str) -> Prior:
+def load(name: Path | str, *, device: str | torch.device | None = None) -> Prior:
     """A prior from a folder (of a run: its `model/`), the name of a shipped one, or a Hub repository `owner/name`.
 
-    float32, in eval mode. Raises `FileNotFoundError` where nothing is there, `ValueError` where a file is damaged or
-    its tensors do not fit the config.
+    float32, in eval mode. Raises `FileNotFoundError` where nothing is there, `ValueError` where a file is damaged, its
+    tensors do not fit the config, or a tokenizer is there.
     """
-    folder = _find(str(source))
-    prior = Prior(parse(PriorConfig, folders.read_config(folder), str(folder / CONFIG)))
+    prior = load_folder(find_model(name))
+    return prior if device is None else prior.to(device)
+
+
+def load_folder(folder: Path) -> Prior:
+    """The prior of a saved folder, float32, in eval mode. Raises one line for anything missing or surplus."""
+    prior = Prior(parse(PriorConfig, folders.read_config(folder, "prior"), str(folder / folders.CONFIG)))
     folders.load_weights(prior, folder)
+    prior.card = folders.read_card(folder)
     return prior.eval()
 
 
-def _find(source: str) -> Path:
-    for folder in (Path(source) / "model", Path(source)):
-        if (folder / CONFIG).is_file():
-            return folder
-    if Path(source).is_dir():
-        return Path(source)
-    if source in list_models("shipped"):
-        return HERE / "weights" / source
-    if source.count("/") == 1 and not source.startswith((".", "/", "~")):
-        return folders.download(source)
-    raise FileNotFoundError(
-        f"no prior at '{source}': no such folder or shipped prior{nearest(source, list_models('shipped'))}"
-    )
+def find_model(name: str | Path, **options: Any) -> Path:
+    """The folder that `load(name)` reads, downloaded from the Hub where it must be, with the options of a download."""
+    from tokenizers_vq.tokenizer import list_models as tokenizers
+
+    try:
+        return folders.find(name, WEIGHTS, "prior", **options)
+    except FileNotFoundError:
+        if str(name) in tokenizers("shipped"):
+            problem = "is a tokenizer, where a prior is wanted: give it to tokenizers_vq.load or `tvq`"
+        elif str(name) in list_models():
+            problem = "is a preset without trained weights: train it first, or use prior.create"
+        else:
+            raise
+    raise ValueError(f"'{name}' {problem}")

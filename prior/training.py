@@ -20,6 +20,7 @@ from prior.recipe import PriorRecipe
 from prior.sampling import Sampler
 from prior.sequences import LayoutConfig
 from tokenizers_vq.config import read_yaml, schedule_value
+from tokenizers_vq.folders import lasting_name
 from tokenizers_vq.tokenizer import Tokenizer
 from tokenizers_vq.training import loop
 from tokenizers_vq.training.runs import claim, claim_data
@@ -50,7 +51,7 @@ def configure(recipe: PriorRecipe, data: Data) -> PriorConfig:
         network=recipe.model.network,
         condition=condition,
         layout=LayoutConfig.of(shards.layout),
-        tokenizer=recipe.tokenizer or shards.tokenizer,
+        tokenizer=lasting_name(recipe.tokenizer) if recipe.tokenizer else shards.tokenizer,
         fingerprint=shards.fingerprint,
         label_names=names,
     )
@@ -148,8 +149,15 @@ class PriorTask:
         return grid(decode(self.tokenizer, self.prior, tokens), columns=4)
 
     def save(self, folder: Path, step: int) -> None:
-        """Write the prior as a loadable folder."""
-        self.trained.save(folder)
+        """Write the prior as a loadable folder, with a card."""
+        figures = {"bits per token, held out": float(self.bits.value), "the same, unigram": self.unigram}
+        card = {
+            "data": f"codes of {len(self.data.rows)} images, {self.recipe.batch_size} a step, {step} steps",
+            "command": f"tvq-prior train recipe.yaml CODES --out {folder.parent.name}",
+            "seed": self.recipe.seed,
+            "figures": {} if self.bits.value.isnan() else figures,
+        }
+        self.trained.save_pretrained(folder, card=card)
 
 
 def _spare_vectors(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -11,7 +11,7 @@ from tokenizers_vq.cli import common
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="a run, or the folder of a saved prior")],
+    model: common.Model,
     codes: Annotated[
         str | None, typer.Argument(help="folder of codes; unset, or the run's own: the codes that it held out")
     ] = None,

@@ -12,12 +12,15 @@ from tokenizers_vq.cli import common
 
 
 def sample(
-    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="a run, or the folder of a saved prior")],
-    out: Annotated[Path, typer.Option(help="folder for the PNG files, grid.png and samples.json")],
+    model: common.Model,
+    out: Annotated[Path, typer.Option(help="folder for PNG files, grid.png, samples.json; or X.png: the grid alone")],
     grid: Annotated[str, typer.Option(metavar="ROWSxCOLUMNS", help="how many, and how grid.png shows them")] = "4x8",
     count: Annotated[int | None, typer.Option(min=1, help="how many images, instead of --grid")] = None,
     classes: Annotated[
-        str | None, typer.Option(help="classes by number or name, such as 0,3,cat; in turn, row by row; unset: all")
+        str | None,
+        typer.Option(
+            "--classes", "--class", help="classes by number or name, such as 0,3,cat; in turn, row by row; unset: all"
+        ),
     ] = None,
     temperature: Annotated[float, typer.Option(help="divides the logits; 0 takes the likeliest code")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="keep the k likeliest codes")] = None,
@@ -44,6 +47,9 @@ def sample(
     from tokenizers_vq.folders import write_atomically
 
     columns = 8 if count else _columns(grid)
+    alone = out.suffix.lower() == ".png"
+    if alone and codes:
+        raise ValueError(f"--codes: {out} is a picture, which keeps none: give --out FOLDER")
     total = count or columns * int(re.split("[xX]", grid)[0])
     sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, seed=seed)
     place = resolve_device(device)
@@ -63,6 +69,11 @@ def sample(
         tokens.append(drawn.cpu())
         images.append(decode(opened, prior, drawn))
         common.note(f"{first + n} of {total} images")
+    together = out if alone else out / "grid.png"
+    common.write_png(together, picture(torch.cat(images), min(columns, total)))
+    if alone:
+        print(f"{total} images: {out}")
+        return
     for index, (image, row) in enumerate(zip(torch.cat(images), torch.cat(tokens), strict=True)):
         entry: dict[str, object] = {"file": f"{index:05d}.png"}
         if labels is not None:
@@ -73,7 +84,6 @@ def sample(
             entry["codes"] = row.tolist()
         entries.append(entry)
         common.write_png(out / f"{index:05d}.png", image)
-    common.write_png(out / "grid.png", picture(torch.cat(images), columns))
     settings = {
         "model": model,
         "tokenizer": name,
@@ -83,7 +93,7 @@ def sample(
         "images": entries,
     }
     write_atomically(out / "samples.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-    print(f"{total} images: {out}, together: {out / 'grid.png'}")
+    print(f"{total} images: {out}, together: {together}")
 
 
 def _columns(grid: str) -> int:

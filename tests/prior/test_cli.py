@@ -133,7 +133,7 @@ def test_errors_are_one_line(
         ("train", "gpt-tiny", other, *SMALL, "--out", trained): "holds codes of another tokenizer (eeeeeeee)",
         ("train", "gpt-tiny", codes, *SMALL, *out, "--tokenizer", other_tokenizer): "give its own with --tokenizer",
         ("train", "gpt-tiny", codes, *SMALL, "steps=20", "seed=4", "--out", trained): "which differs in seed",
-        ("sample", tmp_path / "none", *out): "no prior at",
+        ("sample", tmp_path / "none", *out): "no folder, shipped prior or Hub repository",
         ("sample", trained, *out, "--grid", "4*8"): "--grid: '4*8' is not of the form ROWSxCOLUMNS",
         ("sample", trained, *out, "--classes", "dgo"): "no class called 'dgo'; did you mean 'dog'?",
         ("sample", trained, *out, "--classes", "3"): "no class 3; they are 0 to 2",

@@ -216,8 +216,12 @@ def test_label_dropout_in_training_only() -> None:
 
 def test_save_and_load_are_bitwise(tmp_path: Path) -> None:
     model = build(LAYOUTS["levels"], CONDITIONS["class"])
-    model.save(tmp_path / "model")
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    model.save_pretrained(tmp_path / "model")
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     for source in (tmp_path, tmp_path / "model"):
         loaded = prior.load(source)
         assert loaded.config == model.config and not loaded.training
@@ -231,7 +235,8 @@ def test_save_and_load_are_bitwise(tmp_path: Path) -> None:
 def test_damaged_folders_say_so_in_one_line(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    folder = build(LAYOUTS["row"]).save(tmp_path)
+    folder = tmp_path
+    build(LAYOUTS["row"]).save_pretrained(folder)
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     tensors = load_file(weights)
@@ -260,7 +265,7 @@ def test_damaged_folders_say_so_in_one_line(tmp_path: Path) -> None:
     assert "not valid JSON" in message()
     (folder / "config.json").unlink()
     assert "config.json" in message(FileNotFoundError)
-    with pytest.raises(FileNotFoundError, match="no prior at"):
+    with pytest.raises(FileNotFoundError, match="no folder, shipped prior or Hub repository"):
         prior.load("nothing-here")
 
 

@@ -48,11 +48,13 @@ def run_app(app: typer.Typer, name: str, argv: Sequence[str] | None = None) -> N
 
 
 def list_names(title: str, paths: Mapping[str, Path]) -> None:
-    """Print names, each beside the comment that opens its file."""
+    """Print names, each beside the comment that opens its file, or the title of its model card."""
     print(title)
     width = max((len(name) for name in paths), default=0)
     for name, path in paths.items():
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        if path.suffix == ".md":
+            lines = [line for line in lines if line.startswith("# ")]
         comment = lines[0].lstrip("# ") if lines and lines[0].startswith("#") else ""
         print(f"  {name:{width}}  {comment}".rstrip())
 
