@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 import typer
 
+from tokenizers_vq.cli.ablate import ablate
 from tokenizers_vq.cli.common import run_app
+from tokenizers_vq.cli.compare import compare
 from tokenizers_vq.cli.decode import decode
+from tokenizers_vq.cli.doctor import doctor
 from tokenizers_vq.cli.encode import encode
 from tokenizers_vq.cli.evaluate import evaluate
 from tokenizers_vq.cli.models import models
@@ -23,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (models, recipes, train, evaluate, reconstruct, encode, decode, report):
+for verb in (models, recipes, train, evaluate, reconstruct, encode, decode, report, doctor, compare, ablate):
     app.command()(verb)
 
 

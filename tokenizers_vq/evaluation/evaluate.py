@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,6 +85,7 @@ def evaluate(
     lpips_trunk: Path | str | None = None,
     backbone: str | None = "tf_efficientnet_lite0",
     layer: str = "head",
+    judges: Sequence[tuple[str, str]] = (),
     fid: bool = False,
     fid_weights: Path | str | None = None,
     autocast: torch.dtype | None = None,
@@ -97,6 +98,7 @@ def evaluate(
     processes each brings its own share, without padding. `data`: name, split, resize, crop, as they shall stand in
     the result. `lpips`: `alex`, `vgg` or `squeeze` (`lpips_trunk`: file of its trunk), or a module of two image
     batches -> `(B,)`. `backbone` and `layer`: of the Frechet feature distance, None leaves it out.
+    `judges`: further pairs of backbone and layer, each of them the metric `feature_distance/BACKBONE/LAYER`.
     `fid`: the distance with Inception, from `fid_weights` or torch-fidelity's own.
 
     A metric whose weights or packages are missing is left out, its reason kept in `skipped`. Raises `ValueError` for
@@ -116,13 +118,14 @@ def evaluate(
             tracked[name] = lpips_measure(name, lpips_network(lpips, lpips_trunk, channels, device))
         except (ValueError, FileNotFoundError) as error:
             skipped[name] = str(error)
-    if backbone is not None:
+    pairs = {} if backbone is None else {"feature_distance": (backbone, layer)}
+    for name, pair in (pairs | {"/".join(("feature_distance", *judge)): judge for judge in judges}).items():
         try:
-            features = backbone_features(backbone, layer, channels, device)
+            features = backbone_features(*pair, channels, device)
             frechet = metrics.FrechetDistance(features, features.dim)
-            tracked["feature_distance"] = feature_distance(frechet, features, backbone)
+            tracked[name] = feature_distance(frechet, features, pair[0])
         except (ValueError, FileNotFoundError) as error:
-            skipped["feature_distance"] = str(error)
+            skipped[name] = str(error)
     if fid:
         inception = metrics.InceptionDistance(fid_weights, device)
         tracked["fid"] = Measure(
@@ -176,7 +179,7 @@ def evaluate(
         )
     precision = str(autocast or getattr(tokenizer, "dtype", torch.float32)).removeprefix("torch.")
     speed = {**clock.rates(), "device": str(device), "precision": precision, "threads": torch.get_num_threads()}
-    return Evaluation(results, counted, means, speed, skipped, described, _identity(tokenizer))
+    return Evaluation(results, counted, means, speed, skipped, described, identity(tokenizer))
 
 
 _EMPTY = "no images to evaluate: the data is empty, or every file in it is broken"
@@ -210,7 +213,8 @@ def eval_mode(tokenizer: Any) -> Iterator[None]:
             tokenizer.train()
 
 
-def _identity(tokenizer: Any) -> dict[str, Any]:
+def identity(tokenizer: Any) -> dict[str, Any]:
+    """The tokenizer's fingerprint, None where it has none."""
     try:
         return {"fingerprint": tokenizer.fingerprint}
     except (AttributeError, ValueError):  # modules that no config describes have none

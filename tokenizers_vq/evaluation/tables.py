@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokenizers_vq.evaluation.evaluate import Evaluation
+from tokenizers_vq.evaluation.measures import Metric
 
 LABELS = {
     "psnr": "PSNR",
@@ -18,16 +19,22 @@ LABELS = {
 
 def label(name: str) -> str:
     """A metric's name as people write it."""
-    return LABELS.get(name, name.replace("lpips_", "LPIPS "))
+    kind, _, judge = name.partition("/")  # feature_distance/BACKBONE/LAYER
+    return LABELS.get(kind, kind.replace("lpips_", "LPIPS ")) + (f" {judge}" if judge else "")
+
+
+def definition(metric: Metric) -> str:
+    """What defines the number, in words."""
+    parts = {key: value for key, value in metric.definition.items() if key not in ("note", "better")}
+    text = "; ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in parts.items())
+    return f"{metric.better} is better; {text}"
 
 
 def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     """(name, value with unit, what defines it) of every number, for tables."""
     table = []
     for name, metric in evaluation.metrics.items():
-        definition = {key: value for key, value in metric.definition.items() if key not in ("note", "better")}
-        text = "; ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in definition.items())
-        table.append((label(name), f"{metric.value:.4g} {metric.unit}".strip(), f"{metric.better} is better; {text}"))
+        table.append((label(name), f"{metric.value:.4g} {metric.unit}".strip(), definition(metric)))
     usage = evaluation.usage
     sample = f"{usage.images:,} images, {usage.tokens:,} codes"
     for index, stream in enumerate(usage.streams):
@@ -57,8 +64,8 @@ def print_table(evaluation: Evaluation, title: str = "Evaluation") -> None:
     from rich.table import Table
 
     table = Table("metric", "value", "what it is", title=title, title_justify="left")
-    for name, value, definition in rows(evaluation):
-        table.add_row(name, value, definition)
+    for row in rows(evaluation):
+        table.add_row(*row)
     console = Console()
     console.print(table)
     for name, reason in evaluation.skipped.items():

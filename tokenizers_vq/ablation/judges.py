@@ -1,0 +1,99 @@
+"""Judges of a table: backbones, and which of them a row's losses resemble.
+
+A row that was trained on a network's features is praised by that network, and by its relatives, more than it deserves.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+from tokenizers_vq.config import ConfigError, nearest
+from tokenizers_vq.losses.perceptual import LpipsConfig, LpipsNetwork, PerceptualConfig, find_trunk
+from tokenizers_vq.training.recipe import Recipe
+
+NETS = {"alex": "alexnet", "vgg": "vgg", "squeeze": "squeezenet"}
+"""LPIPS network -> family of its trunk"""
+Resemblance = Literal["", "same", "family"]
+"""no loss of the row, one on this very network, or one on a relative of it"""
+
+
+class Judge(NamedTuple):
+    """One network that judges."""
+
+    kind: Literal["lpips", "features"]
+    network: str
+    layer: str
+
+    @property
+    def metric(self) -> str:
+        """Its name among an evaluation's metrics."""
+        if self.kind == "lpips":
+            return f"lpips_{self.network}"
+        return f"feature_distance/{self.network}/{self.layer}"
+
+
+def parse_judge(text: str) -> Judge:
+    """`lpips/NET` or `BACKBONE/LAYER`. Raises `ConfigError`."""
+    network, _, layer = text.rpartition("/")
+    if not network or not layer:
+        raise ConfigError(
+            ("judges",),
+            f"'{text}' is neither BACKBONE/LAYER, as tf_efficientnet_lite0/head, nor lpips/NET",
+        )
+    if network == "lpips":
+        if layer not in NETS:
+            raise ConfigError(("judges",), f"no LPIPS network '{layer}'{nearest(layer, NETS)}")
+        return Judge("lpips", layer, "")
+    return Judge("features", network, layer)
+
+
+def default_judges() -> tuple[Judge, ...]:
+    """EfficientNet-Lite0, and LPIPS-squeeze where its trunk is at hand, else EfficientNet-Lite1."""
+    second = "lpips/squeeze" if find_trunk("squeeze") else "tf_efficientnet_lite1/head"
+    return parse_judge("tf_efficientnet_lite0/head"), parse_judge(second)
+
+
+def available(judges: tuple[Judge, ...]) -> tuple[tuple[Judge, ...], dict[str, str]]:
+    """Those whose weights are at hand, and why the others are not: asked once, before hours of training."""
+    from tokenizers_vq.losses.backbones import Backbone
+
+    found, missing = [], {}
+    for judge in judges:
+        try:
+            if judge.kind == "lpips":
+                LpipsNetwork(judge.network)  # type: ignore[arg-type]
+            else:
+                Backbone(judge.network)
+        except (ValueError, FileNotFoundError) as error:
+            missing[judge.metric] = str(error)
+        else:
+            found.append(judge)
+    return tuple(found), missing
+
+
+def family(network: str) -> str:
+    """`tf_efficientnet_lite0.in1k` -> `efficientnet`, `resnet50` -> `resnet`."""
+    name = network.rsplit("/", 1)[-1].split(".")[0]
+    return re.split(r"[_\d]", re.sub(r"^(tf|hf|timm)_", "", name))[0]
+
+
+def resemblance(judge: Judge, recipe: Recipe) -> Resemblance:
+    """How near the row's losses are to the judge."""
+    of_judge = NETS[judge.network] if judge.kind == "lpips" else family(judge.network)
+    result: Resemblance = ""
+    for term in recipe.losses:
+        if term.weight == 0:
+            continue
+        if isinstance(term, LpipsConfig):
+            same, relative = judge.kind == "lpips" and term.net == judge.network, NETS[term.net] == of_judge
+        elif isinstance(term, PerceptualConfig):
+            same = judge.kind == "features" and term.backbone.split(".")[0] == judge.network.split(".")[0]
+            relative = family(term.backbone) == of_judge
+        else:
+            continue
+        if same:
+            return "same"
+        if relative:
+            result = "family"
+    return result

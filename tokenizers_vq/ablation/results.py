@@ -1,0 +1,294 @@
+"""What a table's runs gave: read from their folders, joined over seeds, written as JSON, Markdown, CSV and a grid."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers_vq.ablation.grid import write_grid
+from tokenizers_vq.ablation.judges import Judge, parse_judge, resemblance
+from tokenizers_vq.ablation.table import TOLERANCE, Plan, Row
+from tokenizers_vq.config import read_yaml
+from tokenizers_vq.evaluation.tables import label
+from tokenizers_vq.folders import write_atomically
+from tokenizers_vq.training import loop, runs
+from tokenizers_vq.training.recipe import Recipe
+from tokenizers_vq.training.tracking import read_log
+
+EVALUATION, FAILURE, STRIP, ORIGINALS = "evaluation.json", "failure.json", "examples.png", "originals.png"
+EXAMPLES = 8
+SPREAD = "half the range over seeds"
+MARKS = {"same": "†", "family": "‡", "": ""}
+UNEQUAL = "§"
+_FIRST = ("psnr", "ssim", "mse", "spectrum_distance")
+_CODES = {
+    "usage": "share of the codes seen on the test images",
+    "perplexity": "exp of the entropy of the codes of the test images (mean over streams)",
+    "dead": "codes never seen on the test images",
+    "bits_per_pixel": "log2(number of codes) a code",
+}
+
+
+class Spread(NamedTuple):
+    """A figure over seeds."""
+
+    mean: float
+    half_range: float
+
+
+def read_run(plan: Plan, out: Path, row: Row, seed: int) -> dict[str, Any] | None:
+    """The evaluation of a run, None where it is absent, or of another recipe or length than the plan's."""
+    folder, recipe = plan.folder(out, row.name, seed), row.recipes[seed]
+    if not (folder / EVALUATION).is_file() or not (folder / "recipe.yaml").is_file():
+        return None
+    found = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+    differing = runs.differences(read_yaml(folder / "recipe.yaml"), recipe.to_dict())
+    if found["step"] != recipe.steps or any(name not in loop.MAY_CHANGE for name in differing):
+        return None
+    return found
+
+
+def read_failure(plan: Plan, out: Path, row: Row, seed: int) -> str | None:
+    """The message of a run that failed."""
+    path = plan.folder(out, row.name, seed) / FAILURE
+    return json.loads(path.read_text(encoding="utf-8"))["message"] if path.is_file() else None
+
+
+def unfinished(plan: Plan, out: Path, rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """Runs of `rows` that failed, `ROW/seed-S: message`, and runs that are not there, `ROW/seed-S`."""
+    failed, missing = [], []
+    for row in rows:
+        for seed in row.recipes:
+            if read_run(plan, out, row, seed) is None:
+                message = read_failure(plan, out, row, seed)
+                name = f"{row.name}/seed-{seed}"
+                failed.append(f"{name}: {message}") if message else missing.append(name)
+    return failed, missing
+
+
+def seconds(folder: Path, recipe: Recipe) -> float:
+    """Training time: steps between log lines at the logged rate, which begins anew at every resume."""
+    total, before = 0.0, 0
+    for line in read_log(folder / "log.jsonl"):
+        total += (line["step"] - before) * recipe.batch_size / max(line["images_per_second"], 1e-9)
+        before = line["step"]
+    return total
+
+
+def figures(evaluation: dict[str, Any]) -> dict[str, float]:
+    """The numbers of one run, by name."""
+    usage, streams = evaluation["usage"], evaluation["usage"]["streams"]
+    numbers = {name: metric["value"] for name, metric in evaluation["metrics"].items()}
+    numbers |= {name: usage[name] for name in ("usage", "dead", "bits_per_pixel")}
+    numbers["perplexity"] = sum(stream["perplexity"] for stream in streams) / len(streams)
+    speed = evaluation["speed"]
+    rates = {name: speed[name] for name in ("encode_images_per_second", "decode_images_per_second") if speed[name]}
+    return {**numbers, **rates, "training_seconds": evaluation["seconds"]}
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and half the range."""
+    return Spread(sum(values) / len(values), (max(values) - min(values)) / 2)
+
+
+def collect(plan: Plan, out: Path) -> dict[str, Any]:
+    """Everything that is known of the table, JSON-able."""
+    rows: dict[str, Any] = {}
+    definitions: dict[str, Any] = dict(_CODES)
+    left_out: dict[str, str] = {}
+    places: dict[str, None] = {}
+    for row in plan.rows:
+        found: dict[str, Any] = {}
+        for seed in row.recipes:
+            evaluation = read_run(plan, out, row, seed)
+            if evaluation is None:
+                failure = read_failure(plan, out, row, seed)
+                found[str(seed)] = {"failed": failure} if failure else {"missing": True}
+                continue
+            for name, metric in evaluation["metrics"].items():
+                definitions[name] = {key: value for key, value in metric.items() if key != "value"}
+            left_out |= evaluation["skipped"] | evaluation["asked"]["left_out"]
+            speed = {key: evaluation["speed"][key] for key in ("device", "precision", "threads")}
+            places[f"{speed['device']}, {speed['threads']} threads"] = None
+            found[str(seed)] = {"figures": figures(evaluation), "where": speed, "data": evaluation["data"]}
+        done = [run["figures"] for run in found.values() if "figures" in run]
+        names = [name for name in (done[0] if done else ()) if all(name in run for run in done)]
+        rows[row.name] = {
+            "note": row.note,
+            "parameters": row.parameters._asdict(),
+            "parameters_differ": row.differs,
+            "unequal": row.unequal,
+            "precision": row.recipe.precision,
+            "seeds": found,
+            "done": len(done),
+            "mean": {name: spread([run[name] for run in done])._asdict() for name in names},
+        }
+    judges = _judges(plan, [name for name in definitions if name not in _CODES])
+    for row in plan.rows:
+        rows[row.name]["resembles"] = {
+            judge.metric: kind for judge in judges if (kind := resemblance(judge, row.recipe))
+        }
+    recipe, test = plan.rows[0].recipe, plan.test
+    return {
+        "title": plan.table.title,
+        "table": plan.table.to_dict(),
+        "training": {
+            "data": recipe.data.to_dict(),
+            "steps": recipe.steps,
+            "batch_size": recipe.batch_size,
+            "image_size": recipe.model.image_size,
+        },
+        "test": test.to_dict(),
+        "spread": SPREAD,
+        "definitions": definitions,
+        "left_out": {name: reason for name, reason in left_out.items() if name not in definitions},
+        "where": list(places),
+        "rows": rows,
+    }
+
+
+def _judges(plan: Plan, metrics: Sequence[str]) -> list[Judge]:
+    found = []
+    for name in metrics:
+        if name.startswith("lpips_"):
+            found.append(parse_judge(f"lpips/{name.removeprefix('lpips_')}"))
+        elif name.startswith("feature_distance/"):
+            found.append(parse_judge(name.removeprefix("feature_distance/")))
+    return found
+
+
+def write(plan: Plan, out: Path) -> None:
+    """`results.json`, `table.md`, `table.csv` and `grid.png`, each replaced whole; what is missing is named."""
+    result = collect(plan, out)
+    write_atomically(out / "results.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(out / "table.md", markdown(result))
+    write_atomically(out / "table.csv", as_csv(result))
+    columns = [("originals", out / ORIGINALS)]
+    for row in plan.rows:
+        strips = [plan.folder(out, row.name, seed) / STRIP for seed in row.recipes]
+        columns += [(row.name, path) for path in strips if path.is_file()][:1]
+    write_grid(out / "grid.png", columns, EXAMPLES)
+
+
+def _columns(result: dict[str, Any]) -> list[str]:
+    """Metrics in order: pixels, judges, codes; `mse` says what PSNR says, and stays out of the Markdown."""
+    known = [name for name in result["definitions"] if name not in _CODES]
+    judges = [name for name in known if name not in _FIRST]
+    return [name for name in _FIRST if name in known] + judges + ["usage", "perplexity", "dead"]
+
+
+def _heading(name: str, result: dict[str, Any]) -> str:
+    definition = result["definitions"].get(name)
+    if not isinstance(definition, dict):
+        return {"usage": "Usage ↑", "perplexity": "Perplexity ↑", "dead": "Dead codes ↓"}[name]
+    unit = f" ({definition['unit']})" if definition["unit"] else ""
+    return f"{label(name)}{unit} {'↑' if definition['better'] == 'higher' else '↓'}"
+
+
+def _cell(name: str, value: dict[str, float]) -> str:
+    mean, half = value["mean"], value["half_range"]
+    if name == "usage":
+        return f"{mean:.1%} ± {half:.1%}"
+    digits = 0 if mean >= 1000 else 1 if mean >= 100 else 2 if mean >= 1 else 4
+    return f"{mean:,.{digits}f} ± {half:,.{digits}f}"
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table for people, with everything that one must know to read it below."""
+    names = [name for name in _columns(result) if name != "mse"]
+    head = ["Row", "Seeds", "Parameters", "of them codebook", "Discriminator"]
+    head += [_heading(name, result) for name in names] + ["Training s"]
+    lines = [f"# {result['title']}", "", _row(head), _row(["---"] * len(head))]
+    for name, row in result["rows"].items():
+        count = row["parameters"]
+        cells = [name, f"{row['done']}/{len(row['seeds'])}"]
+        cells += [f"{count['tokenizer']:,}{UNEQUAL if row['unequal'] else ''}", f"{count['codebook']:,}"]
+        cells.append(f"{count['discriminator']:,}" if count["discriminator"] else "-")
+        failed = any("failed" in run for run in row["seeds"].values())
+        for metric in [*names, "training_seconds"]:
+            value = row["mean"].get(metric)
+            mark = MARKS[row["resembles"].get(metric, "")]
+            cells.append(f"{_cell(metric, value)}{mark}" if value else "failed" if failed else "-")
+        lines.append(_row(cells))
+    return "\n".join([*lines, "", *_notes(result)]) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _notes(result: dict[str, Any]) -> list[str]:
+    training, rows, test = result["training"], result["rows"], result["test"]
+    notes = [f"- {name}: {row['note']}" for name, row in rows.items() if row["note"]]
+    notes.append(f"- Figures are means ± {SPREAD} ({', '.join(next(iter(rows.values()))['seeds'])}).")
+    notes.append(
+        f"- Every run: {training['steps']:,} steps of {training['batch_size']} images of {training['image_size']} px "
+        f"of {training['data']['path']}; {', '.join(result['where']) or 'none done'}."
+    )
+    images = {run["data"]["images"] for row in rows.values() for run in row["seeds"].values() if "data" in run}
+    counted = f"{', '.join(f'{count:,}' for count in sorted(images))} images" if images else "images"
+    notes.append(f"- Judged on {counted} of {test['path']}, split {test['split'] or 'as found'}, in float32.")
+    marked = {kind for row in rows.values() for kind in row["resembles"].values()}
+    if "same" in marked:
+        notes.append(f"- {MARKS['same']} the row was trained on this network's features: it flatters the row.")
+    if "family" in marked:
+        notes.append(
+            f"- {MARKS['family']} the row was trained on a relative of this network, which may flatter the row."
+        )
+    for name, row in rows.items():
+        if row["unequal"]:
+            first = next(iter(rows))
+            notes.append(
+                f"- {UNEQUAL} {name} has {row['parameters_differ']:+.1%} parameters against {first}, more than "
+                f"{TOLERANCE:.0%} apart: the rows are not of equal size."
+            )
+    for name, row in rows.items():
+        notes += [
+            f"- failed: {name}/seed-{seed}: {run['failed']}" for seed, run in row["seeds"].items() if "failed" in run
+        ]
+    absent = [
+        f"{name}/seed-{seed}" for name, row in rows.items() for seed, run in row["seeds"].items() if "missing" in run
+    ]
+    if absent:
+        notes.append(f"- Not there yet: {', '.join(absent)}.")
+    for name, definition in result["definitions"].items():
+        if isinstance(definition, dict) and name != "mse":
+            skipped = ("unit", "better", "images", "note")
+            text = "; ".join(f"{key} {_plain(value)}" for key, value in definition.items() if key not in skipped)
+            notes.append(f"- {label(name)}: {text}{'; ' + definition['note'] if 'note' in definition else ''}")
+        elif name in ("usage", "perplexity"):
+            notes.append(f"- {name.capitalize()}: {definition}")
+    notes += [f"- left out {label(name)}: {reason}" for name, reason in result["left_out"].items()]
+    return notes
+
+
+def _plain(value: Any) -> str:
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
+def as_csv(result: dict[str, Any]) -> str:
+    """One line a row: parameters, and for every figure its mean, half its range, and what marks it."""
+    names = list(dict.fromkeys(name for row in result["rows"].values() for name in row["mean"]))
+    judges = list(dict.fromkeys(name for row in result["rows"].values() for name in row["resembles"]))
+    head = ["row", "seeds_done", "seeds", "failed", "tokenizer_parameters", "codebook_parameters"]
+    head += ["discriminator_parameters", "parameters_differ"]
+    for name in names:
+        head += [name, f"{name} half_range"] + ([f"{name} resembles"] if name in judges else [])
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(head)
+    for name, row in result["rows"].items():
+        count = row["parameters"]
+        failed = sum("failed" in run for run in row["seeds"].values())
+        cells = [name, row["done"], len(row["seeds"]), failed, count["tokenizer"], count["codebook"]]
+        cells += [count["discriminator"], f"{row['parameters_differ']:.4f}"]
+        for metric in names:
+            value = row["mean"].get(metric)
+            cells += [value["mean"], value["half_range"]] if value else ["", ""]
+            cells += [row["resembles"].get(metric, "")] if metric in judges else []
+        writer.writerow(cells)
+    return buffer.getvalue()

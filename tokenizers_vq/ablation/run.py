@@ -1,0 +1,179 @@
+"""Running a table: every row at every seed is an ordinary run folder, trained, then judged, then in the table.
+
+What is done is passed over, so that the same command goes on after a kill at any moment.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tokenizers_vq import distributed, images
+from tokenizers_vq.ablation import judges as judging
+from tokenizers_vq.ablation import results
+from tokenizers_vq.ablation.judges import Judge
+from tokenizers_vq.ablation.table import Plan, Row, choose_rows
+from tokenizers_vq.data import DataConfig
+from tokenizers_vq.data.loading import evaluation_batches
+from tokenizers_vq.data.sources import open_source
+from tokenizers_vq.data.transforms import PREPROCESSING
+from tokenizers_vq.devices import join_processes, resolve_device
+from tokenizers_vq.evaluation import evaluate
+from tokenizers_vq.folders import write_atomically
+from tokenizers_vq.tokenizer import load
+from tokenizers_vq.training import runs
+from tokenizers_vq.training.recipe import Recipe
+
+Say = Callable[[str], None]
+
+
+class Outcome(NamedTuple):
+    """How a command ended."""
+
+    failed: tuple[str, ...]
+    """`ROW/seed-S: message` of every run that could not be trained"""
+    missing: tuple[str, ...]
+    """`ROW/seed-S` of every run that is not there yet"""
+
+
+def run_table(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = "auto", say: Say = print) -> Outcome:
+    """Train and judge what is not done of `plan` (rows `only`) under `out`, and write the table after every run.
+
+    All rows at the first seed come first, so that a whole comparison is there early. A run that
+    diverges is noted and the others go on. Under several processes the first one writes. Raises `ValueError` where a
+    run's folder holds another recipe, where data or a loss's weights are not there, and `loop.Interrupted`.
+    """
+    rows = choose_rows(plan, only)
+    place = resolve_device(device)
+    main = join_processes(place).rank == 0
+    say = say if main else lambda text: None
+    for row in rows:
+        for seed, recipe in row.recipes.items():
+            runs.claim(recipe, plan.folder(out, row.name, seed), write=False)
+    if not plan.rows[0].recipe.data.streaming:
+        open_source(plan.rows[0].recipe.data)
+    _weights_at_hand(rows)
+    listed = tuple(judging.parse_judge(text) for text in plan.table.judges or ()) or judging.default_judges()
+    judges, missing = judging.available(listed)
+    for name, reason in missing.items():
+        say(f"left out {name}: {reason}")
+    if len(judges) < 2:
+        say("fewer than two networks judge: bring their weights, or name others in `judges`")
+    if main:
+        _originals(plan, out)
+
+    asked = {"data": plan.test.to_dict(), "judges": [judge.metric for judge in judges], "left_out": missing}
+    due = [(row, seed) for seed in plan.table.seeds for row in rows if not _is_done(plan, out, row, seed, asked)]
+    for number, (row, seed) in enumerate(due, start=1):
+        folder = plan.folder(out, row.name, seed)
+        say(f"[{number}/{len(due)}] {row.name}, seed {seed}")
+        try:
+            runs.train(row.recipes[seed], folder, device=device)
+        except ValueError as error:  # most of all `loop.NonFiniteLossError`: it is the row's, the others go on
+            say(f"failed: {error}")
+            _rejoin(place)
+            if main:
+                write_atomically(folder / results.FAILURE, json.dumps({"message": str(error)}) + "\n")
+        else:
+            _rejoin(place)
+            _judge(plan, row.recipes[seed], folder, asked, judges, place)
+        gc.collect()  # one run's networks go before the next one's come
+        if place.type == "cuda":
+            torch.cuda.empty_cache()
+        if main:
+            results.write(plan, out)
+    distributed.sum(torch.zeros((), device=place))  # no process reads results before the first one has written them
+    if main and not due:
+        results.write(plan, out)
+    failed, absent = results.unfinished(plan, out, rows)
+    return Outcome(tuple(failed), tuple(absent))
+
+
+def _is_done(plan: Plan, out: Path, row: Row, seed: int, asked: dict[str, Any]) -> bool:
+    """Whether the run is trained, and judged by everything that can judge it now, on these images."""
+    found = results.read_run(plan, out, row, seed)
+    return (
+        found is not None
+        and found["asked"]["data"] == asked["data"]
+        and set(asked["judges"]) <= set(found["asked"]["judges"])
+    )
+
+
+def _weights_at_hand(rows: Sequence[Row]) -> None:
+    """Make every loss once: one whose weights are out of reach stops the command now, not after hours."""
+    made = []
+    for row in rows:
+        for term in row.recipe.losses:
+            if term not in made:
+                try:
+                    term.build()
+                except (ValueError, FileNotFoundError) as error:
+                    raise ValueError(f"rows.{row.name}: {error}") from None
+                made.append(term)
+
+
+def _rejoin(device: torch.device) -> None:
+    """The group of processes, which the end of a training run takes down with it."""
+    from accelerate.state import AcceleratorState, PartialState
+
+    if distributed.world_size() == 1:
+        AcceleratorState._reset_state(reset_partial_state=PartialState().num_processes > 1)
+        join_processes(device)
+
+
+def _judge(
+    plan: Plan, recipe: Recipe, folder: Path, asked: dict[str, Any], judges: Sequence[Judge], device: torch.device
+) -> None:
+    tokenizer = load(folder, device=device)
+    size, channels = recipe.model.image_size, recipe.model.channels
+    shard = (distributed.rank(), distributed.world_size())
+    batches = evaluation_batches(
+        plan.test, image_size=size, channels=channels, batch_size=plan.table.test.batch_size, shard=shard
+    )
+    described: dict[str, Any] = {"name": plan.test.path, "split": plan.test.split, "preprocessing": PREPROCESSING}
+    if batches.source is not None:
+        described["source"] = batches.source.description
+    evaluation = evaluate(
+        tokenizer,
+        batches,
+        data=described,
+        lpips=next((judge.network for judge in judges if judge.kind == "lpips"), None),
+        backbone=None,
+        judges=[(judge.network, judge.layer) for judge in judges if judge.kind == "features"],
+    )
+    if distributed.rank():
+        return
+    with torch.no_grad():
+        shown = tokenizer.decode(tokenizer.encode(_examples(plan.test, recipe).to(device))).cpu()
+    _write_strip(folder / results.STRIP, shown)
+    result = {"step": recipe.steps, "seconds": results.seconds(folder, recipe), "asked": asked, **evaluation.to_dict()}
+    write_atomically(folder / results.EVALUATION, json.dumps(result, indent=2) + "\n")
+    (folder / results.FAILURE).unlink(missing_ok=True)
+
+
+def _examples(test: DataConfig, recipe: Recipe) -> Tensor:
+    """The same images for every row, evenly spread over the test images: `(8, C, H, W)`."""
+    few = test.replace(limit=results.EXAMPLES, workers=0)
+    size, channels = recipe.model.image_size, recipe.model.channels
+    batches = evaluation_batches(few, image_size=size, channels=channels, batch_size=results.EXAMPLES)
+    return next(iter(batches))["images"]
+
+
+def _originals(plan: Plan, out: Path) -> None:
+    _write_strip(out / results.ORIGINALS, _examples(plan.test, plan.rows[0].recipe))
+
+
+def _write_strip(path: Path, pictures: Tensor) -> None:
+    """Pictures `(N, C, H, W)` one below the other, as PNG."""
+    import io
+
+    kept = pictures[:, :3] if pictures.shape[1] >= 3 else pictures[:, :1]
+    buffer = io.BytesIO()
+    images.to_pil(torch.cat(list(kept.float().clamp(-1, 1)), dim=1)).save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())

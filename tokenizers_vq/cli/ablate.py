@@ -1,0 +1,76 @@
+"""`tvq ablate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tokenizers_vq.cli import common
+
+if TYPE_CHECKING:
+    from tokenizers_vq.ablation.table import Plan
+
+
+def ablate(
+    table: Annotated[Path, typer.Argument(help="YAML file: a recipe, rows of overrides, seeds, test images")],
+    out: Annotated[Path, typer.Option(help="folder of the runs and the table; what is done there is kept")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH=VALUE]...", help="data=PATH, test=PATH, fields of the table or of all rows"),
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="ROW", help="run this row; may be given again")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check every run, and print what would run")] = False,
+    device: common.Device = "auto",
+) -> None:
+    """Train and judge rows of a table at equal steps and data, or go on with them."""
+    from tokenizers_vq.ablation import run
+    from tokenizers_vq.ablation.table import choose_rows, load_table, make_plan
+    from tokenizers_vq.devices import processes
+    from tokenizers_vq.training import loop
+
+    plan = make_plan(load_table(table, overrides or []), table.parent)
+    main = processes().rank == 0
+    if main:
+        _print_plan(plan)
+    if dry_run:
+        choose_rows(plan, only or ())
+        return
+    try:
+        outcome = run.run_table(plan, out, only=only or (), device=device, say=common.note)
+    except loop.Interrupted as stop:
+        common.note(f"tvq: {stop}")
+        raise typer.Exit(128 + stop.signal) from None
+    if main:
+        print((out / "table.md").read_text(encoding="utf-8"))
+        common.note(f"wrote {out}/table.md, table.csv, results.json and grid.png")
+        for line in outcome.failed:
+            common.note(f"failed: {line}")
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+def _print_plan(plan: Plan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    training = plan.rows[0].recipe
+    seeds = ", ".join(map(str, plan.table.seeds))
+    title = (
+        f"{plan.table.title}: {len(plan.rows)} rows x seeds {seeds}, {training.steps:,} steps of "
+        f"{training.batch_size} images of {training.data.path}; judged on {plan.test.path}"
+    )
+    shown = Table("row", "tokenizer parameters", "of them codebook", "discriminator")
+    for row in plan.rows:
+        count = row.parameters
+        flag = f" ({row.differs:+.1%} of the first row: not of equal size)" if row.unequal else ""
+        shown.add_row(
+            row.name,
+            f"{count.tokenizer:,}{flag}",
+            f"{count.codebook:,}",
+            f"{count.discriminator:,}" if count[2] else "-",
+        )
+    console = Console(stderr=True)
+    console.print(title, soft_wrap=True, highlight=False, markup=False)
+    console.print(shown)
