@@ -10,24 +10,39 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tokenizers_vq.discriminators.patchgan import PatchGAN
+from tokenizers_vq.discriminators.stylegan2 import StyleGAN2
+from tokenizers_vq.judgement import Discriminator
 from tokenizers_vq.losses.objectives import Hinge
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.regularisers import R1
 
+CASES = ["batch", "spectral", "none", "stylegan2"]
+"""PatchGAN's norms, and the other discriminator"""
 
-def discriminator_step(norm: str, rank: int, world: int) -> dict[str, Tensor]:
-    """Gradients and buffers after one step: real and fake through the wrapper, the penalty on the eager module."""
+
+def build(case: str) -> Discriminator:
     torch.manual_seed(5)
-    discriminator = PatchGAN(3, width=4, layers=2, norm=norm)
+    if case == "stylegan2":
+        return StyleGAN2(3, (32, 32), width=1 / 64)
+    discriminator = PatchGAN(3, width=4, layers=2, norm=case)
     for parameter in discriminator.parameters():
         nn.init.normal_(parameter, 0.1, 0.3)  # wider than published, so that the penalty is not drowned
-    images, output = (torch.rand(4, 3, 32, 32).chunk(world)[rank] for _ in range(2))
+    return discriminator
+
+
+def discriminator_step(case: str, rank: int, world: int) -> dict[str, Tensor]:
+    """Gradients and buffers after one step: real and fake through the wrapper, the penalty on the eager module.
+
+    Images are dealt out in turn, which makes StyleGAN2's groups of four the same in any number of processes.
+    """
+    discriminator = build(case)
+    images, output = (torch.rand(8, 3, 32, 32)[rank::world] for _ in range(2))
     record = Record(images, output, lambda x: x, discriminator=discriminator)
     wrapper = DistributedDataParallel(discriminator) if world > 1 else discriminator
     (g_adv,) = torch.autograd.grad(Hinge().generator(record.fake), record.output)
     real, fake = wrapper(images), wrapper(record.reconstructions.detach())
     loss = Hinge().discriminator(real, fake)
-    if norm != "batch":
+    if case != "batch":
         loss = loss + R1()(record, discriminator, real, fake)
     loss.backward()
     gradients = {
@@ -39,7 +54,7 @@ def discriminator_step(norm: str, rank: int, world: int) -> dict[str, Tensor]:
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    results = {norm: discriminator_step(norm, rank, 2) for norm in ("batch", "spectral", "none")}
+    results = {case: discriminator_step(case, rank, 2) for case in CASES}
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -51,12 +66,12 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Te
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("norm", ["batch", "spectral", "none"])
-def test_two_processes_equal_one(norm: str, two: list[dict[str, dict[str, Tensor]]]) -> None:
-    one = discriminator_step(norm, 0, 1)
-    parts = [part[norm] for part in two]
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_equal_one(case: str, two: list[dict[str, dict[str, Tensor]]]) -> None:
+    one = discriminator_step(case, 0, 1)
+    parts = [part[case] for part in two]
     # A process's loss is the mean over its half, so gradients at its own images weigh double.
-    output = torch.cat([part.pop("output") for part in parts]) / 2
+    output = torch.stack([part.pop("output") for part in parts], dim=1).flatten(0, 1) / 2
     torch.testing.assert_close(output, one.pop("output"), rtol=1e-4, atol=1e-6)
     for part in parts:
         assert part.keys() == one.keys()

@@ -75,7 +75,8 @@ class StyleGAN2(Discriminator):
     def forward(self, images: Tensor) -> Judgement:
         """Images `(B, C, H, W)` in [-1, 1]."""
         self.check(*images.shape[-2:])
-        images = self.stem(images)
+        # The layout in which depthwise convolutions are fast: twice the speed of the whole on a CPU.
+        images = self.stem(images.contiguous(memory_format=torch.channels_last))
         features = []
         for block in self.blocks:
             images = block(images)

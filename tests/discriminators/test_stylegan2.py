@@ -1,0 +1,200 @@
+"""StyleGAN2's discriminator beyond the recorded tensors: sizes, widths, precision, groups, lazy R1."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tokenizers_vq.discriminators import DiscriminatorConfig, StyleGAN2Config
+from tokenizers_vq.discriminators.stylegan2 import StyleGAN2, layer_width, minibatch_deviation
+from tokenizers_vq.losses.record import Record
+from tokenizers_vq.losses.regularisers import R1
+from tokenizers_vq.tokenizer import Tokenizer
+from tokenizers_vq.training.recipe import load_recipe
+from tokenizers_vq.training.step import TokenizerTask
+
+
+def narrow(channels: int = 3, size: tuple[int, int] = (32, 32), **fields: object) -> StyleGAN2:
+    torch.manual_seed(3)
+    return StyleGAN2(channels, size, **{"width": 1 / 32, **fields})
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_config_is_of_the_union() -> None:
+    config = TypeAdapter(DiscriminatorConfig).validate_python({"kind": "stylegan2", "width": 0.125})
+    assert isinstance(config, StyleGAN2Config)
+    assert config.build(channels=1, image_size=(16, 8))(torch.rand(2, 1, 16, 8)).logits[0].shape == (2, 1)
+
+
+@pytest.mark.parametrize(("multiplier", "parameters"), [(1, 24_001_089), (2, 28_864_129)])
+def test_published_parameters(multiplier: int, parameters: int) -> None:
+    widths = [layer_width(side, multiplier=multiplier) for side in (256, 128, 64, 32, 16, 8, 4)]
+    assert widths == [64 * multiplier, 128 * multiplier, 256 * multiplier, 512, 512, 512, 512]
+    with torch.device("meta"):
+        assert count(StyleGAN2Config(channel_multiplier=multiplier).build(3, (256, 256))) == parameters
+
+
+def test_width_scales_every_layer() -> None:
+    published, half = (
+        {name: p.shape for name, p in narrow(size=(64, 64), width=w).named_parameters()} for w in (1 / 16, 1 / 32)
+    )
+    assert published["blocks.0.conv1.weight"] == (32, 32, 3, 3)
+    assert half["blocks.0.conv1.weight"] == (16, 16, 3, 3)
+    assert half["head.1.weight"] == (16, 16 * 16)
+    assert [layer_width(64, 1 / 32, m) for m in (1, 2)] == [8, 16]
+    assert layer_width(4, 1e-6) == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("size", [(8, 8), (64, 128), (32, 8)])
+def test_shapes_and_gradients(channels: int, size: tuple[int, int]) -> None:
+    discriminator = narrow(channels, size)
+    judgement = discriminator(torch.randn(5, channels, *size))
+    assert [tuple(logits.shape) for logits in judgement.logits] == [(5, 1)]
+    shapes = [(size[0] >> i, size[1] >> i) for i in range(1, min(size).bit_length() - 2)]
+    assert [tuple(features.shape[-2:]) for features in judgement.features] == shapes
+    assert min(shapes[-1]) == 4
+    judgement.logits[0].square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in discriminator.parameters())
+
+
+@pytest.mark.parametrize(
+    ("size", "nearest"),
+    [((48, 64), "32x64 or 64x64"), ((64, 100), "64x64 or 64x128"), ((4, 16), "8x16"), ((0, 9), "8x8 or 8x16")],
+)
+def test_other_sides_are_refused(size: tuple[int, int], nearest: str) -> None:
+    with pytest.raises(ValueError, match=rf"got {size[0]}x{size[1]}: set `image_size` to {nearest}, or take patchgan$"):
+        narrow(size=size)
+
+
+def test_another_size_than_it_was_built_for_is_refused() -> None:
+    discriminator = narrow(size=(16, 32))
+    for call in (lambda: discriminator.check(32, 16), lambda: discriminator(torch.rand(1, 3, 32, 16))):
+        with pytest.raises(ValueError, match="built for images of 16x32, got 32x16"):
+            call()
+
+
+def test_activations_keep_their_scale() -> None:
+    """Equalised layers of standard normal weights neither blow up nor fade, however wide."""
+    smooth = functional.interpolate(torch.randn(8, 3, 4, 4), (64, 64), mode="bilinear")  # noise would be blurred away
+    for width in (1 / 32, 1 / 8):
+        judgement = narrow(size=(64, 64), width=width)(smooth)
+        for features in judgement.features:
+            assert 0.3 < features.square().mean().sqrt() < 2
+    weight = narrow(width=1 / 8).mix[0].weight
+    assert weight.std().item() == pytest.approx(1, rel=0.02)
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(1, [1]), (3, [3]), (4, [4]), (7, [7]), (8, [4, 4]), (9, [5, 4])])
+def test_groups_of_the_minibatch_deviation(batch: int, sizes: list[int]) -> None:
+    features = torch.randn(batch, 6, 4, 8)
+    given = minibatch_deviation(features, 4)
+    assert given.shape == (batch, 1, 4, 8)
+    members = [features[j :: len(sizes)] for j in range(len(sizes))]
+    assert [len(group) for group in members] == sizes
+    for j, group in enumerate(members):
+        expected = (group.var(dim=0, correction=0) + 1e-8).sqrt().mean()
+        torch.testing.assert_close(given[j :: len(sizes)], expected.expand(len(group), 1, 4, 8))
+
+
+def test_deviation_of_half_precision_is_taken_in_float32() -> None:
+    features = 100 + torch.randn(4, 6, 4, 4)
+    rounded = features.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        given = minibatch_deviation(rounded, 4)
+    assert torch.equal(given, minibatch_deviation(rounded.float(), 4))
+
+
+def penalised(discriminator: StyleGAN2, images: Tensor, bf16: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    record = Record(images, images, lambda x: x, discriminator=discriminator)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        logits = discriminator(images).logits[0]
+        penalty = R1()(record, discriminator, record.real, record.fake)
+    discriminator.zero_grad()
+    penalty.backward()
+    # The last bias has no part in the input's gradient.
+    return logits, penalty, {k: p.grad for k, p in discriminator.named_parameters() if p.grad is not None}
+
+
+def test_autocast_and_double_backward() -> None:
+    discriminator, images = narrow(size=(32, 64)), torch.rand(8, 3, 32, 64) * 2 - 1
+    logits, penalty, gradients = penalised(discriminator, images, bf16=False)
+    logits_half, penalty_half, gradients_half = penalised(discriminator, images, bf16=True)
+    assert discriminator(images).features[0].dtype == torch.float32
+    torch.testing.assert_close(logits_half.float(), logits, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(penalty_half, penalty, rtol=0.05, atol=0)
+    assert penalty_half.dtype == torch.float32
+    assert gradients.keys() == gradients_half.keys()
+    assert "blocks.0.skip.weight" in gradients and "stem.0.weight" in gradients
+    for name, gradient in gradients.items():
+        assert gradients_half[name].isfinite().all()
+        error = torch.linalg.vector_norm(gradients_half[name] - gradient)
+        assert error <= 0.1 * torch.linalg.vector_norm(gradient) + 1e-7, name
+
+
+def test_double_backward_against_differences() -> None:
+    """The gradient of R1 equals its change along a direction in float64."""
+    discriminator, images = narrow(size=(16, 8)).double(), torch.rand(3, 3, 16, 8, dtype=torch.float64)
+
+    def penalty() -> Tensor:
+        leaf = images.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(discriminator(leaf).logits[0].sum(), leaf, create_graph=True)
+        return gradient.square().sum()
+
+    penalty().backward()
+    weights = [parameter for parameter in discriminator.parameters() if parameter.grad is not None]
+    direction = [torch.randn_like(weight) for weight in weights]
+    expected = sum((weight.grad * d).sum() for weight, d in zip(weights, direction, strict=True))
+    values = []
+    with torch.no_grad():
+        for sign in (1, -1):
+            moved = [weight + sign * 1e-5 * d for weight, d in zip(weights, direction, strict=True)]
+            kept = [weight.clone() for weight in weights]
+            for weight, new in zip(weights, moved, strict=True):
+                weight.copy_(new)
+            with torch.enable_grad():
+                values.append(penalty().item())
+            for weight, old in zip(weights, kept, strict=True):
+                weight.copy_(old)
+    assert (values[0] - values[1]) / 2e-5 == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_effective_weight_of_r1_does_not_depend_on_its_interval() -> None:
+    """Over 16 steps of the same images and weights the discriminator's losses, and gradients, sum to the same."""
+    sums = {}
+    for every in (1, 4, 16):
+        torch.manual_seed(7)
+        recipe = load_recipe(
+            "vqgan-tiny-64",
+            [
+                "model.image_size=16",
+                "model.encoder={kind: vqgan, width: 8, multipliers: [1, 2], blocks: 1, attention: [], groups: 4}",
+                "model.decoder={kind: vqgan, width: 8, multipliers: [1, 2], blocks: 1, attention: [], groups: 4}",
+                "losses=[{kind: l1}]",
+                "adversary.discriminator={kind: stylegan2, width: 0.03125}",
+                "adversary.objective={kind: non_saturating}",
+                f"adversary.regularisers=[{{kind: r1, weight: 10.0, every: {every}}}]",
+            ],
+        )
+        adversary = TokenizerTask(recipe, Tokenizer(recipe.model)).adversary
+        assert adversary is not None
+        discriminator = adversary.discriminator
+        discriminator.load_state_dict(narrow(size=(16, 16)).state_dict())
+        images, output = torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16)
+        total = torch.zeros(())
+        for step in range(16):
+            record = Record(images, output, lambda x: x, step=step, discriminator=discriminator)
+            loss, figures = adversary.own_loss(discriminator, record, step)
+            assert ("adversary/r1" in figures) == (step % every == 0)
+            loss.backward()
+            total += loss.detach() - figures["discriminator"]
+        sums[every] = [total, *(parameter.grad for parameter in discriminator.parameters())]
+    assert sums[1][0] > 0
+    for every in (4, 16):
+        torch.testing.assert_close(sums[every], sums[1], rtol=1e-4, atol=1e-5)
