@@ -131,6 +131,29 @@ def test_codes_for_transformers(run: Run, codes: Path, tmp_path: Path) -> None:
     assert (config["vocab_size"], config["n_positions"]) == (33, 65)
 
 
+@pytest.mark.parametrize("which", ["stand-ins", "shipped"])
+def test_offline(run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    import prior
+    import tokenizers_vq as tvq
+    from tests.stand_ins import ship_stand_ins
+
+    names = ("vit-vqgan-tiny-64", "gpt-tiny-imagenet-64")
+    if which == "stand-ins":
+        places = tmp_path / "tokenizers", tmp_path / "priors"
+        ship_stand_ins(*places, tmp_path / "runs", names)
+        monkeypatch.setattr("tokenizers_vq.tokenizer.WEIGHTS", places[0])
+        monkeypatch.setattr("prior.model.WEIGHTS", places[1])
+    elif names[0] not in tvq.list_models("shipped") or names[1] not in prior.list_models("shipped"):
+        pytest.skip(f"the package does not bring {' and '.join(names)} yet")
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("it asked the network"))
+    said = run("offline.py", next(photos.rglob("*.png")), tmp_path / "out")
+    assert f"reconstruction.png and 4 new pictures of 'goldfish' in {tmp_path / 'out'}" in said
+    size = tvq.load(names[0]).config.size
+    for name in ("reconstruction", *(f"goldfish-{number}" for number in range(4))):
+        with Image.open(tmp_path / "out" / f"{name}.png") as picture:
+            assert picture.size == size
+
+
 def test_encode_with_ray(run: Run, photos: Path, model: Path, tmp_path: Path) -> None:
     said = run("encode_with_ray.py", model, photos, tmp_path / "codes", 1)
     if importlib.util.find_spec("ray") is None:
@@ -156,7 +179,7 @@ def test_encoder_takes_what_ray_passes(photos: Path, model: Path, codes: Path) -
 def test_examples_are_short_and_tested() -> None:
     tested = Path(__file__).read_text()
     for path in EXAMPLES.glob("*.py"):
-        if path.name != "demo.py":
+        if path.name not in ("demo.py", "ship.py"):  # ship.py: tests/test_shipping.py
             assert len(path.read_text().splitlines()) < 60, path.name
             assert f'"{path.name}"' in tested, path.name
     assert all(path.name in (EXAMPLES / "README.md").read_text() for path in EXAMPLES.glob("*.py"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def models() -> None:
     """List the names that `train` takes (it also takes a YAML file), and priors that are trained already."""
-    from prior.model import HERE, list_models
+    from prior.model import HERE, WEIGHTS, list_models
     from prior.recipe import RECIPES, list_recipes
     from tokenizers_vq.cli.common import list_names
 
@@ -16,5 +16,5 @@ def models() -> None:
     )
     shipped = list_models("shipped")
     if shipped:
-        cards = {name: HERE / "weights" / name / "README.md" for name in shipped}
+        cards = {name: WEIGHTS / name / "README.md" for name in shipped}
         list_names("trained, for sample and evaluate:", cards)

@@ -54,7 +54,7 @@ def list_names(title: str, paths: Mapping[str, Path]) -> None:
     for name, path in paths.items():
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         if path.suffix == ".md":
-            lines = [line for line in lines if line.startswith("# ")]
+            lines = [line.replace(f"# {name}: ", "# ") for line in lines if line.startswith("# ")]
         comment = lines[0].lstrip("# ") if lines and lines[0].startswith("#") else ""
         print(f"  {name:{width}}  {comment}".rstrip())
 
