@@ -28,8 +28,8 @@ class StyleGAN2Config(Config):
     kind: Literal["stylegan2"] = "stylegan2"
     width: Annotated[float, Field(gt=0)] = 1.0
     """factor of all the published widths: 512 where the shorter side is at most 32, less above"""
-    channel_multiplier: Annotated[int, Field(ge=1)] = 2
-    """m: published widths at 64, 128, 256 ... pixels are 256 m, 128 m, 64 m ..."""
+    channel_multiplier: Annotated[float, Field(gt=0)] = 2.0
+    """m: published widths at 64, 128, 256 ... pixels are 256 m, 128 m, 64 m ..., m being 1 or 2; they cost the most"""
     stddev_group: Annotated[int, Field(ge=1)] = 4
     """images that share a minibatch standard deviation; more where it does not divide the batch"""
 
@@ -86,9 +86,9 @@ class StyleGAN2(Discriminator):
         return Judgement([logits], features, {})
 
 
-def layer_width(side: int, factor: float = 1.0, multiplier: int = 2) -> int:
+def layer_width(side: int, factor: float = 1.0, multiplier: float = 2.0) -> int:
     """Channels where the shorter side of the feature map is `side`: the published ones times `factor`."""
-    published = 512 if side <= 32 else max(16384 * multiplier // side, 1)
+    published = 512 if side <= 32 else 16384 * multiplier / side
     return max(round(published * factor), 1)
 
 
@@ -129,9 +129,8 @@ class ResidualBlock(nn.Module):
 
     def _blur(self, features: Tensor, padding: int, stride: int = 1) -> Tensor:
         channels = features.shape[1]
-        # A copy: DDP writes buffers anew at each forward, while the graph of the last one still needs its kernel.
-        kernel = self.taps.repeat(channels, 1, 1, 1)  # type: ignore[operator]
-        return F.conv2d(features, kernel.to(features.dtype), stride=stride, padding=padding, groups=channels)
+        kernel = self.taps.expand(channels, 1, 4, 4)  # type: ignore[operator]
+        return F.conv2d(features, kernel, stride=stride, padding=padding, groups=channels)
 
 
 class EqualisedConv2d(nn.Conv2d):
