@@ -88,6 +88,7 @@ def test_llamagen(case: str) -> None:
         dim=arguments["e_dim"],
         beta=arguments["beta"],
         distance="cosine" if arguments["l2_norm"] else "euclidean",
+        entropy_weight=arguments["entropy_loss_ratio"],
     )
     quantizer.weight.data.copy_(weights["embedding.weight"])
     z = io["z"].requires_grad_()
@@ -96,9 +97,12 @@ def test_llamagen(case: str) -> None:
     close(result.features, io["quantized"], tolerance["quantized"])
     close(result.losses["codebook"], io["vq_loss"].reshape(()), tolerance["vq_loss"])
     close(result.losses["commitment"], io["commit_loss"].reshape(()), tolerance["commit_loss"])
+    close(result.losses["entropy"], io["entropy_loss"].reshape(()), tolerance["entropy_loss"])
     for loss, wrt, name in [
         (result.losses["codebook"], quantizer.weight, "vq_loss_grad_codebook"),
         (result.losses["commitment"], z, "commit_loss_grad_z"),
+        (result.losses["entropy"], z, "entropy_loss_grad_z"),
+        (result.losses["entropy"], quantizer.weight, "entropy_loss_grad_codebook"),
         ((result.features * io["upstream"]).sum(), z, "straight_through_grad_z"),
     ]:
         (gradient,) = torch.autograd.grad(loss, wrt, retain_graph=True)

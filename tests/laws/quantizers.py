@@ -26,4 +26,9 @@ CASES = [
     Case("factorised", {"num_codes": 37, "dim": 2, "distance": "cosine", "revive_after": 3}),
     Case("ema", {"num_codes": 48, "dim": 6, "codebook": "ema", "revive_after": 2}),
     Case("ema-cosine", {"num_codes": 48, "dim": 6, "codebook": "ema", "distance": "cosine"}),
+    Case("kmeans", {"num_codes": 48, "dim": 6, "kmeans_batches": 3, "revive_after": 2}),
+    # More codes than the batch of the laws has features (140).
+    Case("kmeans-ema", {"num_codes": 200, "dim": 6, "codebook": "ema", "distance": "cosine", "kmeans_batches": 2}),
+    Case("entropy", {"num_codes": 48, "dim": 6, "entropy_weight": 0.1, "entropy_temperature": 1.0}),
+    Case("entropy-cosine", {"num_codes": 48, "dim": 6, "distance": "cosine", "entropy_weight": 0.1}),
 ]

@@ -91,7 +91,8 @@ def test_each_loss_trains_what_its_name_says(case: Case) -> None:
     assert ("codebook" in losses) == by_gradient == isinstance(quantizer.weight, torch.nn.Parameter)
     if by_gradient:
         to_z, to_book = torch.autograd.grad(losses["codebook"], (z, quantizer.weight), allow_unused=True)
-        assert to_z is None and to_book.abs().sum() > 0
+        fitted = "kmeans_batches" in case.fields  # instead of learning
+        assert to_z is None and (to_book.abs().sum() > 0) != fitted
         assert torch.autograd.grad(losses["commitment"], quantizer.weight, allow_unused=True) == (None,)
 
 

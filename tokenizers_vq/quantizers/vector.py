@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from tokenizers_vq import distributed
 from tokenizers_vq.codes import CodeLayout, Quantized
 from tokenizers_vq.config import Config
+from tokenizers_vq.quantizers import kmeans
 from tokenizers_vq.quantizers.base import Quantizer, straight_through
+from tokenizers_vq.quantizers.entropy import entropy_loss
 from tokenizers_vq.quantizers.search import nearest_codes
 
-_WINDOW = 256  # updates over which the logged usage counts a code as in use
+_WINDOW = 256  # updates without use after which the log counts a code as dead
 
 
 class VectorQuantizerConfig(Config):
@@ -28,7 +30,7 @@ class VectorQuantizerConfig(Config):
     dim: int = Field(default=256, ge=1)
     """width of a code; far below the network's width it is *factorised*"""
     distance: Literal["euclidean", "cosine"] = "euclidean"
-    """cosine: search and lookup on L2-normalised vectors"""
+    """cosine: search and lookup on L2-normalised vectors, so that only directions count"""
     gradient_through_norm: bool = True
     """cosine: straight-through around the normalised features (LlamaGen), not the identity (enhancing-transformers)"""
     codebook: Literal["gradient", "ema"] = "gradient"
@@ -43,6 +45,12 @@ class VectorQuantizerConfig(Config):
     """Laplace smoothing of the moving counts (ema)"""
     revive_after: int | None = Field(default=None, ge=1)
     """a code unused for so many updates is moved to a random feature of the batch; null = never"""
+    kmeans_batches: int = Field(default=0, ge=0)
+    """first batches that fit the codebook to the features by k-means, before it learns as configured; 0 = none"""
+    entropy_weight: float = Field(default=0.0, ge=0)
+    """weight of the entropy term, which makes each choice of a code sure and the use of all codes even; 0 = none"""
+    entropy_temperature: float = Field(default=0.01, gt=0)
+    """squared distance that divides the probability of a code by e (entropy term); lower = harder choices"""
 
     def build(self) -> VectorQuantizer:
         """The quantizer."""
@@ -58,12 +66,24 @@ class VectorQuantizer(Quantizer):
     tens or hundreds, the encoder's gradient with them.
     Moving averages: N <- g N + (1 - g) n, m <- g m + (1 - g) sum z, e = m / N~, with N starting at 1 and counts and
     sums taken over all processes.
+    `entropy` (if weighted; arXiv 2310.05737 with LlamaGen's probabilities) = weight (mean entropy - entropy of the
+    mean) of softmax(-|z - e|^2 / temperature), see `entropy.entropy_loss`; its gradient reaches features and codebook.
+
+    With `kmeans_batches` each of the first training batches moves the codebook before it is quantized (`kmeans.update`;
+    Lloyd's rounds on the first), while neither gradients nor averages do. Every code gets a place in the features if
+    these batches together hold more of them than there are codes; a batch may hold fewer.
+
+    Stats of a training update: `perplexity` = exp of the entropy of the batch's codes, 1 to K; `dead` = number of codes
+    that no batch used in the last 256 updates (0 in the first 256); `usage` = share of all others, 1 - dead / K;
+    `oldest` = updates since the longest unused code was used or revived (if it never was: since training began).
     """
 
-    training_state: ClassVar[tuple[str, ...]] = ("age", "cluster_size", "cluster_sum")
+    training_state: ClassVar[tuple[str, ...]] = ("age", "cluster_size", "cluster_sum", "kmeans_step", "kmeans_counts")
     age: Tensor
     cluster_size: Tensor
     cluster_sum: Tensor
+    kmeans_step: Tensor
+    kmeans_counts: Tensor
 
     def __init__(self, **fields: Any) -> None:
         super().__init__()
@@ -83,6 +103,9 @@ class VectorQuantizer(Quantizer):
             self.register_buffer("cluster_size", torch.ones(config.num_codes))
             self.register_buffer("cluster_sum", weight.clone())
         self.register_buffer("age", torch.zeros(config.num_codes, dtype=torch.long))
+        if config.kmeans_batches:  # models without it keep their keys
+            self.register_buffer("kmeans_step", torch.zeros((), dtype=torch.long))
+            self.register_buffer("kmeans_counts", torch.zeros(config.num_codes))
 
     def _as_looked_up(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.config.distance == "cosine" else vectors
@@ -115,35 +138,50 @@ class VectorQuantizer(Quantizer):
                 raise ValueError(f"codes must lie in [0, {self.num_codes}), got values from {low} to {high}")
         return rearrange(self._vectors(codes), "b ... d -> b d ...").to(self.weight.dtype)
 
-    def _vectors(self, codes: Tensor) -> Tensor:
-        return self._as_looked_up(F.embedding(codes, self.weight).float())
+    def _vectors(self, codes: Tensor, weight: Tensor | None = None) -> Tensor:
+        return self._as_looked_up(F.embedding(codes, self.weight if weight is None else weight).float())
 
     def forward(self, features: Tensor) -> Quantized:
         """`(B, D, *grid)` -> `Quantized`. Raises `ValueError` for non-finite features."""
         with torch.autocast(features.device.type, enabled=False):
             z = features.float()
             rows = rearrange(z, "b d ... -> (b ...) d")
-            if self.training and self.config.revive_after is not None:
+            weight: Tensor = self.weight
+            fitting = False
+            if self.training and self.config.kmeans_batches:
+                fitting = int(self.kmeans_step) < self.config.kmeans_batches
+            if fitting:
+                self._fit(rows.detach())
+                weight = weight.detach() + 0 * weight  # a gradient of zero, not none, which DDP refuses
+            elif self.training and self.config.revive_after is not None:
                 self._revive(rows.detach(), self.config.revive_after)
             codes = self.encode(z)
-            vectors = self._vectors(codes)
-            target = rearrange(vectors, "b ... d -> b d ...")
+            target = rearrange(self._vectors(codes, weight), "b ... d -> b d ...")
             source = F.normalize(z, dim=1) if self.config.distance == "cosine" else z
-            beta = self.config.beta
-            codebook_weight, commitment_weight = (beta, 1.0) if self.config.legacy_beta else (1.0, beta)
-            losses = {"commitment": commitment_weight * F.mse_loss(source, target.detach())}
-            if self.config.codebook == "gradient":
-                losses["codebook"] = codebook_weight * F.mse_loss(target, source.detach())
+            losses = self._losses(source, target, weight)
             estimated = source if self.config.gradient_through_norm else z
             quantized = straight_through(target, estimated).to(self.weight.dtype)
-            stats = self._update(rows.detach(), codes.reshape(-1)) if self.training else {}
+            stats = self._update(rows.detach(), codes.reshape(-1), move=not fitting) if self.training else {}
         return Quantized(quantized, codes, losses, stats)
 
+    def _losses(self, source: Tensor, target: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        config = self.config
+        codebook_weight, commitment_weight = (config.beta, 1.0) if config.legacy_beta else (1.0, config.beta)
+        losses = {"commitment": commitment_weight * F.mse_loss(source, target.detach())}
+        if config.codebook == "gradient":
+            losses["codebook"] = codebook_weight * F.mse_loss(target, source.detach())
+        if config.entropy_weight:
+            rows, vectors = rearrange(source, "b d ... -> (b ...) d"), self._as_looked_up(weight.float())
+            if config.codebook == "ema":
+                vectors = vectors.clone()  # the averages move the codebook in place before the backward
+            losses["entropy"] = config.entropy_weight * entropy_loss(rows, vectors, config.entropy_temperature)
+        return losses
+
     @torch.no_grad()
-    def _update(self, rows: Tensor, codes: Tensor) -> dict[str, Tensor]:
+    def _update(self, rows: Tensor, codes: Tensor, move: bool) -> dict[str, Tensor]:
         counts = distributed.sum(torch.bincount(codes, minlength=self.num_codes).float())
         self.age.copy_(torch.where(counts > 0, 0, self.age + 1))
-        if self.config.codebook == "ema":
+        if self.config.codebook == "ema" and move:
             source = self._as_looked_up(rows)
             sums = distributed.sum(torch.zeros_like(self.cluster_sum, dtype=torch.float32).index_add_(0, codes, source))
             decay, epsilon = self.config.decay, self.config.epsilon
@@ -153,9 +191,11 @@ class VectorQuantizer(Quantizer):
             smoothed = (self.cluster_size + epsilon) / (total + self.num_codes * epsilon) * total
             self.weight.copy_(self._as_looked_up(self.cluster_sum / smoothed[:, None]))
         share = counts / counts.sum()
+        dead = (self.age >= _WINDOW).sum().float()
         return {
             "perplexity": torch.exp(-torch.special.xlogy(share, share).sum()),
-            "usage": (self.age < _WINDOW).float().mean(),
+            "usage": 1 - dead / self.num_codes,
+            "dead": dead,
             "oldest": self.age.max().float(),
         }
 
@@ -164,15 +204,25 @@ class VectorQuantizer(Quantizer):
         dead = torch.nonzero(self.age >= after).squeeze(1)
         if dead.numel() == 0:
             return
-        # Positions in the global batch, drawn once for all processes; each contributes the rows that it holds.
-        count = rows.shape[0] * distributed.world_size()
-        order = torch.randperm(count) if dead.numel() <= count else torch.randint(count, (dead.numel(),))
-        chosen = distributed.from_first(order[: dead.numel()].to(rows.device)) - distributed.rank() * rows.shape[0]
-        mine = (chosen >= 0) & (chosen < rows.shape[0])
-        picked = torch.where(mine[:, None], rows[chosen.clamp(0, rows.shape[0] - 1)], 0.0)
-        vectors = self._as_looked_up(distributed.sum(picked))
-        self.weight.data[dead] = vectors.to(self.weight.dtype)
+        vectors = self._as_looked_up(kmeans.draw(rows, dead.numel()))
+        dead = dead[: len(vectors)]  # where the batch has too few features, the rest waits for the next one
+        self._place(dead, vectors)
         self.age[dead] = 0
+
+    @torch.no_grad()
+    def _fit(self, rows: Tensor) -> None:
+        rows, first = self._as_looked_up(rows), int(self.kmeans_step) == 0
+        score, counts = self.config.distance, self.kmeans_counts
+        centres = kmeans.seed(rows, self.codebook, score=score) if first else self.codebook
+        for _ in range(kmeans.ROUNDS if first else 1):
+            centres, counts = kmeans.update(rows, centres, self.kmeans_counts, score=score)
+        self._place(slice(None), centres)
+        self.kmeans_step += 1
+        last = int(self.kmeans_step) == self.config.kmeans_batches
+        self.kmeans_counts.copy_(torch.zeros_like(counts) if last else counts)
+
+    def _place(self, codes: Tensor | slice, vectors: Tensor) -> None:
+        self.weight.data[codes] = vectors.to(self.weight.dtype)
         if self.config.codebook == "ema":
-            self.cluster_size[dead] = 1.0
-            self.cluster_sum[dead] = vectors
+            self.cluster_size[codes] = 1.0
+            self.cluster_sum[codes] = vectors
