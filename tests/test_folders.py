@@ -37,6 +37,7 @@ def test_a_tokenizer_is_no_prior_and_the_reverse(
             assert "\n" not in str(caught.value) and str(runs[kind]) in str(caught.value)
     photos = ("--data", tmp_path)
     for main, arguments, message in (
+        (tvq_command, ("evaluate", runs["prior"]), swapped["prior"][1]),
         (tvq_command, ("evaluate", runs["prior"], *photos), swapped["prior"][1]),
         (tvq_command, ("encode", runs["prior"], tmp_path, "--out", tmp_path / "c"), swapped["prior"][1]),
         (prior_command, ("sample", runs["tokenizer"], "--out", tmp_path / "s"), swapped["tokenizer"][1]),

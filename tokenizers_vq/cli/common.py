@@ -76,10 +76,13 @@ def choose_data(data: str | None, model: str, **options: Any) -> DataConfig:
     from tokenizers_vq.config import parse, read_yaml
     from tokenizers_vq.data import DataConfig
     from tokenizers_vq.data.sources import open_source
+    from tokenizers_vq.folders import local, read_config
 
     if data is not None:
         return DataConfig(path=data, **options)
-    recipe = Path(model) / "recipe.yaml"
+    recipe, folder = Path(model) / "recipe.yaml", local(model)
+    if folder is not None:
+        read_config(folder)  # of a prior's run, whose recipe is another, it says so
     if not recipe.is_file():
         raise ValueError(f"{model} is no run that would know its data: give --data PATH")
     known = parse(DataConfig, read_yaml(recipe).get("data") or {}, str(recipe))
