@@ -72,6 +72,7 @@ MAY_CHANGE = (
     "trackers",
     "compile",
     "data.workers",
+    "warn_usage",
 )
 """fields in which a resumed run may differ from what it began as"""
 
@@ -157,7 +158,11 @@ def run(
     step = start
     with _caught_signals() as caught, Progress(accelerator, start, config.steps, config.batch_size) as progress:
         while step < config.steps:
-            step = _one_step(task, config, accelerator, stream, step, log, progress, broken)
+            try:
+                step = _one_step(task, config, accelerator, stream, step, log, progress, broken)
+            except ValueError as error:
+                log.stopped(step + 1, str(error))
+                raise
             stop = _agreed(caught, accelerator)
             if config.image_every and (step % config.image_every == 0 or step == config.steps):
                 _picture(task, accelerator, out / "images" / f"{step:07d}.png")

@@ -22,6 +22,7 @@ from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.regularisers import Regulariser
 from tokenizers_vq.losses.terms import Term
 from tokenizers_vq.tokenizer import Tokenizer
+from tokenizers_vq.training.health import looks_at_usage, usage_warning
 from tokenizers_vq.training.loop import check_finite
 from tokenizers_vq.training.recipe import AdversaryConfig, OptimizerConfig, Recipe
 from tokenizers_vq.training.start import DiscriminatorStart
@@ -38,6 +39,7 @@ class TokenizerTask:
         self.modules: dict[str, nn.Module] = {"tokenizer": tokenizer.train()}
         self.optimizers: dict[str, Any] = {"tokenizer": recipe.optimizer.build(tokenizer)}
         self.state: dict[str, nn.Module] = {}
+        self.usage: Tensor | None = None  # the last step's
         self.ema: ModelEmaV3 | None = None
         if recipe.ema is not None:
             self.ema = ModelEmaV3(tokenizer, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup, exclude_buffers=True)
@@ -61,6 +63,7 @@ class TokenizerTask:
                 images,
                 out.output,
                 self.tokenizer.render,
+                to_pixels=self.tokenizer.to_pixels,
                 labels=batch["labels"],
                 step=step,
                 features=out.features,
@@ -68,7 +71,7 @@ class TokenizerTask:
                 discriminator=self.adversary.discriminator if self.adversary else None,
             )
             facing = self.adversary is not None and self.adversary.start.faces_generator(step)
-            losses, gradient, figures = self._reconstruction(record, step, accelerator, retain=facing)
+            losses, gradient, figures = self._reconstruction(record, step, accelerator)
             if facing:
                 assert self.adversary is not None
                 adversarial, more = self.adversary.generator(record, out.output, gradient, step, accelerator)
@@ -82,28 +85,35 @@ class TokenizerTask:
             accelerator.backward(total)
             figures |= {name: loss.detach() for name, loss in losses.items()}
             figures |= {f"quantizer/{name}": value for name, value in out.quantized.stats.items()}
+            self.usage = out.quantized.stats.get("usage")
             figures |= self._update("tokenizer", self.recipe.optimizer, step, accelerator)
             if self.adversary is not None and self.adversary.start.trains_discriminator(step):
                 figures |= self._discriminator(record, step, accelerator)
         return figures
 
     def _reconstruction(
-        self, record: Record, step: int, accelerator: Accelerator, retain: bool
+        self, record: Record, step: int, accelerator: Accelerator
     ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
         losses: dict[str, Tensor] = {}
+        figures: dict[str, Tensor] = {}
         total = torch.zeros((), device=record.images.device)
-        with accelerator.autocast():
-            for term in self.terms:
-                weight = schedule_value(term.weight, step)
-                if weight:
-                    losses[term.name] = term(record)
-                    total = total + weight * losses[term.name]
+        gradient = torch.zeros_like(record.output)
+        for term in self.terms:
+            weight = schedule_value(term.weight, step)
+            if weight:
+                with accelerator.autocast():
+                    loss = term(record)
+                # One by one: as many backwards as their sum has, and each term's share of the gradient is seen. What
+                # terms share is kept by the record, the rest of the graph goes with `loss`.
+                (own,) = torch.autograd.grad(weight * loss, record.output, retain_graph=True)
+                figures[f"gradient/{term.name}"] = torch.linalg.vector_norm(own.float())
+                losses[term.name] = loss.detach()
+                gradient, total = gradient + own, total + weight * losses[term.name]
         if not losses:
             raise ValueError(f"step {step}: every reconstruction loss has weight 0; give one of `losses` a weight")
-        (gradient,) = torch.autograd.grad(total, record.output, retain_graph=retain)
         if self.adversary is not None:
-            self.adversary.start.observe(total.detach())
-        return losses, gradient, {"reconstruction": total.detach()}
+            self.adversary.start.observe(total)
+        return losses, gradient, figures | {"reconstruction": total}
 
     def _quantizer_losses(self, losses: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         unknown = self.recipe.quantizer_losses.keys() - losses.keys()
@@ -144,10 +154,13 @@ class TokenizerTask:
         return figures
 
     def after_step(self, step: int) -> list[str]:
-        """Move the weight average; tell when the discriminator starts."""
+        """Move the weight average; tell when the discriminator starts, and when few codes are in use."""
         if self.ema is not None:
             self.ema.update(self.tokenizer, step=step)
-        return [] if self.adversary is None else self.adversary.start.after_step(step)
+        messages = [] if self.adversary is None else self.adversary.start.after_step(step)
+        if self.usage is not None and looks_at_usage(step + 1):
+            messages += usage_warning(self.recipe, step + 1, float(self.usage))
+        return messages
 
     @property
     def trained(self) -> Tokenizer:
@@ -204,7 +217,8 @@ class _Adversary:
                 "gradient/last_reconstruction": torch.linalg.vector_norm(rec),
                 "gradient/last_adversary": torch.linalg.vector_norm(adv),
             }
-        return weight * g_adv, figures
+        weighted = weight * g_adv
+        return weighted, figures | {"gradient/generator": torch.linalg.vector_norm(weighted.float())}
 
     def own_loss(self, wrapped: nn.Module, record: Record, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The discriminator's loss on fresh judgements through its wrapper, and figures."""

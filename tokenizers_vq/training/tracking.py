@@ -55,6 +55,12 @@ class Log:
         if self.accelerator.log_with:
             self.accelerator.log({**figures, "images_per_second": rate}, step=step)
 
+    def stopped(self, step: int, reason: str) -> None:
+        """Append why the run ended in the midst of a step; a resume, which begins before it, drops the line."""
+        if self.accelerator.is_main_process:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "stopped": reason}) + "\n")
+
 
 def flat(config: Mapping[str, Any] | list[Any], prefix: str = "") -> dict[str, bool | int | float | str]:
     """Plain nested settings as `a.b.0: value`, which every tracker takes."""

@@ -1,0 +1,89 @@
+"""What to try where a run is ill: overrides of its recipe, each with its reason; and how schedules run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers_vq.config import Schedule, ScheduleChain, ScheduleCurve, schedule_value
+from tokenizers_vq.training.recipe import Recipe
+
+
+def against_collapse(recipe: Recipe) -> tuple[str, ...]:
+    """Advice for a codebook of which little is used."""
+    quantizer, at = recipe.model.quantizer, "model.quantizer"
+    fields = {name: getattr(quantizer, name) for name in type(quantizer).model_fields}
+    advice = []
+    if fields.get("distance") == "euclidean":
+        dim = f" with {at}.dim=8" if fields.get("dim", 0) > 32 else ""
+        advice.append(f"{at}.distance=cosine{dim}: few, L2-normalised dimensions let every code be met")
+    elif fields.get("dim", 0) > 32:
+        advice.append(f"{at}.dim=8: in few dimensions every code is met")
+    if "revive_after" in fields and fields["revive_after"] is None:
+        advice.append(f"{at}.revive_after=100: moves dead codes to features")
+    if "kmeans_batches" in fields and not fields["kmeans_batches"]:
+        advice.append(f"{at}.kmeans_batches=8: begins with codes where the features are")
+    if "entropy_weight" in fields and not fields["entropy_weight"]:
+        advice.append(f"{at}.entropy_weight=0.1: rewards even use")
+    if fields.get("num_codes", 0) > 1024:
+        advice.append(f"{at}.num_codes={fields['num_codes'] // 8}: fewer codes")
+    return tuple(advice) or slower(recipe)
+
+
+def slower(recipe: Recipe) -> tuple[str, ...]:
+    """Advice for a run that moves too fast."""
+    optimizer = recipe.optimizer
+    usual = 5e-4 / max(peak_of(optimizer.lr, recipe.steps), 5e-4) if optimizer.kind == "adamw" else 1.0
+    advice = [", ".join(_scaled("optimizer.lr", optimizer.lr, min(0.1, usual)))]
+    if optimizer.clip is None:
+        advice.append("optimizer.clip=1.0: bounds the step that one bad batch makes")
+    if recipe.precision != "fp32":
+        advice.append("precision=fp32")
+    return tuple(advice)
+
+
+def rate(path: str, inherited: bool, value: float) -> str:
+    """A learning rate as an override; an inherited optimizer is first given a place of its own."""
+    return f"{path}={{lr: {value:.2g}}}" if inherited else f"{path}.lr={value:.2g}"
+
+
+def _scaled(path: str, schedule: Schedule, factor: float) -> list[str]:
+    """Overrides that make the highest values of a schedule `factor` of what they are."""
+    if isinstance(schedule, ScheduleChain):
+        return [x for i, part in enumerate(schedule.parts) for x in _scaled(f"{path}.parts.{i}", part, factor)]
+    if isinstance(schedule, ScheduleCurve):
+        top = max(schedule.begin, schedule.end)
+        return [f"{path}.{n}={top * factor:.2g}" for n in ("begin", "end") if getattr(schedule, n) == top]
+    return [f"{path}={schedule * factor:.2g}"]
+
+
+def _corners(schedule: Schedule, steps: int) -> list[int]:
+    """Steps of the run between which a schedule moves one way."""
+    curves = schedule.parts if isinstance(schedule, ScheduleChain) else (schedule,)
+    bounds = {int(b) + d for c in curves if isinstance(c, ScheduleCurve) for b in c.over for d in (-1, 0, 1)}
+    return sorted({0, steps - 1} | {bound for bound in bounds if 0 <= bound < steps})
+
+
+def peak_of(schedule: Schedule, steps: int) -> float:
+    """The highest value that a schedule takes in the run."""
+    return max(schedule_value(schedule, step) for step in _corners(schedule, steps))
+
+
+def zero_from(schedule: Schedule, steps: int) -> int | None:
+    """The corner from which a schedule stays under a thousandth of its peak to the end of the run; None = never."""
+    limit, since = 1e-3 * max(peak_of(schedule, steps), 0.0), None
+    for step in _corners(schedule, steps):
+        if abs(schedule_value(schedule, step)) > limit:
+            since = None
+        elif since is None:
+            since = step
+    return since
+
+
+def written(schedule: Schedule) -> str:
+    """A schedule as a recipe writes it."""
+    return f"{schedule:g}" if isinstance(schedule, (int, float)) else str(schedule.to_dict())
+
+
+def overrides(advice: Iterable[str]) -> list[str]:
+    """Advice without its reasons."""
+    return [text.split(":")[0] for text in advice]

@@ -1,0 +1,337 @@
+"""What a run's log says is wrong with it: pure functions of the recipe and the lines of log.jsonl.
+
+The thresholds are set on runs that went well: none of them may be found ill, at no moment of theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tokenizers_vq.config import Schedule, ScheduleChain, ScheduleCurve, schedule_value
+from tokenizers_vq.training.advice import against_collapse, overrides, peak_of, rate, slower, written, zero_from
+from tokenizers_vq.training.recipe import Recipe
+
+Line = Mapping[str, Any]
+CHANCE = {"hinge": 1.0, "non_saturating": 2 * math.log(2)}
+"""loss of a discriminator that cannot tell images from reconstructions, by objective"""
+WINS = "the discriminator wins"
+_WINDOW = 256  # updates over which the quantizers count a code as in use
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong."""
+
+    what: str
+    """a short title"""
+    when: str
+    """the steps that show it"""
+    evidence: str
+    """the figures"""
+    advice: tuple[str, ...]
+    """`path=value` overrides to try, each with its reason"""
+
+
+def diagnose(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
+    """Everything wrong that `lines` (of log.jsonl, rising in step) and `recipe` show; empty for a healthy run."""
+    stops = [line for line in lines if "stopped" in line]
+    lines = [line for line in lines if "stopped" not in line]
+    done = int(lines[-1]["step"]) if lines else 0
+    findings = [_stopped(recipe, stop) for stop in stops]
+    findings += [*_zero_weights(recipe), *_zero_learning_rates(recipe)]
+    if recipe.adversary is not None:
+        findings += _never_started(recipe, lines, done)
+    if lines and recipe.adversary is not None:
+        findings += [*_discriminator(recipe, lines), *_adaptive_weight(recipe, lines)]
+    if lines:  # what comes first is often the cause of what follows
+        findings += [
+            *_too_fast(recipe, lines, any(finding.what == WINS for finding in findings)),
+            *_codebook(recipe, lines),
+            *_vanishing(recipe, lines),
+        ]
+    return findings
+
+
+def summary(recipe: Recipe, lines: Sequence[Line]) -> dict[str, float]:
+    """The figures that a diagnosis looks at, as means over the recent lines."""
+    lines = [line for line in lines if "stopped" not in line]
+    found = {"loss at first": float(lines[0]["reconstruction"])} if lines else {}
+    named = {
+        "loss": "reconstruction",
+        "usage": "quantizer/usage",
+        "perplexity": "quantizer/perplexity",
+        "gradient": "gradient/tokenizer",
+        "learning rate": "lr/tokenizer",
+        "discriminator": "discriminator",
+        "logits apart": "",
+    }
+    recent = _recent(lines)
+    for name, figure in named.items():
+        values = [_gap(line) for line in recent if "discriminator" in line] if not figure else _values(recent, figure)
+        if values:
+            found[name] = _mean(values)
+    if recipe.adversary is not None and (weights := _values(recent, "adversary/adaptive")):
+        top = 0.999 * recipe.adversary.max_adaptive
+        found["adaptive weight at its clamp"] = _share(weights, lambda weight: weight >= top)
+    return found
+
+
+def looks_at_usage(done: int) -> bool:
+    """Whether the usage is looked at after `done` steps: at 256, twice that, ... and every 4096; no state to resume."""
+    return done >= _WINDOW and done % min(4096, 1 << (done.bit_length() - 1)) == 0
+
+
+def usage_warning(recipe: Recipe, done: int, usage: float) -> list[str]:
+    """A line for the person where `usage`, a share of the codes, lies under the recipe's `warn_usage`."""
+    if usage >= recipe.warn_usage:
+        return []
+    return [
+        f"step {done}: only {usage:.0%} of the codes were used in the last {_WINDOW} updates; for the next run try "
+        f"{' or '.join(overrides(against_collapse(recipe)))} (warn_usage=0 says no more of it)"
+    ]
+
+
+def _stopped(recipe: Recipe, stop: Line) -> Finding:
+    reason, when = str(stop["stopped"]), f"step {stop['step']}"
+    if "NaN or infinite" not in reason:
+        return Finding("the run stopped on an error", when, reason, ())
+    return Finding("the learning rate is too high: the run became NaN or infinite", when, reason, slower(recipe))
+
+
+def _zero_weights(recipe: Recipe) -> list[Finding]:
+    weights: dict[str, tuple[str, Schedule]] = {
+        f"losses.{i}.weight": (term.kind, term.weight) for i, term in enumerate(recipe.losses)
+    }
+    weights |= {f"quantizer_losses.{name}": (name, factor) for name, factor in recipe.quantizer_losses.items()}
+    if recipe.adversary is not None:
+        weights["adversary.weight"] = ("adversarial", recipe.adversary.weight)
+        for i, regulariser in enumerate(recipe.adversary.regularisers):
+            weights[f"adversary.regularisers.{i}.weight"] = (regulariser.kind, regulariser.weight)
+    return [
+        Finding(
+            f"the {kind} loss has weight 0",
+            f"all {recipe.steps} steps",
+            f"{path} is {written(weight)}",
+            (f"{path}=1.0, or take the term out: so it trains nothing",),
+        )
+        for path, (kind, weight) in weights.items()
+        if zero_from(weight, recipe.steps) == 0
+    ]
+
+
+def _zero_learning_rates(recipe: Recipe) -> list[Finding]:
+    rates = {"optimizer": recipe.optimizer}
+    if recipe.adversary is not None and recipe.adversary.optimizer is not None:
+        rates["adversary.optimizer"] = recipe.adversary.optimizer
+    findings = []
+    for path, optimizer in rates.items():
+        since = zero_from(optimizer.lr, recipe.steps)
+        if since is None or since > 0.9 * recipe.steps:  # what falls to 0 at the end is meant to
+            continue
+        advice = f"{path}.lr=1e-4"
+        if since and isinstance(optimizer.lr, (ScheduleCurve, ScheduleChain)):
+            last = optimizer.lr.parts[-1] if isinstance(optimizer.lr, ScheduleChain) else optimizer.lr
+            where = f".parts.{len(optimizer.lr.parts) - 1}" if isinstance(optimizer.lr, ScheduleChain) else ""
+            advice = f"{path}.lr{where}.over=[{last.over[0]}, 1.0], which lasts to the end of the run"
+        findings.append(
+            Finding(
+                f"the learning rate is 0: {path}.lr",
+                f"steps {since} to {recipe.steps}",
+                f"{path}.lr is {written(optimizer.lr)}: {1 - since / recipe.steps:.0%} of the run learn nothing",
+                (advice,),
+            )
+        )
+    return findings
+
+
+def _never_started(recipe: Recipe, lines: Sequence[Line], done: int) -> list[Finding]:
+    adversary = recipe.adversary
+    assert adversary is not None
+    middle = "adversary.start=0.5"
+    if adversary.start == "auto":
+        impossible = 2 * adversary.window >= recipe.steps
+        if any("discriminator" in line for line in lines) or not (impossible or done >= recipe.steps):
+            return []
+        evidence = f"start=auto compares windows of {adversary.window} steps"
+        if impossible:
+            evidence += f", of which {recipe.steps} steps do not hold two and training after them"
+        else:
+            evidence += f"; the loss fell by {adversary.threshold:.1%} or more in each"
+        other = f"adversary.window={max(1, recipe.steps // 10)}"
+        if not impossible:
+            other = f"adversary.threshold={5 * adversary.threshold:g}"
+        return [Finding("no discriminator ever started", f"step {done}", evidence, (middle, other))]
+    start, warmup = int(adversary.start), int(adversary.warmup)
+    if start + warmup < recipe.steps:
+        return []
+    what = "no discriminator ever starts" if start >= recipe.steps else "the tokenizer never sees the discriminator"
+    evidence = f"adversary.start {start} + adversary.warmup {warmup} is not before the end, step {recipe.steps}"
+    return [Finding(what, f"all {recipe.steps} steps", evidence, (middle, "adversary.warmup=0.05"))]
+
+
+def _codebook(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
+    recent = [line for line in _recent(lines) if line["step"] >= _WINDOW and "quantizer/usage" in line]
+    if not recent:
+        return []
+    usage, perplexity = (_mean(_values(recent, f"quantizer/{name}")) for name in ("usage", "perplexity"))
+    codes = getattr(recipe.model.quantizer, "num_codes", None)
+    ill = usage < recipe.warn_usage
+    if codes is not None and perplexity < 0.1 * codes:  # what a batch of few tokens allows is asked only then
+        ill = ill or perplexity < 0.1 * min(codes, _tokens(recipe))
+    if not ill:
+        return []
+    evidence = f"{usage:.1%} of the codes used in the last {_WINDOW} updates, perplexity {perplexity:.1f} a batch"
+    if codes is not None:
+        evidence += f", of {codes} codes"
+    oldest = _values(recent, "quantizer/oldest")
+    if revived := getattr(recipe.model.quantizer, "revive_after", None):
+        evidence += f" (those unused for {revived} are moved and count as used)"
+    if oldest and max(oldest) >= _WINDOW:
+        evidence += f"; the oldest unused for {max(oldest):.0f} updates"
+    return [Finding("the codebook collapsed", _when(recent), evidence, against_collapse(recipe))]
+
+
+def _tokens(recipe: Recipe) -> int:
+    import torch
+
+    from tokenizers_vq.tokenizer import Tokenizer
+
+    with torch.device("meta"):
+        return Tokenizer(recipe.model).code_layout().length * recipe.batch_size // recipe.accumulate
+
+
+def _too_fast(recipe: Recipe, lines: Sequence[Line], wins: bool) -> list[Finding]:
+    terms = [term.kind for term in recipe.losses if _values(lines[-1:], term.kind)]
+    windows = {name: [_mean(part) for part in _windows(_values(lines, name))] for name in terms}
+    if not terms or any(len(means) < 2 for means in windows.values()):
+        return []
+    evidence = []
+    rises = [(means[-1] - min(means), means[0] - min(means), abs(min(means))) for means in windows.values()]
+    # Every term: where one falls, the others pay for it.
+    if all(rise > max(0.5 * fall, 0.3 * low) for rise, fall, low in rises):
+        evidence += [f"{name} rose from {min(means):.4g} to {means[-1]:.4g}" for name, means in windows.items()]
+    norms = [_median(part) for part in _windows(_values(lines, "gradient/tokenizer"))]
+    if all(rise > 0.05 * low for rise, _, low in rises) and norms[-1] > 10 * min(norms) > 0:
+        evidence.append(f"the gradient's norm grew from {min(norms):.3g} to {norms[-1]:.3g}")
+    peak = peak_of(recipe.optimizer.lr, recipe.steps)
+    still = all(means[-1] > means[0] - 0.3 * abs(means[0]) for means in windows.values())
+    if not evidence and still and recipe.optimizer.kind == "adamw" and peak > 2e-3 and lines[-1]["step"] >= 100:
+        evidence += [f"{name} hardly fell, from {means[0]:.4g} to {means[-1]:.4g}" for name, means in windows.items()]
+        evidence.append(f"AdamW at a rate of {peak:g}, where 1e-5 to 1e-3 are usual")
+    if not evidence:
+        return []
+    what = "the loss rises, with a discriminator that wins" if wins else "the learning rate is too high"
+    return [Finding(what, _when(_recent(lines)), "; ".join(evidence), slower(recipe))]
+
+
+def _vanishing(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
+    recent, step = _recent(lines), int(lines[-1]["step"]) - 1
+    paths: dict[str, tuple[str, Schedule]] = {
+        term.kind: (f"losses.{i}.weight", term.weight) for i, term in enumerate(recipe.losses)
+    }
+    if recipe.adversary is not None:
+        paths["generator"] = ("adversary.weight", recipe.adversary.weight)
+    norms = {name: _mean(_values(recent, f"gradient/{name}")) for name in paths if f"gradient/{name}" in recent[-1]}
+    largest = max(norms.values(), default=0.0)
+    findings = []
+    for name, norm in norms.items():
+        path, weight = paths[name]
+        value = schedule_value(weight, step)
+        if value and norm <= 1e-3 * largest:
+            evidence = f"norm {norm:.3g} at the decoder's output, where the largest of the others has {largest:.3g}"
+            advice = f"{path}={value * min(1e3, 0.1 * largest / norm) if norm else 10 * value:.2g}, or take it out"
+            findings.append(Finding(f"the {name} loss has no gradient to speak of", _when(recent), evidence, (advice,)))
+    return findings
+
+
+def _discriminator(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
+    adversary = recipe.adversary
+    assert adversary is not None
+    chance, trained = CHANCE.get(adversary.objective.kind), [line for line in lines if "discriminator" in line]
+    recent = [line for line in _recent(lines) if "discriminator" in line and "generator" in line]
+    if chance is None or len(recent) < 3:
+        return []
+    loss, gap = _mean(_values(recent, "discriminator")), _mean([_gap(line) for line in recent])
+    evidence = f"its loss is {loss:.3g} ({chance:.3g} = chance); logits {gap:.3g} apart"
+    optimizer = adversary.optimizer or recipe.optimizer
+    path = "adversary.optimizer"
+    peak = peak_of(optimizer.lr, recipe.steps)
+    if _share(recent, lambda line: line["discriminator"] < 0.2 * chance and _gap(line) > 1) >= 0.8:
+        advice = [rate(path, adversary.optimizer is None, peak / 5)]
+        if not adversary.regularisers:
+            advice.append("adversary.regularisers=[{kind: r1}]: bounds its slope at the images")
+        if getattr(adversary.discriminator, "norm", "spectral") != "spectral":
+            advice.append("adversary.discriminator.norm=spectral: bounds its slope everywhere")
+        if not adversary.adaptive:
+            advice.append("adversary.adaptive=true: balances its gradient with the reconstruction's")
+        if adversary.start == 0:
+            advice.append("adversary.start=0.25: first let the tokenizer learn what any image looks like")
+        return [Finding(WINS, _when(recent), evidence, tuple(advice))]
+    lost = _share(recent, lambda line: abs(line["discriminator"] - chance) < 0.05 * chance and abs(_gap(line)) < 0.1)
+    if lost >= 0.8 and recent[0]["step"] - trained[0]["step"] >= 200:
+        advice = [rate(path, adversary.optimizer is None, peak * 3), "adversary.weight=0.1: less of its noise"]
+        return [Finding("the discriminator is at chance", _when(recent), evidence, tuple(advice))]
+    return []
+
+
+def _adaptive_weight(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
+    adversary = recipe.adversary
+    assert adversary is not None
+    recent = [line for line in _recent(lines) if "adversary/adaptive" in line]
+    if len(recent) < 3:
+        return []
+    top = adversary.max_adaptive
+    clamped = _share(recent, lambda line: line["adversary/adaptive"] >= 0.999 * top)
+    rec, adv = (_mean(_values(recent, f"gradient/last_{name}")) for name in ("reconstruction", "adversary"))
+    # A low clamp is often meant (it keeps a losing discriminator small); it is ill where it leaves next to nothing.
+    if (clamped >= 0.8 and top * adv < 0.1 * rec) or adv < 1e-4:
+        return [
+            Finding(
+                "the adaptive weight is at its clamp" if clamped >= 0.8 else "the adversary has no gradient",
+                _when(recent),
+                f"in {clamped:.0%} of the lines at max_adaptive {top:g}; at the decoder's last layer the adversary's "
+                f"gradient is {adv:.3g}, the reconstruction's {rec:.3g}",
+                (f"adversary.max_adaptive={10 * top:g}", "adversary.adaptive=false with adversary.weight=0.1"),
+            )
+        ]
+    return []
+
+
+def _window(count: int) -> int:
+    return max(5, count // 5)
+
+
+def _recent(lines: Sequence[Line]) -> Sequence[Line]:
+    """The last fifth, five at least."""
+    return lines[-_window(len(lines)) :]
+
+
+def _windows(values: Sequence[float]) -> list[Sequence[float]]:
+    """Whole windows as long as the recent one, which is the last; none overlap."""
+    size = _window(len(values))
+    return [values[i : i + size] for i in range(len(values) % size, len(values), size)]
+
+
+def _values(lines: Sequence[Line], name: str) -> list[float]:
+    return [float(line[name]) for line in lines if name in line]
+
+
+def _gap(line: Line) -> float:
+    return float(line["adversary/logits_real"] - line["adversary/logits_fake"])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _share(items: Sequence[Any], test: Callable[[Any], bool]) -> float:
+    return sum(map(test, items)) / len(items)
+
+
+def _when(lines: Sequence[Line]) -> str:
+    return f"steps {lines[0]['step']} to {lines[-1]['step']}"
