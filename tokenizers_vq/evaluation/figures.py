@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,11 +47,11 @@ def both(draw: Callable[[Theme], Figure]) -> tuple[bytes, bytes]:
     return to_png(draw(LIGHT)), to_png(draw(DARK))
 
 
-def to_png(figure: Figure) -> bytes:
-    """The figure on a transparent ground."""
+def to_png(figure: Figure, transparent: bool = True) -> bytes:
+    """The figure on a transparent ground, or on white."""
     buffer = io.BytesIO()
     # no software or date in the file: equal reports are equal bytes
-    figure.savefig(buffer, format="png", dpi=144, transparent=True, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=144, transparent=transparent, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -242,6 +243,71 @@ def spectrum(spectra: tuple[Spectrum, Spectrum], theme: Theme) -> Figure:
         axes.plot(part.frequencies.numpy(), part.decibels.numpy(), color=colour, linewidth=2, label=name)
     _style(axes, theme, "cycles per pixel", "power (dB)")
     _legend(axes, theme)
+    return figure
+
+
+class Curve(NamedTuple):
+    """A codec's qualities, or a tokenizer's one point, in a plot of rate against distortion."""
+
+    name: str
+    bits: list[float]
+    """a pixel, rising"""
+    values: list[float]
+    tokenizer: bool
+    entropy_bits: float | None = None
+    """of a tokenizer: a pixel, at the entropy of its codes"""
+
+
+def rate_distortion(panels: Sequence[tuple[str, Sequence[Curve]]], columns: int, theme: Theme) -> Figure:
+    """One panel a metric (its label, its curves) over bits per pixel, logarithmic.
+
+    Image codecs are grey lines; tokenizers are coloured points, hollow at the entropy of their codes.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    rows = math.ceil(len(panels) / columns)
+    figure = _figure(_WIDTH * columns * (0.9 if columns > 1 else 1), 3.9 * rows if columns == 1 else 3.3 * rows + 0.5)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (label, curves) in zip(grid.flat, panels, strict=False):
+        points = [curve for curve in curves if curve.tokenizer]
+        colours = _colours(len(points), theme)
+        lines = itertools.cycle((("-", "s"), ("--", "^"), (":", "v")))
+        shapes = itertools.cycle("oDPX*h<>")
+        for curve in curves:
+            if not curve.tokenizer:
+                dash, mark = next(lines)
+                axes.plot(
+                    curve.bits,
+                    curve.values,
+                    color=theme.muted,
+                    linestyle=dash,
+                    marker=mark,
+                    markersize=4,
+                    label=curve.name,
+                )
+                continue
+            colour, shape = colours[points.index(curve)], next(shapes)
+            if curve.entropy_bits:
+                ends = [curve.entropy_bits, *curve.bits]
+                axes.plot(ends, curve.values * 2, color=colour, linewidth=1, zorder=3)
+                axes.plot(ends[:1], curve.values, shape, markersize=8, color=colour, markerfacecolor="none", zorder=3)
+            axes.plot(curve.bits, curve.values, shape, markersize=8, color=colour, label=curve.name, zorder=4)
+        axes.set_xscale("log")
+        _style(axes, theme, "bits per pixel", label)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    handles, names = grid.flat[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        names,
+        loc="outside upper center",
+        ncols=min(len(names), 3 * columns),
+        frameon=False,
+        labelcolor=theme.ink,
+        fontsize=9,
+    )
     return figure
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import json
 import math
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tokenizers_vq.evaluation import figures
+from tokenizers_vq.evaluation import figures, pages
 from tokenizers_vq.evaluation.evaluate import Evaluation, eval_mode, evaluate
 from tokenizers_vq.evaluation.exemplars import Exemplar, Exemplars, Sample
 from tokenizers_vq.evaluation.tables import label, rows
@@ -89,7 +87,7 @@ class Figure(NamedTuple):
 
     @property
     def sources(self) -> tuple[str, str | None]:
-        return _uri(self.light), None if self.dark is None else _uri(self.dark)
+        return pages.uri(self.light), None if self.dark is None else pages.uri(self.dark)
 
 
 class _Row(NamedTuple):
@@ -149,7 +147,7 @@ def write_report(
     for name, group in (("most-used-codes", most), ("least-used-codes", least)):
         if group:
             files[f"{name}.png"] = figures.image_png(figures.patch_rows([exemplar.patches for exemplar in group]))
-    page = _template().render(
+    page = pages.template("report.html.j2").render(
         title=title,
         data_description=data_description,
         verdict=judged,
@@ -161,7 +159,7 @@ def write_report(
         exemplar_caption=_exemplar_caption(exemplars, usage),
         no_codebook=not geometry,
         fingerprint=evaluation.tokenizer.get("fingerprint"),
-        layout=_describe(usage),
+        layout=usage.described,
     )
     record = {
         "title": title,
@@ -176,30 +174,6 @@ def write_report(
     write_atomically(out / "report.json", json.dumps(record, indent=2) + "\n")
     write_atomically(out / "report.html", page)
     return out / "report.html"
-
-
-def _template() -> Any:
-    import jinja2
-
-    source = (
-        resources.files("tokenizers_vq.evaluation").joinpath("templates").joinpath("report.html.j2").read_text("utf-8")
-    )
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(source)
-
-
-def _uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def _describe(usage: Usage) -> str:
-    layout = usage.layout
-    grids = " + ".join("x".join(map(str, grid)) for grid in layout.grids)
-    levels = f" x {layout.levels} levels" if layout.levels > 1 else ""
-    sizes = " / ".join(f"{size:,}" for size in dict.fromkeys(layout.sizes))
-    return f"{layout.length:,} codes an image ({grids}{levels}), of {sizes} each"
 
 
 def _tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
@@ -225,7 +199,7 @@ def _rows(group: list[Exemplar]) -> list[_Row]:
             found.code,
             f"{found.occurrences:,}",
             100 * len(found.patches) / most,
-            _uri(figures.image_png(figures.patch_rows([found.patches]))),
+            pages.uri(figures.image_png(figures.patch_rows([found.patches]))),
         )
         for found in group
     ]

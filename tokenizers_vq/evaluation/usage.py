@@ -136,6 +136,15 @@ class Usage(NamedTuple):
         return ", ".join(parts) or "codes"
 
     @property
+    def described(self) -> str:
+        """How many codes an image has, and of how many they are, in words."""
+        layout = self.layout
+        grids = " + ".join("x".join(map(str, grid)) for grid in layout.grids)
+        levels = f" x {layout.levels} levels" if layout.levels > 1 else ""
+        sizes = " / ".join(f"{size:,}" for size in dict.fromkeys(layout.sizes))
+        return f"{layout.length:,} codes an image ({grids}{levels}), of {sizes} each"
+
+    @property
     def tokens(self) -> int:
         return sum(stream.tokens for stream in self.streams)
 

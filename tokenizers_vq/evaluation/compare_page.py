@@ -1,0 +1,239 @@
+"""What a comparison is shown as: a table, a plot of rate against distortion, and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from tokenizers_vq.evaluation import figures, pages
+from tokenizers_vq.evaluation.compare import Comparison, Row
+from tokenizers_vq.evaluation.tables import definition, label
+
+
+class Table(NamedTuple):
+    """Numbers as text: one row a tokenizer or codec."""
+
+    headers: list[str]
+    rows: list[list[str]]
+
+
+def table(comparison: Comparison) -> Table:
+    """Every number of every row; `-` where a row has none."""
+    names = metric_names(comparison)
+    headers = ["", "bpp", "bpp, entropy", *[_header(comparison, name) for name in names]]
+    headers += ["usage", "perplexity", "encode/s", "decode/s"]
+    rows = []
+    for row in comparison.rows:
+        usage = row.usage
+        values = [f"{row.metrics[name].value:.4g}" if name in row.metrics else "-" for name in names]
+        rows.append(
+            [
+                row.name,
+                f"{row.bits_per_pixel:.3f}",
+                "-" if row.entropy_bits_per_pixel is None else f"{row.entropy_bits_per_pixel:.3f}",
+                *values,
+                "-" if usage is None else f"{usage.usage:.1%}",
+                "-" if usage is None else " / ".join(f"{stream.perplexity:,.0f}" for stream in usage.streams),
+                *[_rate(row, verb) for verb in ("encode", "decode")],
+            ]
+        )
+    return Table(headers, rows)
+
+
+def metric_names(comparison: Comparison) -> list[str]:
+    """Metrics that are shown; MSE, which says the same as PSNR, stands in the JSON only."""
+    return list(dict.fromkeys(name for row in comparison.rows for name in row.metrics if name != "mse"))
+
+
+def markdown(comparison: Comparison) -> str:
+    """The table, what it was measured on, and what is missing, as Markdown."""
+    headers, rows = table(comparison)
+    lines = [" | ".join(headers), " | ".join(["---"] + ["---:"] * (len(headers) - 1)), *map(" | ".join, rows)]
+    text = ["\n".join(f"| {line} |" for line in lines), f"{describe(comparison)}. {speed_text(comparison)}"]
+    text += [f"- {note}" for note in comparison.notes] + [f"- {line}" for line in missing(comparison)]
+    return "\n\n".join(text[:2]) + "\n\n" + "\n".join(text[2:]) + "\n"
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print the table, what must be known to read it, and what was left out."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=180)  # a file has no width to keep to
+    headers, rows = table(comparison)
+    shown = RichTable(title=describe(comparison), title_justify="left")
+    for index, header in enumerate(headers):
+        shown.add_column(header, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown, markup=False)
+    for line in (speed_text(comparison), *comparison.notes, *missing(comparison)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def describe(comparison: Comparison) -> str:
+    """Images, size and data in one line."""
+    data = comparison.data
+    height, width = data["image_size"]
+    of = f" of {data['name']}" if data.get("name") else ""
+    return f"{data['images']:,} images{of} at {height}x{width}"
+
+
+def speed_text(comparison: Comparison) -> str:
+    """Where the images a second were measured."""
+    places: dict[str, list[str]] = {}
+    for row in comparison.rows:
+        speed = row.speed
+        threads = f"{speed['threads']} thread{'s'[: speed['threads'] != 1]}"
+        where = f"{speed['device']}, {speed['precision']}, {threads}"
+        name = row.name if row.usage is not None else row.family
+        if name not in places.setdefault(where, []):
+            places[where].append(name)
+    parts = "; ".join(f"{', '.join(names)} on {where}" for where, names in places.items())
+    return f"Images a second, encode and decode: {parts}."
+
+
+def missing(comparison: Comparison) -> list[str]:
+    """One line for each metric and each codec that is not there."""
+    return [f"left out {label(name)}: {reason}" for name, reason in comparison.skipped.items()] + [
+        f"left out {name}: {reason}" for name, reason in comparison.left_out.items()
+    ]
+
+
+def nearest(comparison: Comparison) -> dict[int, list[int]]:
+    """For each tokenizer's row: the row of every image codec whose bits are nearest, by ratio."""
+    rows = comparison.rows
+    families = dict.fromkeys(row.family for row in rows if row.usage is None)
+    found = {}
+    for index, row in enumerate(rows):
+        if row.usage is not None:
+
+            def apart(other: int, row: Row = row) -> float:
+                return abs(math.log(max(rows[other].bits_per_pixel, 1e-9) / max(row.bits_per_pixel, 1e-9)))
+
+            found[index] = [
+                min((other for other, that in enumerate(rows) if that.family == family), key=apart)
+                for family in families
+            ]
+    return found
+
+
+def panels(comparison: Comparison) -> list[tuple[str, list[figures.Curve]]]:
+    """What is plotted over bits per pixel."""
+    found = []
+    for name in metric_names(comparison):
+        rows = [row for row in comparison.rows if name in row.metrics]
+        better, unit = rows[0].metrics[name].better, rows[0].metrics[name].unit
+        groups: dict[str, list[Row]] = {}
+        for row in rows:
+            groups.setdefault(row.name if row.usage is not None else row.family, []).append(row)
+        curves = []
+        for title, group in groups.items():
+            group = sorted(group, key=lambda row: row.bits_per_pixel)
+            bits, values = [row.bits_per_pixel for row in group], [row.metrics[name].value for row in group]
+            curves.append(
+                figures.Curve(title, bits, values, group[0].usage is not None, group[0].entropy_bits_per_pixel)
+            )
+        found.append((f"{label(name)}{f' ({unit})' if unit else ''}, {better} is better", curves))
+    return found
+
+
+def write_comparison(comparison: Comparison, out: Path | str, *, title: str = "Tokenizers and codecs") -> Path:
+    """Write `compare.html` (nothing outside it is needed), `compare.json`, `table.md` and `rate-distortion.png`.
+
+    Each file is replaced atomically, the page last. Returns the page's path.
+    """
+    from tokenizers_vq.folders import write_atomically
+
+    out = Path(out)
+    plotted = panels(comparison)
+    near = nearest(comparison)
+    names = metric_names(comparison)
+    page = pages.template("compare.html.j2").render(
+        title=title,
+        lead=describe(comparison),
+        preprocessing=comparison.data.get("preprocessing"),
+        notes=comparison.notes,
+        missing=missing(comparison),
+        plots=[
+            (text, [pages.uri(png) for png in figures.both(partial(figures.rate_distortion, [(text, curves)], 1))])
+            for text, curves in plotted
+        ],
+        table=table(comparison),
+        speed=speed_text(comparison),
+        kinds=["tokenizer" if row.usage is not None else "codec" for row in comparison.rows],
+        tiles=_tiles(comparison, near),
+        groups=[(index, comparison.rows[index].name, f"{comparison.rows[index].bits_per_pixel:.3f}") for index in near],
+        keys=[example.key for example in comparison.examples],
+        size=comparison.data["image_size"],
+        definitions=[(label(name), _definition(comparison, name)) for name in names],
+        rates=comparison.to_dict()["definitions"],
+        identities=[(row.name, _identity(row)) for row in comparison.rows if row.usage is not None],
+        versions=comparison.versions,
+    )
+    plot = figures.to_png(figures.rate_distortion(plotted, 2, figures.LIGHT), transparent=False)
+    write_atomically(out / "rate-distortion.png", plot)
+    write_atomically(out / "table.md", markdown(comparison))
+    write_atomically(out / "compare.json", json.dumps(comparison.to_dict(), indent=2) + "\n")
+    write_atomically(out / "compare.html", page)
+    return out / "compare.html"
+
+
+class _Tile(NamedTuple):
+    """A row of the viewer."""
+
+    name: str
+    kind: str
+    near: str
+    """indices of the tokenizers whose neighbour it is, and `all`"""
+    pictures: list[tuple[str, str, str]]
+    """of each example: source, alternative text, caption"""
+
+
+def _tiles(comparison: Comparison, near: dict[int, list[int]]) -> list[_Tile]:
+    examples = comparison.examples
+    originals = [
+        (
+            pages.uri(example.original.data, example.original.media_type),
+            f"original of {example.key or f'image {number}'}",
+            "24 bpp" if comparison.data["channels"] == 3 else f"{8 * comparison.data['channels']} bpp",
+        )
+        for number, example in enumerate(examples, 1)
+    ]
+    everywhere = " ".join(map(str, near))
+    tiles = [_Tile("Original", "original", everywhere, originals)]
+    for index, row in enumerate(comparison.rows):
+        close = [str(tokenizer) for tokenizer, rows in near.items() if index in rows or index == tokenizer]
+        pictures = []
+        for number, example in enumerate(examples, 1):
+            shown = example.rows[index]
+            figures_ = f"{shown.bits_per_pixel:.3f} bpp, {shown.psnr:.1f} dB"
+            alt = f"{example.key or f'image {number}'} through {row.name}: {figures_}"
+            pictures.append((pages.uri(shown.data, shown.media_type), alt, figures_))
+        tiles.append(_Tile(row.name, "tokenizer" if row.usage is not None else "codec", " ".join(close), pictures))
+    return tiles
+
+
+def _rate(row: Row, verb: str) -> str:
+    rate = row.speed[f"{verb}_images_per_second"]
+    return "-" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+def _header(comparison: Comparison, name: str) -> str:
+    metric = next(row.metrics[name] for row in comparison.rows if name in row.metrics)
+    return f"{label(name)}{f' {metric.unit}' if metric.unit else ''} {'↑' if metric.better == 'higher' else '↓'}"
+
+
+def _definition(comparison: Comparison, name: str) -> str:
+    return definition(next(row.metrics[name] for row in comparison.rows if name in row.metrics))
+
+
+def _identity(row: Row) -> str:
+    assert row.usage is not None
+    fingerprint = row.definition.get("fingerprint")
+    return row.usage.described + (f"; fingerprint {fingerprint[:12]}" if fingerprint else "")
