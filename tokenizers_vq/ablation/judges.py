@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
+import torch
+
 from tokenizers_vq.config import ConfigError, nearest
 from tokenizers_vq.losses.perceptual import LpipsConfig, LpipsNetwork, PerceptualConfig, find_trunk
 from tokenizers_vq.training.recipe import Recipe
@@ -54,19 +56,21 @@ def default_judges() -> tuple[Judge, ...]:
     return parse_judge("tf_efficientnet_lite0/head"), parse_judge(second)
 
 
-def available(judges: tuple[Judge, ...]) -> tuple[tuple[Judge, ...], dict[str, str]]:
-    """Those whose weights are at hand, and why the others are not: asked once, before hours of training."""
+def available(judges: tuple[Judge, ...], size: tuple[int, int]) -> tuple[tuple[Judge, ...], dict[str, str]]:
+    """Those that can judge images of `size`, and why the others cannot: asked once, before hours of training."""
     from tokenizers_vq.losses.backbones import Backbone
 
     found, missing = [], {}
     for judge in judges:
         try:
             if judge.kind == "lpips":
-                LpipsNetwork(judge.network)  # type: ignore[arg-type]
+                LpipsNetwork(judge.network).features(torch.zeros(1, 3, *size))  # type: ignore[arg-type]
             else:
                 Backbone(judge.network)
         except (ValueError, FileNotFoundError) as error:
             missing[judge.metric] = str(error)
+        except RuntimeError:  # a pooling that leaves nothing
+            missing[judge.metric] = f"images of {size[0]}x{size[1]} are too small for its network"
         else:
             found.append(judge)
     return tuple(found), missing

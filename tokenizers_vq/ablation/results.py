@@ -37,7 +37,8 @@ class Spread(NamedTuple):
     """A figure over seeds."""
 
     mean: float
-    half_range: float
+    half_range: float | None
+    """None for one seed, which says nothing of it"""
 
 
 def read_run(plan: Plan, out: Path, row: Row, seed: int) -> dict[str, Any] | None:
@@ -92,7 +93,8 @@ def figures(evaluation: dict[str, Any]) -> dict[str, float]:
 
 def spread(values: Sequence[float]) -> Spread:
     """Mean and half the range."""
-    return Spread(sum(values) / len(values), (max(values) - min(values)) / 2)
+    half_range = (max(values) - min(values)) / 2 if len(values) > 1 else None
+    return Spread(sum(values) / len(values), half_range)
 
 
 def collect(plan: Plan, out: Path) -> dict[str, Any]:
@@ -189,12 +191,11 @@ def _heading(name: str, result: dict[str, Any]) -> str:
     return f"{label(name)}{unit} {'↑' if definition['better'] == 'higher' else '↓'}"
 
 
-def _cell(name: str, value: dict[str, float]) -> str:
-    mean, half = value["mean"], value["half_range"]
-    if name == "usage":
-        return f"{mean:.1%} ± {half:.1%}"
+def _cell(name: str, value: dict[str, Any]) -> str:
+    mean = value["mean"]
     digits = 0 if mean >= 1000 else 1 if mean >= 100 else 2 if mean >= 1 else 4
-    return f"{mean:,.{digits}f} ± {half:,.{digits}f}"
+    form = ".1%" if name == "usage" else f",.{digits}f"
+    return " ± ".join(f"{part:{form}}" for part in (mean, value["half_range"]) if part is not None)
 
 
 def markdown(result: dict[str, Any]) -> str:

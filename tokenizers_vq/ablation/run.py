@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +52,9 @@ def run_table(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = 
     """
     rows = choose_rows(plan, only)
     place = resolve_device(device)
-    main = join_processes(place).rank == 0
+    processes = join_processes(place)
+    main = processes.rank == 0
+    _keep_group(processes.world)
     say = say if main else lambda text: None
     for row in rows:
         for seed, recipe in row.recipes.items():
@@ -60,7 +63,7 @@ def run_table(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = 
         open_source(plan.rows[0].recipe.data)
     _weights_at_hand(rows)
     listed = tuple(judging.parse_judge(text) for text in plan.table.judges or ()) or judging.default_judges()
-    judges, missing = judging.available(listed)
+    judges, missing = judging.available(listed, rows[0].recipe.model.size)
     for name, reason in missing.items():
         say(f"left out {name}: {reason}")
     if len(judges) < 2:
@@ -77,11 +80,9 @@ def run_table(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = 
             runs.train(row.recipes[seed], folder, device=device)
         except ValueError as error:  # most of all `loop.NonFiniteLossError`: it is the row's, the others go on
             say(f"failed: {error}")
-            _rejoin(place)
             if main:
                 write_atomically(folder / results.FAILURE, json.dumps({"message": str(error)}) + "\n")
         else:
-            _rejoin(place)
             _judge(plan, row.recipes[seed], folder, asked, judges, place)
         gc.collect()  # one run's networks go before the next one's come
         if place.type == "cuda":
@@ -118,13 +119,10 @@ def _weights_at_hand(rows: Sequence[Row]) -> None:
                 made.append(term)
 
 
-def _rejoin(device: torch.device) -> None:
-    """The group of processes, which the end of a training run takes down with it."""
-    from accelerate.state import AcceleratorState, PartialState
-
-    if distributed.world_size() == 1:
-        AcceleratorState._reset_state(reset_partial_state=PartialState().num_processes > 1)
-        join_processes(device)
+def _keep_group(world: int) -> None:
+    """Let the processes stay together when a run ends: accelerate then ends their group, which cannot be made twice."""
+    if world > 1:
+        os.environ["FORK_LAUNCHED"] = "1"  # what accelerate reads to leave the group to who made it
 
 
 def _judge(

@@ -53,7 +53,7 @@ def ablate(
 
 def _print_plan(plan: Plan) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     training = plan.rows[0].recipe
     seeds = ", ".join(map(str, plan.table.seeds))
@@ -61,7 +61,7 @@ def _print_plan(plan: Plan) -> None:
         f"{plan.table.title}: {len(plan.rows)} rows x seeds {seeds}, {training.steps:,} steps of "
         f"{training.batch_size} images of {training.data.path}; judged on {plan.test.path}"
     )
-    shown = Table("row", "tokenizer parameters", "of them codebook", "discriminator")
+    shown = Table(Column("row", overflow="fold"), "tokenizer parameters", "of them codebook", "discriminator")
     for row in plan.rows:
         count = row.parameters
         flag = f" ({row.differs:+.1%} of the first row: not of equal size)" if row.unequal else ""
