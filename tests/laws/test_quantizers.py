@@ -158,11 +158,22 @@ def _train(rank: int, world: int, case: Case, before: dict[str, Tensor], batches
     return dict(quantizer.state_dict())
 
 
-def test_two_processes_equal_one(case: Case) -> None:
-    before = state(spread(case.build()))
-    batches = [features(case, 4) for _ in range(6)]
-    alone = _train(0, 1, case, before, batches)
-    for result in in_processes(2, _train, case, before, batches):
+def _train_all(rank: int, world: int, jobs: list[tuple]) -> list[dict[str, Tensor]]:
+    return [_train(rank, world, *job) for job in jobs]
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, list[dict[str, Tensor]]]:
+    """States by a case's name: of one process, then of each of two, started once for all cases."""
+    torch.manual_seed(0)
+    jobs = [(case, state(spread(case.build())), [features(case, 4) for _ in range(6)]) for case in CASES]
+    runs = [_train_all(0, 1, jobs), *in_processes(2, _train_all, jobs)]
+    return {job[0].name: [run[number] for run in runs] for number, job in enumerate(jobs)}
+
+
+def test_two_processes_equal_one(case: Case, trained: dict[str, list[dict[str, Tensor]]]) -> None:
+    alone, *pair = trained[case.name]
+    for result in pair:
         for name, tensor in alone.items():
             assert torch.allclose(tensor.double(), result[name].double(), atol=2e-6), name
 

@@ -1,4 +1,7 @@
-"""Mini-batch k-means over the batches of all processes (Sculley, Web-scale k-means clustering, WWW 2010)."""
+"""Mini-batch k-means over the batches of all processes (Sculley, Web-scale k-means clustering, WWW 2010).
+
+Unlike there, counts fade: the encoder learns meanwhile, and centres that forget nothing stay where no features are left.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from tokenizers_vq.quantizers.search import Score, nearest_codes
 
 ROUNDS = 10  # Lloyd's, on the first batch
 _DRAWS = 16  # in which the first centres are drawn
+_MEMORY = 0.8  # of the counts, from one batch to the next
+_LEAST = 0.5  # a centre with fewer rows moves away: after three batches without, if it had one
 
 
 def draw(rows: Tensor, wanted: int) -> Tensor:
@@ -38,21 +43,24 @@ def seed(rows: Tensor, centres: Tensor, *, score: Score) -> Tensor:
 def update(rows: Tensor, centres: Tensor, counts: Tensor, *, score: Score) -> tuple[Tensor, Tensor]:
     """One update by a batch: `(N, D)`, `(K, D)`, `(K,)` -> new centres and counts, the same in all processes.
 
-    Each centre moves to the mean of all rows that it was given so far, `counts` of them before (with counts of zero
-    this is a round of Lloyd's algorithm). A centre that was never given one moves to a row drawn with a probability
-    that grows with its squared distance from its own centre, if there is one; its count stays 0.
+    Each centre moves to the mean of the rows that it was given, `counts` of them before, which fade by 0.8 a batch
+    (with counts of zero this is a round of Lloyd's algorithm). A centre left with less than half a row moves to a row,
+    drawn with a probability that grows with its squared distance from its own centre, if there is one, and counts 0.
     `cosine` (spherical k-means) takes unit rows and gives unit centres; a past mean counts as if of unit length.
     """
     codes = nearest_codes(rows, centres, score=score)
     hits = torch.bincount(codes, minlength=len(centres)).to(rows.dtype)
     sums = distributed.sum(torch.zeros_like(centres).index_add_(0, codes, rows))
-    total = counts + distributed.sum(hits)
-    moved = (centres * counts[:, None] + sums) / total.clamp(min=1)[:, None]
-    centres = torch.where(total[:, None] > 0, F.normalize(moved, dim=1) if score == "cosine" else moved, centres)
-    empty = torch.nonzero(total == 0).squeeze(1)
+    kept = counts * _MEMORY
+    total = kept + distributed.sum(hits)
+    empty = torch.nonzero(total < _LEAST).squeeze(1)
+    moved = (centres * kept[:, None] + sums) / total.clamp(min=_LEAST)[:, None]
+    moved = F.normalize(moved, dim=1) if score == "cosine" else moved
+    centres = torch.where(total[:, None] < _LEAST, centres, moved)
     if empty.numel():
         positions = _far(rows, centres[codes], empty.numel())
         centres[empty[: len(positions)]] = _gather(rows, positions)
+        total[empty] = 0
     return centres, total
 
 
