@@ -1,6 +1,6 @@
 """Mini-batch k-means over the batches of all processes (Sculley, Web-scale k-means clustering, WWW 2010).
 
-Unlike there, counts fade: the encoder learns meanwhile, and centres that forget nothing stay where no features are left.
+Unlike there, counts fade: the encoder learns meanwhile, and centres that forget nothing stay where features were.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tokenizers_vq.quantizers.search import Score, nearest_codes
 ROUNDS = 10  # Lloyd's, on the first batch
 _DRAWS = 16  # in which the first centres are drawn
 _MEMORY = 0.8  # of the counts, from one batch to the next
-_LEAST = 0.5  # a centre with fewer rows moves away: after three batches without, if it had one
+_LEAST = 0.5  # a centre with fewer rows moves away: after four batches without any, if it had one
 
 
 def draw(rows: Tensor, wanted: int) -> Tensor:
