@@ -46,7 +46,7 @@ class VectorQuantizerConfig(Config):
     revive_after: int | None = Field(default=None, ge=1)
     """a code unused for so many updates is moved to a random feature of the batch; null = never"""
     kmeans_batches: int = Field(default=0, ge=0)
-    """first batches (100, say) that fit the codebook to the features by k-means before it learns as configured; 0 = none"""
+    """first batches (100, say) that fit the codebook to the features by k-means before it learns otherwise; 0 = none"""
     entropy_weight: float = Field(default=0.0, ge=0)
     """weight of the entropy term, which makes each choice of a code sure and the use of all codes even; 0 = none"""
     entropy_temperature: float = Field(default=0.01, gt=0)
