@@ -108,6 +108,13 @@ def test_train_tokenizer(run: Run, photos: Path, tmp_path: Path) -> None:
     assert "at step 2" in said and "at step 4" in said
 
 
+def test_doctor(run: Run, photos: Path, tmp_path: Path) -> None:
+    small = ["model.image_size=16", "model.encoder.width=8", "model.decoder.width=8", "steps=4", "log_every=2"]
+    said = run("doctor.py", photos, tmp_path, *small, "data.workers=0", "ema=null")
+    assert said.count("\n--- ") == 4
+    assert "the l1 loss has weight 0" in said
+
+
 def test_usage_report(run: Run, photos: Path, model: Path, tmp_path: Path) -> None:
     said = run("usage_report.py", model, photos, tmp_path)
     assert "of 32 codes occur" in said

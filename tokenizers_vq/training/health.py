@@ -68,7 +68,10 @@ def summary(recipe: Recipe, lines: Sequence[Line]) -> dict[str, float]:
     }
     recent = _recent(lines)
     for name, figure in named.items():
-        values = [_gap(line) for line in recent if "discriminator" in line] if not figure else _values(recent, figure)
+        if figure:  # at first every code counts as used
+            values = _values([line for line in recent if line["step"] >= _WINDOW or name != "usage"], figure)
+        else:
+            values = [_gap(line) for line in recent if "discriminator" in line]
         if values:
             found[name] = _mean(values)
     if recipe.adversary is not None and (weights := _values(recent, "adversary/adaptive")):
@@ -214,6 +217,10 @@ def _too_fast(recipe: Recipe, lines: Sequence[Line], wins: bool) -> list[Finding
     norms = [_median(part) for part in _windows(_values(lines, "gradient/tokenizer"))]
     if all(rise > 0.05 * low for rise, _, low in rises) and norms[-1] > 10 * min(norms) > 0:
         evidence.append(f"the gradient's norm grew from {min(norms):.3g} to {norms[-1]:.3g}")
+    for name, means in windows.items():
+        values = _values(lines, name)
+        if max(values) > 10 * abs(values[0]) and means[-1] > 0.3 * abs(values[0]):  # not one long since recovered from
+            evidence.append(f"{name} leapt from {values[0]:.4g} to {max(values):.4g} and is at {means[-1]:.4g}")
     peak = peak_of(recipe.optimizer.lr, recipe.steps)
     still = all(means[-1] > means[0] - 0.3 * abs(means[0]) for means in windows.values())
     if not evidence and still and recipe.optimizer.kind == "adamw" and peak > 2e-3 and lines[-1]["step"] >= 100:
