@@ -17,9 +17,9 @@ from tokenizers_vq.codes import CodeLayout, Codes
 from tokenizers_vq.evaluation.figures import display, image_png
 
 QUALITIES: dict[str, tuple[int, ...]] = {
-    "jpeg": (1, 5, 10, 20, 35, 50, 75),
-    "webp": (1, 10, 25, 50, 75),
-    "avif": (1, 10, 20, 35, 50, 65),
+    "jpeg": (1, 5, 10, 15, 20, 35, 50, 75),
+    "webp": (1, 10, 20, 35, 50, 75),
+    "avif": (1, 10, 20, 30, 40, 50, 60),
 }
 """qualities by default: from the fewest bits that the format can make to about 1.5 a pixel"""
 

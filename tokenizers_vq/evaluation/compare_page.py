@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tokenizers_vq.evaluation import figures, pages
-from tokenizers_vq.evaluation.compare import Comparison, Row
+from tokenizers_vq.evaluation.compare import Comparison, Example, Row
 from tokenizers_vq.evaluation.tables import definition, label
 
 
@@ -28,7 +28,7 @@ def table(comparison: Comparison) -> Table:
     rows = []
     for row in comparison.rows:
         usage = row.usage
-        values = [f"{row.metrics[name].value:.4g}" if name in row.metrics else "-" for name in names]
+        values = [_number(row.metrics[name].value) if name in row.metrics else "-" for name in names]
         rows.append(
             [
                 row.name,
@@ -105,16 +105,17 @@ def missing(comparison: Comparison) -> list[str]:
     ]
 
 
-def nearest(comparison: Comparison) -> dict[int, list[int]]:
-    """For each tokenizer's row: the row of every image codec whose bits are nearest, by ratio."""
+def nearest(comparison: Comparison, example: Example) -> dict[int, list[int]]:
+    """For each tokenizer's row: the row of every image codec nearest in bits of this image, by ratio."""
     rows = comparison.rows
     families = dict.fromkeys(row.family for row in rows if row.usage is None)
+    bits = [math.log(max(shown.bits_per_pixel or 0, 1e-9)) for shown in example.rows]
     found = {}
     for index, row in enumerate(rows):
         if row.usage is not None:
 
-            def apart(other: int, row: Row = row) -> float:
-                return abs(math.log(max(rows[other].bits_per_pixel, 1e-9) / max(row.bits_per_pixel, 1e-9)))
+            def apart(other: int, own: float = bits[index]) -> float:
+                return abs(bits[other] - own)
 
             found[index] = [
                 min((other for other, that in enumerate(rows) if that.family == family), key=apart)
@@ -152,7 +153,6 @@ def write_comparison(comparison: Comparison, out: Path | str, *, title: str = "T
 
     out = Path(out)
     plotted = panels(comparison)
-    near = nearest(comparison)
     names = metric_names(comparison)
     page = pages.template("compare.html.j2").render(
         title=title,
@@ -167,8 +167,12 @@ def write_comparison(comparison: Comparison, out: Path | str, *, title: str = "T
         table=table(comparison),
         speed=speed_text(comparison),
         kinds=["tokenizer" if row.usage is not None else "codec" for row in comparison.rows],
-        tiles=_tiles(comparison, near),
-        groups=[(index, comparison.rows[index].name, f"{comparison.rows[index].bits_per_pixel:.3f}") for index in near],
+        tiles=_tiles(comparison),
+        groups=[
+            (index, row.name, f"{row.bits_per_pixel:.3f}")
+            for index, row in enumerate(comparison.rows)
+            if row.usage is not None
+        ],
         keys=[example.key for example in comparison.examples],
         size=comparison.data["image_size"],
         definitions=[(label(name), _definition(comparison, name)) for name in names],
@@ -189,39 +193,38 @@ class _Tile(NamedTuple):
 
     name: str
     kind: str
-    near: str
-    """indices of the tokenizers whose neighbour it is, and `all`"""
-    pictures: list[tuple[str, str, str]]
-    """of each example: source, alternative text, caption"""
+    pictures: list[tuple[str, str, str, str]]
+    """of each example: source, alternative text, caption, and the tokenizers' rows whose neighbour it is"""
 
 
-def _tiles(comparison: Comparison, near: dict[int, list[int]]) -> list[_Tile]:
-    examples = comparison.examples
-    originals = [
-        (
-            pages.uri(example.original.data, example.original.media_type),
-            f"original of {example.key or f'image {number}'}",
-            "24 bpp" if comparison.data["channels"] == 3 else f"{8 * comparison.data['channels']} bpp",
-        )
-        for number, example in enumerate(examples, 1)
-    ]
-    everywhere = " ".join(map(str, near))
-    tiles = [_Tile("Original", "original", everywhere, originals)]
+def _tiles(comparison: Comparison) -> list[_Tile]:
+    examples = list(enumerate(comparison.examples, 1))
+    near = [nearest(comparison, example) for _, example in examples]
+    bits = f"{8 * comparison.data['channels']} bpp"
+    originals = []
+    for number, example in examples:
+        source = pages.uri(example.original.data, example.original.media_type)
+        originals.append((source, f"original of {example.key or f'image {number}'}", bits, ""))
+    tiles = [_Tile("Original", "original", originals)]
     for index, row in enumerate(comparison.rows):
-        close = [str(tokenizer) for tokenizer, rows in near.items() if index in rows or index == tokenizer]
         pictures = []
-        for number, example in enumerate(examples, 1):
+        for (number, example), close in zip(examples, near, strict=True):
             shown = example.rows[index]
-            figures_ = f"{shown.bits_per_pixel:.3f} bpp, {shown.psnr:.1f} dB"
-            alt = f"{example.key or f'image {number}'} through {row.name}: {figures_}"
-            pictures.append((pages.uri(shown.data, shown.media_type), alt, figures_))
-        tiles.append(_Tile(row.name, "tokenizer" if row.usage is not None else "codec", " ".join(close), pictures))
+            numbers = f"{shown.bits_per_pixel:.3f} bpp, {shown.psnr:.1f} dB"
+            alt = f"{example.key or f'image {number}'} through {row.name}: {numbers}"
+            beside = " ".join(str(own) for own, others in close.items() if index == own or index in others)
+            pictures.append((pages.uri(shown.data, shown.media_type), alt, numbers, beside))
+        tiles.append(_Tile(row.name, "tokenizer" if row.usage is not None else "codec", pictures))
     return tiles
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value >= 100 else f"{value:.2f}" if value >= 10 else f"{value:.4f}"
 
 
 def _rate(row: Row, verb: str) -> str:
     rate = row.speed[f"{verb}_images_per_second"]
-    return "-" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+    return "-" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
 
 
 def _header(comparison: Comparison, name: str) -> str:
