@@ -1,0 +1,206 @@
+"""`tvq ablate`: what is refused before the first run, what a kill leaves, and what the table says."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+from tests.training.conftest import SMALL, pictures  # noqa: F401  (a fixture)
+from tokenizers_vq.ablation import results, run
+from tokenizers_vq.ablation.judges import Judge, family, parse_judge, resemblance
+from tokenizers_vq.ablation.table import Plan, TableConfig, load_table, make_plan
+from tokenizers_vq.training import loop, runs
+
+ROWS = {"l1": ["losses=[{kind: l1}]", "adversary=null"], "l2": ["losses=[{kind: l2}]", "adversary=null"], "gan": []}
+
+
+@pytest.fixture
+def table(pictures: Path) -> dict:  # noqa: F811
+    """A table's fields: three rows of the smallest recipe at two seeds."""
+    return {
+        "recipe": "vqgan-tiny-64",
+        "overrides": [*SMALL, "steps=4", "checkpoint_every=2", "adversary.start=1", "adversary.warmup=0"],
+        "rows": ROWS,
+        "data": {"path": str(pictures), "workers": 0},
+        "test": {"path": str(pictures), "limit": 9},
+    }
+
+
+@pytest.fixture
+def few_judges(monkeypatch) -> None:
+    """No network judges: what costs seconds a run is tested by itself."""
+    monkeypatch.setattr(run.judging, "available", lambda judges, size: ((), {"lpips_squeeze": "no trunk"}))
+
+
+def plan(table: dict, **changes) -> Plan:
+    return make_plan(TableConfig(**{**table, **changes}))
+
+
+def test_shipped_tables_are_valid_and_their_rows_equal_where_they_can_be() -> None:
+    tables = sorted((ROOT / "examples" / "ablations").glob("*.yaml"))
+    assert len(tables) == 5
+    for path in tables:
+        made = make_plan(load_table(path), path.parent)
+        assert len(made.table.seeds) >= 2 and all(row.recipes[1].seed == 1 for row in made.rows)
+        if path.stem not in ("codebooks", "code-dimension"):  # whose codebooks are of many sizes
+            assert not any(row.unequal for row in made.rows), path.stem
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"rows": {"a": [], "b": ["steps=5"]}}, "rows.b: differs from row 'a' in steps (5, not 4)"),
+        ({"rows": {"a": [], "b": ["batch_size=4"]}}, "rows.b: differs from row 'a' in batch_size"),
+        ({"rows": {"a": [], "b": ["data.flip=false"]}}, "rows.b"),
+        ({"rows": {"a": [], "b": ["stepz=5"]}}, "rows.b: recipe vqgan-tiny-64: stepz: no such field; did you mean"),
+        ({"rows": {"a": ["seed=3"]}}, "rows.a: 'seed=3' is set by the table's `seeds`"),
+        ({"rows": {"a/b": []}}, "'a/b' becomes a folder"),
+        ({"rows": {"a": {"overides": []}}}, "rows.a.overides: no such field; did you mean 'overrides'?"),
+        ({"rows": {"a": {"recipe": "vqgan-tiny"}}}, "rows.a: no recipe 'vqgan-tiny'; did you mean"),
+        ({"seeds": [1, 1]}, "seeds: each once"),
+        ({"judges": ["tf_efficientnet_lite0/head"]}, "judges"),
+        ({"judges": ["lpips/squeez", "a/b"]}, "did you mean 'squeeze'?"),
+    ],
+)
+def test_what_cannot_run_is_refused_by_name(table: dict, changes: dict, line: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        plan(table, **changes)
+    assert line in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_the_command_line_sets_fields_of_the_table_and_of_every_row(tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text("recipe: vqvae-tiny-64\ntest: {limit: 9}\nrows: {a: [], b: ['losses=[{kind: l1}]']}\n")
+    made = make_plan(load_table(path, ["data=skimage", "test=elsewhere", "seeds=[5]", "steps=7", "ema=null"]))
+    assert [row.recipe.steps for row in made.rows] == [7, 7] and made.rows[1].recipe.ema is None
+    assert (made.test.path, made.test.limit, list(made.rows[0].recipes)) == ("elsewhere", 9, [5])
+    path.write_text("recipe: vqvae-tiny-64\nrows:\n  a:\n    - losses=[{kind: l1}]\n")
+    with pytest.raises(ValueError, match="rows.a: put quotes around"):
+        load_table(path)
+
+
+def test_unequal_tokenizers_are_flagged_not_refused(table: dict) -> None:
+    wide = plan(table, rows={"a": [], "b": ["model.quantizer.num_codes=2048"]}).rows[1]
+    assert wide.unequal and wide.parameters.codebook == 2048 * 4
+    assert wide.parameters.discriminator > 0
+
+
+def test_a_judge_that_a_loss_resembles_is_marked(table: dict) -> None:
+    def marks(losses: str) -> list[str]:
+        recipe = plan(table, rows={"a": [f"losses={losses}"]}).rows[0].recipe
+        names = (
+            "lpips/squeeze",
+            "lpips/vgg",
+            "tf_efficientnet_lite0/head",
+            "tf_efficientnet_lite1/blocks.4",
+            "vgg16/head",
+        )
+        return [resemblance(parse_judge(name), recipe) for name in names]
+
+    assert marks("[{kind: l1}]") == ["", "", "", "", ""]
+    assert marks("[{kind: lpips, net: squeeze}]") == ["same", "", "", "", ""]
+    assert marks("[{kind: lpips, net: vgg}]") == ["", "same", "", "", "family"]
+    assert marks("[{kind: perceptual}]") == ["", "", "family", "same", ""]
+    assert marks("[{kind: l1}, {kind: perceptual, weight: 0.0}]") == ["", "", "", "", ""]
+    assert [family(name) for name in ("tf_efficientnet_lite0.in1k", "resnet50", "hf/vgg16")] == [
+        "efficientnet",
+        "resnet",
+        "vgg",
+    ]
+    assert Judge("features", "resnet50", "head").metric == "feature_distance/resnet50/head"
+
+
+def test_runs_go_on_where_they_were_and_the_table_says_what_is_missing(
+    table: dict, few_judges: None, tmp_path: Path, monkeypatch
+) -> None:
+    out, trained = tmp_path / "out", []
+    train = runs.train
+
+    def counted(recipe, folder, **options):
+        trained.append(str(folder.relative_to(out)))
+        return train(recipe, folder, **options)
+
+    monkeypatch.setattr(runs, "train", counted)
+    outcome = run.run_table(plan(table), out, only=["l1"], device="cpu")
+    assert trained == ["l1/seed-0", "l1/seed-1"] and outcome == ((), ())
+    partial = (out / "table.md").read_text()
+    assert "Not there yet: l2/seed-0, l2/seed-1, gan/seed-0, gan/seed-1." in partial and "| l1 | 2/2 |" in partial
+
+    def stopped(recipe, folder, **options):
+        counted(recipe.replace(steps=2), folder, **options)
+        raise loop.Interrupted(15, 2)
+
+    monkeypatch.setattr(runs, "train", stopped)
+    with pytest.raises(loop.Interrupted):
+        run.run_table(plan(table), out, device="cpu")
+    monkeypatch.setattr(runs, "train", counted)
+    trained.clear()
+    run.run_table(plan(table), out, device="cpu")
+    assert trained == ["l2/seed-0", "gan/seed-0", "l2/seed-1", "gan/seed-1"]  # a whole comparison first
+    trained.clear()
+    run.run_table(plan(table, rows={**ROWS, "more": ["losses=[{kind: l1, weight: 2.0}]"]}), out, device="cpu")
+    assert trained == ["more/seed-0", "more/seed-1"]
+    with pytest.raises(ValueError, match="another recipe, which differs in optimizer.lr"):
+        run.run_table(plan(table, rows={**ROWS, "l2": [*ROWS["l2"], "optimizer.lr=0.1"]}), out, device="cpu")
+    with pytest.raises(ValueError, match="no row 'l3'"):
+        run.run_table(plan(table), out, only=["l3"], device="cpu")
+
+    found = json.loads((out / "results.json").read_text())
+    both = [found["rows"]["l1"]["seeds"][seed]["figures"]["psnr"] for seed in "01"]
+    assert found["rows"]["l1"]["mean"]["psnr"] == {"mean": sum(both) / 2, "half_range": abs(both[0] - both[1]) / 2}
+    lines = list(csv.DictReader((out / "table.csv").open()))
+    assert [line["row"] for line in lines] == ["l1", "l2", "gan", "more"]
+    assert float(lines[0]["psnr"]) == pytest.approx(sum(both) / 2)
+    with Image.open(out / "grid.png") as grid:
+        assert grid.width > 5 * 128 and grid.height > results.EXAMPLES * 128
+    assert "left out LPIPS squeeze: no trunk" in (out / "table.md").read_text()
+
+
+def test_a_row_that_diverges_is_noted_and_the_others_go_on(table: dict, few_judges: None, tmp_path: Path) -> None:
+    rows = {"bad": ["optimizer={kind: sgd, lr: 1.0e+30}"], "good": []}
+    made = plan(table, rows=rows, seeds=[0])
+    outcome = run.run_table(made, tmp_path / "out", device="cpu")
+    assert len(outcome.failed) == 1 and outcome.failed[0].startswith("bad/seed-0: ") and not outcome.missing
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "- failed: bad/seed-0: " in text and "| good | 1/1 |" in text
+    assert "±" not in next(line for line in text.splitlines() if line.startswith("| good"))  # one seed has no spread
+
+
+def test_two_judges_at_once(table: dict, tmp_path: Path) -> None:
+    judges = ["tf_efficientnet_lite0/head", "tf_efficientnet_lite1/blocks.4"]
+    losses = ["losses=[{kind: l1}, {kind: perceptual, stages: [0]}]", "model.image_size=32"]
+    out = tmp_path / "out"
+    made = plan(table, rows={"lite1": losses}, seeds=[0], judges=judges)
+    run.run_table(made, out, device="cpu")
+    row = json.loads((out / "results.json").read_text())["rows"]["lite1"]
+    names = [parse_judge(judge).metric for judge in judges]
+    assert all(row["mean"][name]["mean"] > 0 for name in names)
+    assert row["resembles"] == dict(zip(names, ("family", "same"), strict=True))
+    text = (out / "table.md").read_text()
+    assert "‡ |" in text and "† |" in text and "layer blocks.4" in text
+
+
+def test_two_processes_under_accelerate_launch_make_one_table(table: dict, tmp_path: Path) -> None:
+    import yaml
+
+    path = tmp_path / "t.yaml"
+    path.write_text(yaml.safe_dump({**table, "overrides": [*table["overrides"], "accumulate=1"], "seeds": [0]}))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    judges = "judges=[lpips/squeeze,lpips_none/head]"  # neither is there, which costs no time
+    command = [*launch, "-m", "tokenizers_vq", "ablate", str(path), judges, "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "TVQ_LPIPS_SQUEEZE": str(tmp_path / "absent")}
+    done = subprocess.run([*command, "--device", "cpu"], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert all(row["done"] == 1 for row in found["rows"].values())
+    assert found["rows"]["gan"]["seeds"]["0"]["data"]["images"] == 9  # each process judged its share
+    assert (tmp_path / "out/gan/seed-0/checkpoints/4/random_states_1.pkl").exists()  # there were two
