@@ -19,12 +19,12 @@ from tokenizers_vq.ablation.judges import Judge, family, parse_judge, resemblanc
 from tokenizers_vq.ablation.table import Plan, TableConfig, load_table, make_plan
 from tokenizers_vq.training import loop, runs
 
-ROWS = {"l1": ["losses=[{kind: l1}]", "adversary=null"], "l2": ["losses=[{kind: l2}]", "adversary=null"], "gan": []}
+ROWS = {"l1": ["losses=[{kind: l1}]", "adversary=null"], "gan": []}
 
 
 @pytest.fixture
 def table(pictures: Path) -> dict:  # noqa: F811
-    """A table's fields: three rows of the smallest recipe at two seeds."""
+    """A table's fields: two rows of the smallest recipe at two seeds."""
     return {
         "recipe": "vqgan-tiny-64",
         "overrides": [*SMALL, "steps=4", "checkpoint_every=2", "adversary.start=1", "adversary.warmup=0"],
@@ -83,7 +83,7 @@ def test_the_command_line_sets_fields_of_the_table_and_of_every_row(tmp_path: Pa
     assert [row.recipe.steps for row in made.rows] == [7, 7] and made.rows[1].recipe.ema is None
     assert (made.test.path, made.test.limit, list(made.rows[0].recipes)) == ("elsewhere", 9, [5])
     path.write_text("recipe: vqvae-tiny-64\nrows:\n  a:\n    - losses=[{kind: l1}]\n")
-    with pytest.raises(ValueError, match="rows.a: put quotes around"):
+    with pytest.raises(ValueError, match=r"rows\.a: put quotes around"):
         load_table(path)
 
 
@@ -132,7 +132,7 @@ def test_runs_go_on_where_they_were_and_the_table_says_what_is_missing(
     outcome = run.run_table(plan(table), out, only=["l1"], device="cpu")
     assert trained == ["l1/seed-0", "l1/seed-1"] and outcome == ((), ())
     partial = (out / "table.md").read_text()
-    assert "Not there yet: l2/seed-0, l2/seed-1, gan/seed-0, gan/seed-1." in partial and "| l1 | 2/2 |" in partial
+    assert "Not there yet: gan/seed-0, gan/seed-1." in partial and "| l1 | 2/2 |" in partial
 
     def stopped(recipe, folder, **options):
         counted(recipe.replace(steps=2), folder, **options)
@@ -144,12 +144,12 @@ def test_runs_go_on_where_they_were_and_the_table_says_what_is_missing(
     monkeypatch.setattr(runs, "train", counted)
     trained.clear()
     run.run_table(plan(table), out, device="cpu")
-    assert trained == ["l2/seed-0", "gan/seed-0", "l2/seed-1", "gan/seed-1"]  # a whole comparison first
+    assert trained == ["gan/seed-0", "gan/seed-1"]
     trained.clear()
-    run.run_table(plan(table, rows={**ROWS, "more": ["losses=[{kind: l1, weight: 2.0}]"]}), out, device="cpu")
-    assert trained == ["more/seed-0", "more/seed-1"]
-    with pytest.raises(ValueError, match="another recipe, which differs in optimizer.lr"):
-        run.run_table(plan(table, rows={**ROWS, "l2": [*ROWS["l2"], "optimizer.lr=0.1"]}), out, device="cpu")
+    run.run_table(plan(table, rows={**ROWS, "more": ROWS["l1"], "yet": ROWS["l1"]}), out, device="cpu")
+    assert trained == ["more/seed-0", "yet/seed-0", "more/seed-1", "yet/seed-1"]  # a whole comparison first
+    with pytest.raises(ValueError, match=r"another recipe, which differs in optimizer\.lr"):
+        run.run_table(plan(table, rows={**ROWS, "gan": ["optimizer.lr=0.1"]}), out, device="cpu")
     with pytest.raises(ValueError, match="no row 'l3'"):
         run.run_table(plan(table), out, only=["l3"], device="cpu")
 
@@ -157,7 +157,7 @@ def test_runs_go_on_where_they_were_and_the_table_says_what_is_missing(
     both = [found["rows"]["l1"]["seeds"][seed]["figures"]["psnr"] for seed in "01"]
     assert found["rows"]["l1"]["mean"]["psnr"] == {"mean": sum(both) / 2, "half_range": abs(both[0] - both[1]) / 2}
     lines = list(csv.DictReader((out / "table.csv").open()))
-    assert [line["row"] for line in lines] == ["l1", "l2", "gan", "more"]
+    assert [line["row"] for line in lines] == ["l1", "gan", "more", "yet"]
     assert float(lines[0]["psnr"]) == pytest.approx(sum(both) / 2)
     with Image.open(out / "grid.png") as grid:
         assert grid.width > 5 * 128 and grid.height > results.EXAMPLES * 128
