@@ -266,7 +266,8 @@ def rate_distortion(panels: Sequence[tuple[str, Sequence[Curve]]], columns: int,
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     rows = math.ceil(len(panels) / columns)
-    figure = _figure(_WIDTH * columns * (0.9 if columns > 1 else 1), 3.9 * rows if columns == 1 else 3.3 * rows + 0.5)
+    # alone on a page, a panel is shown as narrow as a phone: the smaller the figure, the larger its letters
+    figure = _figure(4.6 if columns == 1 else 5 * columns, 3.6 * rows if columns == 1 else 3.3 * rows + 0.5)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
@@ -303,7 +304,7 @@ def rate_distortion(panels: Sequence[tuple[str, Sequence[Curve]]], columns: int,
         handles,
         names,
         loc="outside upper center",
-        ncols=min(len(names), 3 * columns),
+        ncols=min(len(names), 3 if columns == 1 else 5),
         frameon=False,
         labelcolor=theme.ink,
         fontsize=9,
