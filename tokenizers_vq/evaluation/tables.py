@@ -11,6 +11,7 @@ LABELS = {
     "psnr": "PSNR",
     "ssim": "SSIM",
     "mse": "MSE",
+    "lpips": "LPIPS",
     "fid": "FID",
     "feature_distance": "Feature distance",
     "spectrum_distance": "Spectrum distance",
