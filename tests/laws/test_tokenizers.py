@@ -16,6 +16,9 @@ from tokenizers_vq.tokenizer import Tokenizer
 NARROW = {
     "vqgan-tiny-64": [f"{part}.{field}" for part in ("encoder", "decoder") for field in ("width=8", "groups=4")],
     "vqvae-tiny-64": ["encoder.width=8", "decoder.width=8"],
+    "vit-vqgan-tiny-64": [
+        f"{part}.{field}" for part in ("encoder", "decoder") for field in ("width=16", "layers=2", "heads=1")
+    ],
 }
 
 
@@ -202,7 +205,8 @@ def test_encode_draws_nothing_and_changes_nothing_even_in_train_mode(preset: str
 
 def test_pixel_ranges_are_the_networks_business(preset: str) -> None:
     images = picture()
-    plain, shifted = narrow(preset), narrow(preset, "pixels={low: 0.0, high: 1.0, clamp: false}")
+    pixels = ["decoder.output=pixels", "pixels={low: -1.0, high: 1.0, clamp: false}"]
+    plain, shifted = narrow(preset, *pixels), narrow(preset, *pixels[:1], "pixels={low: 0.0, high: 1.0, clamp: false}")
     shifted.load_state_dict(plain.state_dict())
     with torch.no_grad():
         assert torch.equal(shifted.encode_features(images), plain.encode_features((images + 1) / 2))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tokenizers_vq as tvq
+from tokenizers_vq.networks.vit import VitDecoder, VitEncoder
 from tokenizers_vq.networks.vqgan import VqganDecoder, VqganEncoder
 from tokenizers_vq.networks.vqvae import VqvaeDecoder, VqvaeEncoder
 
@@ -13,6 +14,10 @@ NARROW = {"width": 8, "groups": 4, "multipliers": (1, 2, 2), "blocks": 1, "laten
 FAMILIES = {
     "vqgan": lambda c: (VqganEncoder(dim=4, channels=c, **NARROW), VqganDecoder(dim=4, channels=c, **NARROW)),
     "vqvae": lambda c: (VqvaeEncoder(dim=4, channels=c, width=8), VqvaeDecoder(dim=4, channels=c, width=8)),
+    "vit": lambda c: tuple(
+        part(dim=4, channels=c, image_size=(8, 16), patch=4, width=16, layers=2, heads=2)
+        for part in (VitEncoder, VitDecoder)
+    ),
 }
 
 
@@ -28,6 +33,72 @@ def test_the_f16_vqgan_has_the_parameters_of_tamings_classes() -> None:
     convolution = 256 * 256 + 256
     assert parameters(tokenizer.encoder) == 29_298_176 + convolution
     assert parameters(tokenizer.decoder) == 42_449_795 + convolution
+
+
+@pytest.mark.parametrize(
+    ("preset", "encoder", "decoder", "printed"),
+    # Encoder: patches 192 d + d, positions 1024 d, blocks 12 d^2 + 13 d, norm 2 d, tanh head 8 d^2 + 5 d, and the
+    # factorisation 32 d + 32; the decoder's head gives 2C channels. The paper prints 32M, 91M and 599M for an encoder
+    # without saying what it counts: small comes to 4 M less, large (heads of 80 wide) to 45 M more.
+    [
+        ("vit-vqgan-small", 27_959_328, 28_057_984, 32e6),
+        ("vit-vqgan-base", 90_737_696, 90_885_504, 91e6),
+        ("vit-vqgan-large", 27_959_328, 644_639_104, 599e6),
+    ],
+)
+def test_the_published_vits_have_their_parameters(preset: str, encoder: int, decoder: int, printed: float) -> None:
+    with torch.device("meta"):
+        tokenizer = tvq.create(preset)
+    assert parameters(tokenizer.encoder) == encoder
+    assert parameters(tokenizer.decoder) == decoder
+    assert tokenizer.code_layout().grids == ((32, 32),) and tokenizer.code_layout().sizes == (8192,)
+    assert abs(decoder / printed - 1) < 0.13
+
+
+def test_by_hand_an_encoders_parameters_are_its_parts() -> None:
+    d, layers, patch, dim, positions = 512, 8, 8, 32, 1024
+    block = 4 * d * d + 4 * d + 8 * d * d + 5 * d + 4 * d
+    head = 8 * d * d + 5 * d
+    embedding = 3 * patch**2 * d + d + positions * d
+    with torch.device("meta"):
+        encoder = VitEncoder(dim=dim)
+    assert parameters(encoder) == embedding + layers * block + 2 * d + head + dim * d + dim
+
+
+def test_heads_of_64_make_the_large_vit_smaller() -> None:
+    with torch.device("meta"):
+        encoder = VitEncoder(dim=32, width=1280, layers=32, heads=16, head_width=64)
+    assert parameters(encoder) == 602_425_376
+
+
+@pytest.mark.parametrize("positions", ["learned", "sincos"])
+def test_positions_interpolate_to_other_sizes(positions: str) -> None:
+    encoder = VitEncoder(dim=4, image_size=(16, 32), patch=4, width=32, layers=1, heads=2, positions=positions)
+    own = encoder.trunk._positions((4, 8))
+    assert own is encoder.trunk.positions
+    larger = encoder.trunk._positions((8, 16))
+    assert larger.shape == (1, 128, 32)
+    back = torch.nn.functional.interpolate(
+        larger.reshape(1, 8, 16, 32).permute(0, 3, 1, 2), size=(4, 8), mode="bilinear", antialias=True
+    )
+    assert (
+        torch.nn.functional.cosine_similarity(back.flatten(), own.reshape(4, 8, 32).permute(2, 0, 1).flatten(), 0) > 0.9
+    )
+
+
+def test_encoder_and_decoder_may_differ_in_size() -> None:
+    tokenizer = tvq.create("vit-vqgan-tiny-64", ["encoder.layers=1", "decoder.width=64", "decoder.heads=4"])
+    assert tokenizer.decode(tokenizer.encode(torch.zeros(1, 3, 64, 64))).shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["encoder.heads=3"], "encoder.heads: 3 heads do not divide the width 128"),
+    (["pixels.low=0.0"], r"pixels: a logit-Laplace decoder needs pixels inside \(0, 1\)"),
+    (["encoder.positions=sincos", "encoder.width=126"], "encoder.width: sincos positions need a width divisible by 4"),
+])  # fmt: skip
+def test_settings_that_cannot_be_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tvq.create("vit-vqgan-tiny-64", overrides)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
