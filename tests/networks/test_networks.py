@@ -137,3 +137,15 @@ def test_without_autograd_in_place_operations_change_no_value(family: str) -> No
     with_graph = decoder(encoder(pixels))
     with torch.no_grad():
         assert torch.equal(decoder(encoder(pixels)), with_graph)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_fused_attention_is_left_where_a_cpu_computes_in_bfloat16(half: bool) -> None:
+    attention = VitEncoder(dim=4, image_size=(16, 16), patch=4, width=16, layers=1, heads=2).trunk.blocks[0].attn
+    tokens = torch.randn(2, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        assert attention.fused_attn is not half
+        ours = attention(tokens)
+        attention.fused_attn = False
+        assert not attention.fused_attn
+        assert torch.allclose(attention(tokens), ours, atol=1e-5)

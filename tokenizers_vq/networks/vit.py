@@ -76,8 +76,10 @@ class _Trunk(nn.Module):
     """Positions, pre-norm blocks, a last norm, and the tanh feed-forward: `(B, h*w, width)` -> the same."""
 
     def __init__(self, config: _VitConfig, grid: tuple[int, int]) -> None:
-        from timm.layers import Attention, Mlp
+        from timm.layers import Mlp
         from timm.models.vision_transformer import Block
+
+        from tokenizers_vq.networks.attention import Attention
 
         super().__init__()
         self.grid = grid
@@ -92,17 +94,15 @@ class _Trunk(nn.Module):
                 config.width,
                 config.heads,
                 mlp_ratio=inner / config.width,
-                qkv_bias=config.qkv_bias,
                 norm_layer=nn.LayerNorm,
                 act_layer=_Tanh if config.activation == "tanh" else nn.GELU,
             )
             for _ in range(config.layers)
         )
-        if config.head_width is not None:
-            for block in self.blocks:
-                block.attn = Attention(
-                    config.width, config.heads, attn_head_dim=config.head_width, qkv_bias=config.qkv_bias
-                )
+        for block in self.blocks:  # here, since a block passes no head width on
+            block.attn = Attention(
+                config.width, config.heads, attn_head_dim=config.head_width, qkv_bias=config.qkv_bias
+            )
         self.norm = nn.LayerNorm(config.width)
         self.head = Mlp(config.width, inner, act_layer=_Tanh) if config.tanh_head else nn.Identity()
 
