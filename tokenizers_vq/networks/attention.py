@@ -14,8 +14,8 @@ class Attention(TimmAttention):
 
     _may_fuse = True
 
-    @property
-    def fused_attn(self) -> bool:  # type: ignore[misc]  # timm marks it final for TorchScript only
+    @property  # type: ignore[misc]  # timm marks it final for TorchScript alone
+    def fused_attn(self) -> bool:
         """Whether the next forward calls torch's fused kernel."""
         weight = self.qkv.weight
         half = weight.dtype == torch.bfloat16 or torch.is_autocast_enabled(weight.device.type)

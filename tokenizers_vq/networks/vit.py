@@ -133,11 +133,18 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
 
 
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+def _initialise(network: nn.Module, trunk: _Trunk) -> None:
+    # Blocks begin near the identity. With Xavier's weights throughout they would drown what the patches say beyond
+    # their mean, and the codes learn little else for thousands of steps.
+    inner = set(trunk.blocks.modules())
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            if module in inner:
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            else:
+                nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 class VitEncoder(Encoder):
@@ -150,7 +157,7 @@ class VitEncoder(Encoder):
         self.embed = nn.Linear(channels * config.patch**2, config.width)
         self.trunk = _Trunk(config, self.grid(*image_size))
         self.quant_conv = nn.Linear(config.width, dim)
-        self.apply(_initialise)
+        _initialise(self, self.trunk)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         return stride_grid(height, width, self.patch)
@@ -178,7 +185,7 @@ class VitDecoder(Decoder):
         self.post_quant_conv = nn.Linear(dim, config.width)
         self.trunk = _Trunk(config, stride_grid(*image_size, config.patch))
         self.head = nn.Linear(config.width, config.output_channels(channels) * config.patch**2)
-        self.apply(_initialise)
+        _initialise(self, self.trunk)
 
     def forward(self, features: Tensor) -> Tensor:
         height, width = features.shape[-2:]

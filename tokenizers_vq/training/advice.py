@@ -21,7 +21,7 @@ def against_collapse(recipe: Recipe) -> tuple[str, ...]:
     if "revive_after" in fields and fields["revive_after"] is None:
         advice.append(f"{at}.revive_after=100: moves dead codes to features")
     if "kmeans_batches" in fields and not fields["kmeans_batches"]:
-        advice.append(f"{at}.kmeans_batches=8: begins with codes where the features are")
+        advice.append(f"{at}.kmeans_batches=100: begins with codes where the features are")
     if "entropy_weight" in fields and not fields["entropy_weight"]:
         advice.append(f"{at}.entropy_weight=0.1: rewards even use")
     if fields.get("num_codes", 0) > 1024:
