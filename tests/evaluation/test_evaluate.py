@@ -156,3 +156,14 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
                 assert joined["metrics"][name]["images"] == 10
             assert joined_distance == pytest.approx(distance)
             assert joined_pairs == pairs
+
+
+def test_originals_are_looked_at_once_for_several_evaluations() -> None:
+    originals: dict = {}
+    images = [{"images": torch.rand(4, 3, 32, 32) * 2 - 1}]
+    first, second, alone = (
+        evaluate(ToyTokenizer(), images, originals=kept).metrics["feature_distance"]
+        for kept in (originals, originals, None)
+    )
+    assert list(originals) == ["feature_distance"] and originals["feature_distance"].compute()[2] == 4
+    assert first == second == alone

@@ -26,6 +26,7 @@ from tokenizers_vq.data.sources import open_source
 from tokenizers_vq.data.transforms import PREPROCESSING
 from tokenizers_vq.devices import join_processes, resolve_device
 from tokenizers_vq.evaluation import evaluate
+from tokenizers_vq.evaluation.metrics import FeatureStatistics
 from tokenizers_vq.folders import write_atomically
 from tokenizers_vq.tokenizer import load
 from tokenizers_vq.training import runs
@@ -72,6 +73,7 @@ def run_table(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = 
         _originals(plan, out)
 
     asked = {"data": plan.test.to_dict(), "judges": [judge.metric for judge in judges], "left_out": missing}
+    originals: dict[str, FeatureStatistics] = {}
     due = [(row, seed) for seed in plan.table.seeds for row in rows if not _is_done(plan, out, row, seed, asked)]
     for number, (row, seed) in enumerate(due, start=1):
         folder = plan.folder(out, row.name, seed)
@@ -83,7 +85,7 @@ def run_table(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = 
             if main:
                 write_atomically(folder / results.FAILURE, json.dumps({"message": str(error)}) + "\n")
         else:
-            _judge(plan, row.recipes[seed], folder, asked, judges, place)
+            _judge(plan, row.recipes[seed], folder, asked, judges, place, originals)
         gc.collect()  # one run's networks go before the next one's come
         if place.type == "cuda":
             torch.cuda.empty_cache()
@@ -126,7 +128,13 @@ def _keep_group(world: int) -> None:
 
 
 def _judge(
-    plan: Plan, recipe: Recipe, folder: Path, asked: dict[str, Any], judges: Sequence[Judge], device: torch.device
+    plan: Plan,
+    recipe: Recipe,
+    folder: Path,
+    asked: dict[str, Any],
+    judges: Sequence[Judge],
+    device: torch.device,
+    originals: dict[str, FeatureStatistics],
 ) -> None:
     tokenizer = load(folder, device=device)
     size, channels = recipe.model.image_size, recipe.model.channels
@@ -144,6 +152,7 @@ def _judge(
         lpips=next((judge.network for judge in judges if judge.kind == "lpips"), None),
         backbone=None,
         judges=[(judge.network, judge.layer) for judge in judges if judge.kind == "features"],
+        originals=originals,
     )
     if distributed.rank():
         return

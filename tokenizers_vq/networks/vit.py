@@ -134,8 +134,8 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
 
 
 def _initialise(network: nn.Module, trunk: _Trunk) -> None:
-    # Blocks begin near the identity (their weights as timm draws them). With Xavier's weights throughout they would drown what the patches say beyond
-    # their mean, and the codes learn little else for thousands of steps.
+    # Blocks begin near the identity, their weights as timm draws them. With Xavier's throughout they would drown what
+    # the patches say beyond their mean, and the codes learn little else for thousands of steps.
     inner = {*trunk.blocks.modules(), *trunk.head.modules()}
     for module in network.modules():
         if isinstance(module, nn.Linear):
