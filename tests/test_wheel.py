@@ -27,7 +27,7 @@ codes = tokenizer.encode(torch.zeros(1, 3, 64, 64))
 tokenizer.save_pretrained("model")
 assert torch.equal(tvq.load("model").decode(codes), tokenizer.decode(codes))
 from tokenizers_vq.training.recipe import list_recipes, load_recipe
-assert [load_recipe(name) for name in list_recipes()]
+assert [load_recipe(name, ["data=skimage"]) for name in list_recipes()]
 assert [prior.create(name, tokenizer.code_layout()) for name in prior.list_models("preset") if "tiny" in name]
 assert [tvq.list_models("shipped"), prior.list_models("shipped")] == [names.split() for names in sys.argv[2:]]
 for name in tvq.list_models("shipped"):
