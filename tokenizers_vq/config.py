@@ -85,12 +85,12 @@ def _dump(value: Any, defaults: bool) -> Any:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` when something near exists, else the names themselves."""
+    """`"; did you mean 'x'?"` when something near exists, else the names themselves where a line can hold them."""
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"; did you mean '{close[0]}'?"
-    return f"; choose from: {', '.join(names)}" if names else ""
+    return f"; choose from: {', '.join(names)}" if 0 < len(names) <= 40 else ""
 
 
 def _describe(error: ValidationError, config: type[Config], data: Mapping[str, Any]) -> ConfigError:

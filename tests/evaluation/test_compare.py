@@ -108,11 +108,13 @@ def test_examples_are_evenly_spread_and_the_same_under_every_row(comparison: Com
     assert first.rows[2].bits_per_pixel == pytest.approx(8 * len(first.rows[2].data) / 256)
 
 
-def test_what_must_be_known_is_said(comparison: Comparison) -> None:
+def test_what_must_be_known_is_said(comparison: Comparison, tmp_path: Path) -> None:
     assert any("At 16 px a file's header outweighs" in note for note in comparison.notes)
     assert "no backbone" in comparison.skipped["feature_distance"]
-    without = compare(rows()[:1], named(pictures()), backbone="no_such_backbone")
-    assert set(without.skipped) == {"lpips", "feature_distance"} and not without.notes
+    without = compare(rows()[:1], named(pictures()), backbone=None, lpips="squeeze", lpips_trunk=tmp_path / "absent")
+    assert set(without.skipped) == {"lpips_squeeze", "feature_distance"} and not without.notes
+    with pytest.raises(ValueError, match="timm has no backbone 'resnet5'"):
+        compare(rows()[:1], named(pictures()), backbone="resnet5")
     assert all("\n" not in reason for reason in without.skipped.values())
 
 

@@ -64,19 +64,37 @@ def test_the_tokenizer_is_in_eval_mode_only_for_the_time() -> None:
     assert tokenizer.modes == [False] * 3 and tokenizer.training
 
 
-def test_missing_weights_leave_a_metric_out_with_the_reason(tmp_path: Path, capsys) -> None:
+def test_missing_weights_leave_a_metric_out_with_the_reason(tmp_path: Path, capsys, monkeypatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("timm.create_model", refuse)
     result = evaluate(
         ToyTokenizer(),
         batches(images()),
         lpips="squeeze",
         lpips_trunk=tmp_path / "absent.pth",
-        backbone="no_such_backbone",
+        backbone="resnet50",
     )
     assert set(result.skipped) == {"lpips_squeeze", "feature_distance"}
     assert all("\n" not in reason for reason in result.skipped.values())
     assert "psnr" in result.metrics and "feature_distance" not in result.metrics
     print_table(result)
     assert "left out Feature distance" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": "resnet5"}, "timm has no backbone 'resnet5'; did you mean 'resnet50'"),
+        ({"backbone": "zzz"}, "timm has no backbone 'zzz'$"),
+        ({"layer": "blocks.77"}, "has no layer 'blocks.77'; did you mean"),
+        ({"lpips": "squeezed"}, "no LPIPS net 'squeezed'"),
+    ],
+)
+def test_networks_misspelt_stop_it_before_it_begins(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(ToyTokenizer(), batches(images()), **options)
 
 
 def test_other_channel_counts_leave_the_networks_out() -> None:

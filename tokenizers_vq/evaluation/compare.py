@@ -18,6 +18,7 @@ from tokenizers_vq.evaluation.measures import (
     Clock,
     Measure,
     Metric,
+    UnfitImagesError,
     backbone_features,
     feature_distance,
     lpips_measure,
@@ -178,7 +179,7 @@ def compare(
     else:
         try:
             distance = _Lpips(lpips_network(lpips, lpips_trunk, channels, device))
-        except (ValueError, FileNotFoundError) as error:
+        except (UnfitImagesError, FileNotFoundError) as error:
             skipped[lpips_name(lpips)] = str(error)
     if backbone is None:
         skipped["feature_distance"] = "no backbone was chosen"
@@ -186,7 +187,7 @@ def compare(
         try:
             features = backbone_features(backbone, layer, channels, device)
             originals = metrics.FeatureStatistics(features.dim)
-        except (ValueError, FileNotFoundError) as error:
+        except (UnfitImagesError, FileNotFoundError) as error:
             skipped["feature_distance"] = str(error)
 
     def start(codec: Codec) -> _Under:

@@ -19,6 +19,7 @@ from tokenizers_vq.evaluation.measures import (
     Clock,
     Measure,
     Metric,
+    UnfitImagesError,
     backbone_features,
     feature_distance,
     lpips_measure,
@@ -105,7 +106,7 @@ def evaluate(
     `fid`: the distance with Inception, from `fid_weights` or torch-fidelity's own.
 
     A metric whose weights or packages are missing is left out, its reason kept in `skipped`. Raises `ValueError` for
-    no images at all, images of several sizes, and for FID asked for without its weights.
+    unknown networks and layers, no images at all, images of several sizes, and for FID asked for without its weights.
     """
     iterator = iter(batches)
     first = next(iterator, None)
@@ -119,7 +120,7 @@ def evaluate(
         name = lpips_name(lpips)
         try:
             tracked[name] = lpips_measure(name, lpips_network(lpips, lpips_trunk, channels, device))
-        except (ValueError, FileNotFoundError) as error:
+        except (UnfitImagesError, FileNotFoundError) as error:
             skipped[name] = str(error)
     distances: dict[str, metrics.FrechetDistance] = {}
     pairs = {} if backbone is None else {"feature_distance": (backbone, layer)}
@@ -129,7 +130,7 @@ def evaluate(
             frechet = metrics.FrechetDistance(features, features.dim, (originals or {}).get(name))
             distances[name] = frechet
             tracked[name] = feature_distance(frechet, features, pair[0])
-        except (ValueError, FileNotFoundError) as error:
+        except (UnfitImagesError, FileNotFoundError) as error:
             skipped[name] = str(error)
     if fid:
         inception = metrics.InceptionDistance(fid_weights, device)

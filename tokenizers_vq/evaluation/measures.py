@@ -121,9 +121,13 @@ def feature_distance(distance: metrics.FrechetDistance, features: metrics.Backbo
     return Measure(distance.update, distance.compute, "", "lower", definition)
 
 
+class UnfitImagesError(ValueError):
+    """A metric whose network cannot take the images; others can be measured."""
+
+
 def _needs_colour(channels: int) -> None:
     if channels not in (1, 3):
-        raise ValueError(f"its network takes 1 or 3 channels, these images have {channels}")
+        raise UnfitImagesError(f"its network takes 1 or 3 channels, these images have {channels}")
 
 
 class Clock:

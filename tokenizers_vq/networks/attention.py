@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 from timm.layers import Attention as TimmAttention
+from torch import Tensor
+
+_SCORES = 1 << 22  # scores at once: beyond it their memory is fresh from the system every time, and slow to touch
 
 
 class Attention(TimmAttention):
@@ -24,3 +27,26 @@ class Attention(TimmAttention):
     @fused_attn.setter
     def fused_attn(self, allowed: bool) -> None:
         self._may_fuse = allowed
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Self-attention over all positions; the mask is timm's."""
+        masked = attn_mask is not None or is_causal
+        if masked or self.fused_attn or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            plain: Tensor = super().forward(x, attn_mask, is_causal)
+            return plain
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).flatten(1, 2)
+        q = q * self.scale
+        attended = torch.cat(
+            [
+                torch.softmax(q[part] @ k[part].mT, dim=-1) @ v[part]
+                for part in _parts(batch * self.num_heads, max(1, _SCORES // tokens**2))
+            ]
+        )
+        joined = attended.view(batch, self.num_heads, tokens, self.head_dim).transpose(1, 2).flatten(2)
+        out: Tensor = self.proj(joined)
+        return out
+
+
+def _parts(count: int, step: int) -> list[slice]:
+    return [slice(start, start + step) for start in range(0, count, step)]
