@@ -6,7 +6,7 @@ import torch
 from timm.layers import Attention as TimmAttention
 from torch import Tensor
 
-_SCORES = 1 << 22  # scores at once: beyond it their memory is fresh from the system every time, and slow to touch
+_SCORES = 1 << 20  # scores at once: more would leave the cache, and cost fresh memory every time
 
 
 class Attention(TimmAttention):
@@ -37,16 +37,12 @@ class Attention(TimmAttention):
         batch, tokens, _ = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).flatten(1, 2)
         q = q * self.scale
-        attended = torch.cat(
-            [
-                torch.softmax(q[part] @ k[part].mT, dim=-1) @ v[part]
-                for part in _parts(batch * self.num_heads, max(1, _SCORES // tokens**2))
-            ]
-        )
+        attended = torch.empty_like(q)
+        step = max(1, _SCORES // tokens**2)
+        for start in range(0, len(q), step):
+            part = slice(start, start + step)
+            scores = q[part] @ k[part].mT
+            attended[part] = torch.softmax(scores, dim=-1, out=scores) @ v[part]
         joined = attended.view(batch, self.num_heads, tokens, self.head_dim).transpose(1, 2).flatten(2)
         out: Tensor = self.proj(joined)
         return out
-
-
-def _parts(count: int, step: int) -> list[slice]:
-    return [slice(start, start + step) for start in range(0, count, step)]
