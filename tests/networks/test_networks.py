@@ -136,7 +136,8 @@ def test_without_autograd_in_place_operations_change_no_value(family: str) -> No
     pixels = torch.rand(1, 3, 16, 16)
     with_graph = decoder(encoder(pixels))
     with torch.no_grad():
-        assert torch.equal(decoder(encoder(pixels)), with_graph)
+        tolerance = 1e-6 if family == "vit" else 0.0  # its products may be another library's, which round otherwise
+        assert torch.allclose(decoder(encoder(pixels)), with_graph, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -14,6 +14,7 @@ from typing_extensions import Self
 from tokenizers_vq.config import Config, ConfigError
 from tokenizers_vq.networks.base import Decoder, DecoderFields, Encoder
 from tokenizers_vq.networks.blocks import precise, stride_grid
+from tokenizers_vq.networks.linear import use_onednn
 
 
 class _VitConfig(Config):
@@ -158,6 +159,7 @@ class VitEncoder(Encoder):
         self.trunk = _Trunk(config, self.grid(*image_size))
         self.quant_conv = nn.Linear(config.width, dim)
         _initialise(self, self.trunk)
+        use_onednn(self)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         return stride_grid(height, width, self.patch)
@@ -186,6 +188,7 @@ class VitDecoder(Decoder):
         self.trunk = _Trunk(config, stride_grid(*image_size, config.patch))
         self.head = nn.Linear(config.width, config.output_channels(channels) * config.patch**2)
         _initialise(self, self.trunk)
+        use_onednn(self)
 
     def forward(self, features: Tensor) -> Tensor:
         height, width = features.shape[-2:]
