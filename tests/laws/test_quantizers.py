@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.laws.processes import in_processes
 from tests.laws.quantizers import CASES, Case
-from tokenizers_vq.quantizers import Quantizer
+from tokenizers_vq.quantizers import Quantizer, VectorQuantizer
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
@@ -176,6 +176,22 @@ def test_two_processes_equal_one(case: Case, trained: dict[str, list[dict[str, T
     for result in pair:
         for name, tensor in alone.items():
             assert torch.allclose(tensor.double(), result[name].double(), atol=2e-6), name
+
+
+def _refusal(rank: int, world: int) -> str:
+    quantizer = VectorQuantizer(num_codes=16, dim=4).train()
+    z = torch.rand(2, 4, 3, 3)
+    if rank == 0:
+        z[0, 0, 0, 0] = torch.nan
+    try:
+        quantizer(z)
+    except ValueError as error:
+        return str(error)
+    return "took it"
+
+
+def test_one_process_s_nan_stops_all_of_them() -> None:
+    assert all("features to quantize hold NaN" in answer for answer in in_processes(2, _refusal))
 
 
 def test_a_codebook_fallen_out_of_use_is_revived(case: Case) -> None:

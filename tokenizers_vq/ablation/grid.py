@@ -18,8 +18,8 @@ def write_grid(path: Path, columns: Sequence[tuple[str, Path]], count: int) -> N
     """Columns (label, file of `count` images one below the other) side by side; small images enlarged, not smoothed."""
     strips = []
     for label, file in columns:
-        with Image.open(file) as strip:
-            strips.append((label, strip.convert("RGB")))
+        with Image.open(file) as opened:
+            strips.append((label, opened.convert("RGB")))
     width, height = strips[0][1].width, strips[0][1].height // count
     factor = max(1, _COLUMN // width)
     width, height = width * factor, height * factor

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +9,9 @@ from typing import Any, NamedTuple
 
 from tokenizers_vq.ablation.grid import write_grid
 from tokenizers_vq.ablation.judges import Judge, parse_judge, resemblance
-from tokenizers_vq.ablation.table import TOLERANCE, Plan, Row
+from tokenizers_vq.ablation.report import CODES, SPREAD, as_csv, markdown
+from tokenizers_vq.ablation.table import Plan, Row
 from tokenizers_vq.config import read_yaml
-from tokenizers_vq.evaluation.tables import label
 from tokenizers_vq.folders import write_atomically
 from tokenizers_vq.training import loop, runs
 from tokenizers_vq.training.recipe import Recipe
@@ -21,16 +19,6 @@ from tokenizers_vq.training.tracking import read_log
 
 EVALUATION, FAILURE, STRIP, ORIGINALS = "evaluation.json", "failure.json", "examples.png", "originals.png"
 EXAMPLES = 8
-SPREAD = "half the range over seeds"
-MARKS = {"same": "†", "family": "‡", "": ""}
-UNEQUAL = "§"
-_FIRST = ("psnr", "ssim", "mse", "spectrum_distance")
-_CODES = {
-    "usage": "share of the codes seen on the test images",
-    "perplexity": "exp of the entropy of the codes of the test images (mean over streams)",
-    "dead": "codes never seen on the test images",
-    "bits_per_pixel": "log2(number of codes) a code",
-}
 
 
 class Spread(NamedTuple):
@@ -100,7 +88,7 @@ def spread(values: Sequence[float]) -> Spread:
 def collect(plan: Plan, out: Path) -> dict[str, Any]:
     """Everything that is known of the table, JSON-able."""
     rows: dict[str, Any] = {}
-    definitions: dict[str, Any] = dict(_CODES)
+    definitions: dict[str, Any] = dict(CODES)
     left_out: dict[str, str] = {}
     places: dict[str, None] = {}
     for row in plan.rows:
@@ -129,7 +117,7 @@ def collect(plan: Plan, out: Path) -> dict[str, Any]:
             "done": len(done),
             "mean": {name: spread([run[name] for run in done])._asdict() for name in names},
         }
-    judges = _judges(plan, [name for name in definitions if name not in _CODES])
+    judges = _judges(plan, [name for name in definitions if name not in CODES])
     for row in plan.rows:
         rows[row.name]["resembles"] = {
             judge.metric: kind for judge in judges if (kind := resemblance(judge, row.recipe))
@@ -174,122 +162,3 @@ def write(plan: Plan, out: Path) -> None:
         strips = [plan.folder(out, row.name, seed) / STRIP for seed in row.recipes]
         columns += [(row.name, path) for path in strips if path.is_file()][:1]
     write_grid(out / "grid.png", columns, EXAMPLES)
-
-
-def _columns(result: dict[str, Any]) -> list[str]:
-    """Metrics in order: pixels, judges, codes; `mse` says what PSNR says, and stays out of the Markdown."""
-    known = [name for name in result["definitions"] if name not in _CODES]
-    judges = [name for name in known if name not in _FIRST]
-    return [name for name in _FIRST if name in known] + judges + ["usage", "perplexity", "dead"]
-
-
-def _heading(name: str, result: dict[str, Any]) -> str:
-    definition = result["definitions"].get(name)
-    if not isinstance(definition, dict):
-        return {"usage": "Usage ↑", "perplexity": "Perplexity ↑", "dead": "Dead codes ↓"}[name]
-    unit = f" ({definition['unit']})" if definition["unit"] else ""
-    return f"{label(name)}{unit} {'↑' if definition['better'] == 'higher' else '↓'}"
-
-
-def _cell(name: str, value: dict[str, Any]) -> str:
-    mean = value["mean"]
-    digits = 0 if mean >= 1000 else 1 if mean >= 100 else 2 if mean >= 1 else 4
-    form = ".1%" if name == "usage" else f",.{digits}f"
-    return " ± ".join(f"{part:{form}}" for part in (mean, value["half_range"]) if part is not None)
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """The table for people, with everything that one must know to read it below."""
-    names = [name for name in _columns(result) if name != "mse"]
-    head = ["Row", "Seeds", "Parameters", "of them codebook", "Discriminator"]
-    head += [_heading(name, result) for name in names] + ["Training s"]
-    lines = [f"# {result['title']}", "", _row(head), _row(["---"] * len(head))]
-    for name, row in result["rows"].items():
-        count = row["parameters"]
-        cells = [name, f"{row['done']}/{len(row['seeds'])}"]
-        cells += [f"{count['tokenizer']:,}{UNEQUAL if row['unequal'] else ''}", f"{count['codebook']:,}"]
-        cells.append(f"{count['discriminator']:,}" if count["discriminator"] else "-")
-        failed = any("failed" in run for run in row["seeds"].values())
-        for metric in [*names, "training_seconds"]:
-            value = row["mean"].get(metric)
-            mark = MARKS[row["resembles"].get(metric, "")]
-            cells.append(f"{_cell(metric, value)}{mark}" if value else "failed" if failed else "-")
-        lines.append(_row(cells))
-    return "\n".join([*lines, "", *_notes(result)]) + "\n"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def _notes(result: dict[str, Any]) -> list[str]:
-    training, rows, test = result["training"], result["rows"], result["test"]
-    notes = [f"- {name}: {row['note']}" for name, row in rows.items() if row["note"]]
-    notes.append(f"- Figures are means ± {SPREAD} ({', '.join(next(iter(rows.values()))['seeds'])}).")
-    notes.append(
-        f"- Every run: {training['steps']:,} steps of {training['batch_size']} images of {training['image_size']} px "
-        f"of {training['data']['path']}; {', '.join(result['where']) or 'none done'}."
-    )
-    images = {run["data"]["images"] for row in rows.values() for run in row["seeds"].values() if "data" in run}
-    counted = f"{', '.join(f'{count:,}' for count in sorted(images))} images" if images else "images"
-    notes.append(f"- Judged on {counted} of {test['path']}, split {test['split'] or 'as found'}, in float32.")
-    marked = {kind for row in rows.values() for kind in row["resembles"].values()}
-    if "same" in marked:
-        notes.append(f"- {MARKS['same']} the row was trained on this network's features: it flatters the row.")
-    if "family" in marked:
-        notes.append(
-            f"- {MARKS['family']} the row was trained on a relative of this network, which may flatter the row."
-        )
-    for name, row in rows.items():
-        if row["unequal"]:
-            first = next(iter(rows))
-            notes.append(
-                f"- {UNEQUAL} {name} has {row['parameters_differ']:+.1%} parameters against {first}, more than "
-                f"{TOLERANCE:.0%} apart: the rows are not of equal size."
-            )
-    for name, row in rows.items():
-        notes += [
-            f"- failed: {name}/seed-{seed}: {run['failed']}" for seed, run in row["seeds"].items() if "failed" in run
-        ]
-    absent = [
-        f"{name}/seed-{seed}" for name, row in rows.items() for seed, run in row["seeds"].items() if "missing" in run
-    ]
-    if absent:
-        notes.append(f"- Not there yet: {', '.join(absent)}.")
-    for name, definition in result["definitions"].items():
-        if isinstance(definition, dict) and name != "mse":
-            skipped = ("unit", "better", "images", "note")
-            text = "; ".join(f"{key} {_plain(value)}" for key, value in definition.items() if key not in skipped)
-            notes.append(f"- {label(name)}: {text}{'; ' + definition['note'] if 'note' in definition else ''}")
-        elif name in ("usage", "perplexity"):
-            notes.append(f"- {name.capitalize()}: {definition}")
-    notes += [f"- left out {label(name)}: {reason}" for name, reason in result["left_out"].items()]
-    return notes
-
-
-def _plain(value: Any) -> str:
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
-
-
-def as_csv(result: dict[str, Any]) -> str:
-    """One line a row: parameters, and for every figure its mean, half its range, and what marks it."""
-    names = list(dict.fromkeys(name for row in result["rows"].values() for name in row["mean"]))
-    judges = list(dict.fromkeys(name for row in result["rows"].values() for name in row["resembles"]))
-    head = ["row", "seeds_done", "seeds", "failed", "tokenizer_parameters", "codebook_parameters"]
-    head += ["discriminator_parameters", "parameters_differ"]
-    for name in names:
-        head += [name, f"{name} half_range"] + ([f"{name} resembles"] if name in judges else [])
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(head)
-    for name, row in result["rows"].items():
-        count = row["parameters"]
-        failed = sum("failed" in run for run in row["seeds"].values())
-        cells = [name, row["done"], len(row["seeds"]), failed, count["tokenizer"], count["codebook"]]
-        cells += [count["discriminator"], f"{row['parameters_differ']:.4f}"]
-        for metric in names:
-            value = row["mean"].get(metric)
-            cells += [value["mean"], value["half_range"]] if value else ["", ""]
-            cells += [row["resembles"].get(metric, "")] if metric in judges else []
-        writer.writerow(cells)
-    return buffer.getvalue()

@@ -69,7 +69,7 @@ def _print_plan(plan: Plan) -> None:
             row.name,
             f"{count.tokenizer:,}{flag}",
             f"{count.codebook:,}",
-            f"{count.discriminator:,}" if count[2] else "-",
+            f"{count.discriminator:,}" if count.discriminator else "-",
         )
     console = Console(stderr=True)
     console.print(title, soft_wrap=True, highlight=False, markup=False)

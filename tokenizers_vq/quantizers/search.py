@@ -44,14 +44,15 @@ def nearest_codes(x: Tensor, codebook: Tensor, *, score: Score = "euclidean") ->
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         if torch.compiler.is_compiling() or torch.compiler.is_exporting():
             return _plain(x, codebook, score)
-        _check_finite(codebook, "codebook holds")
+        check_finite(codebook, "codebook holds")
         if len(x) == 0:
             return torch.empty(0, dtype=torch.int64, device=x.device)
-        _check_finite(x, "features to quantize hold")
+        check_finite(x, "features to quantize hold")
         return _blocked(x, codebook, score)
 
 
-def _check_finite(x: Tensor, what: str) -> None:
+def check_finite(x: Tensor, what: str) -> None:
+    """Raises `ValueError`, its line headed by `what`, where `x` (any shape but an empty one) has NaN or infinity."""
     # Unlike isfinite, aminmax makes no copy.
     if not torch.isfinite(torch.stack(torch.aminmax(x))).all():
         raise ValueError(f"{what} NaN or infinite values: lower the learning rate, clip gradients, or train in fp32")

@@ -16,7 +16,7 @@ from tokenizers_vq.config import Config
 from tokenizers_vq.quantizers import kmeans
 from tokenizers_vq.quantizers.base import Quantizer, straight_through
 from tokenizers_vq.quantizers.entropy import entropy_loss
-from tokenizers_vq.quantizers.search import nearest_codes
+from tokenizers_vq.quantizers.search import check_finite, nearest_codes
 
 _WINDOW = 256  # updates without use after which the log counts a code as dead
 
@@ -142,10 +142,15 @@ class VectorQuantizer(Quantizer):
         return self._as_looked_up(F.embedding(codes, self.weight if weight is None else weight).float())
 
     def forward(self, features: Tensor) -> Quantized:
-        """`(B, D, *grid)` -> `Quantized`. Raises `ValueError` for non-finite features."""
+        """`(B, D, *grid)` -> `Quantized`. Raises `ValueError` for non-finite features, in training in all processes."""
         with torch.autocast(features.device.type, enabled=False):
             z = features.float()
             rows = rearrange(z, "b d ... -> (b ...) d")
+            if self.training and distributed.world_size() > 1:
+                # One process' NaN would stop it alone, and leave the others waiting in the next sum.
+                check_finite(
+                    distributed.sum(0 * torch.stack(torch.aminmax(rows.detach()))), "features to quantize hold"
+                )
             weight: Tensor = self.weight
             fitting = False
             if self.training and self.config.kmeans_batches:
