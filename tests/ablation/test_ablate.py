@@ -59,7 +59,7 @@ def test_shipped_tables_are_valid_and_their_rows_equal_where_they_can_be() -> No
     [
         ({"rows": {"a": [], "b": ["steps=5"]}}, "rows.b: differs from row 'a' in steps (5, not 4)"),
         ({"rows": {"a": [], "b": ["batch_size=4"]}}, "rows.b: differs from row 'a' in batch_size"),
-        ({"rows": {"a": [], "b": ["data.flip=false"]}}, "rows.b"),
+        ({"rows": {"a": [], "b": ["data.flip=false"]}}, "rows.b: differs from row 'a' in data ("),
         ({"rows": {"a": [], "b": ["stepz=5"]}}, "rows.b: recipe vqgan-tiny-64: stepz: no such field; did you mean"),
         ({"rows": {"a": ["seed=3"]}}, "rows.a: 'seed=3' is set by the table's `seeds`"),
         ({"rows": {"a/b": []}}, "'a/b' becomes a folder"),
@@ -118,6 +118,17 @@ def test_a_judge_that_a_loss_resembles_is_marked(table: dict) -> None:
     assert Judge("features", "resnet50", "head").metric == "feature_distance/resnet50/head"
 
 
+def test_training_time_is_the_whole_run_at_the_rate_of_its_last_stretch(table: dict, tmp_path: Path) -> None:
+    recipe = plan(table).rows[0].recipe.replace(steps=100, batch_size=8)
+    assert results.seconds(tmp_path, recipe) is None  # no log
+    # 10 images/s, a resume at step 50, then a slow first step whose weight in the cumulative rate falls
+    logged = [(25, 10.0), (50, 10.0), (75, 16.0), (100, 20.0)]
+    lines = [json.dumps({"step": step, "images_per_second": rate}) for step, rate in logged]
+    stopped = json.dumps({"step": 100, "stopped": "why"})
+    (tmp_path / "log.jsonl").write_text("\n".join([*lines, stopped, '{"step": 1']))
+    assert results.seconds(tmp_path, recipe) == 100 * 8 / 20
+
+
 def test_runs_go_on_where_they_were_and_the_table_says_what_is_missing(
     table: dict, few_judges: None, tmp_path: Path, monkeypatch
 ) -> None:
@@ -133,6 +144,7 @@ def test_runs_go_on_where_they_were_and_the_table_says_what_is_missing(
     assert trained == ["l1/seed-0", "l1/seed-1"] and outcome == ((), ())
     partial = (out / "table.md").read_text()
     assert "Not there yet: gan/seed-0, gan/seed-1." in partial and "| l1 | 2/2 |" in partial
+    assert "1 thread" in partial and "n = " not in partial
 
     def stopped(recipe, folder, **options):
         counted(recipe.replace(steps=2), folder, **options)

@@ -84,7 +84,7 @@ def _heading(name: str, result: dict[str, Any]) -> str:
 
 def _cell(name: str, value: dict[str, Any]) -> str:
     mean = value["mean"]
-    digits = 0 if mean >= 1000 else 1 if mean >= 100 else 2 if mean >= 1 else 4
+    digits = 0 if mean >= 1000 or name == "dead" else 1 if mean >= 100 else 2 if mean >= 1 else 4
     form = ".1%" if name == "usage" else f",.{digits}f"
     return " ± ".join(f"{part:{form}}" for part in (mean, value["half_range"]) if part is not None)
 
@@ -106,7 +106,12 @@ def _of_rows(result: dict[str, Any]) -> Iterator[str]:
 
 def _of_figures(result: dict[str, Any]) -> Iterator[str]:
     training, rows, test = result["training"], result["rows"], result["test"]
-    yield f"Figures are means ± {SPREAD} ({', '.join(next(iter(rows.values()))['seeds'])})."
+    seeds = list(next(iter(rows.values()))["seeds"])
+    yield f"Figures are means ± {SPREAD} ({', '.join(seeds)}), those that are done; a single seed has no ±."
+    for name, row in rows.items():
+        done = [seed for seed, run in row["seeds"].items() if "figures" in run]
+        if done and len(done) < len(seeds):
+            yield f"{name}: n = {len(done)} of {len(seeds)} seeds so far ({', '.join(done)})."
     yield (
         f"Every run: {training['steps']:,} steps of {training['batch_size']} images of {training['image_size']} px "
         f"of {training['data']['path']}; {', '.join(result['where']) or 'none done'}."
@@ -114,6 +119,7 @@ def _of_figures(result: dict[str, Any]) -> Iterator[str]:
     images = {run["data"]["images"] for row in rows.values() for run in row["seeds"].values() if "data" in run}
     counted = f"{', '.join(f'{count:,}' for count in sorted(images))} images" if images else "images"
     yield f"Judged on {counted} of {test['path']}, split {test['split'] or 'as found'}, in float32."
+    yield "Training s: steps x batch size at the mean rate of the run's last stretch, since its start or last resume."
 
 
 def _of_marks(result: dict[str, Any]) -> Iterator[str]:

@@ -59,16 +59,18 @@ def unfinished(plan: Plan, out: Path, rows: Sequence[Row]) -> tuple[list[str], l
     return failed, missing
 
 
-def seconds(folder: Path, recipe: Recipe) -> float:
-    """Training time: steps between log lines at the logged rate, which begins anew at every resume."""
-    total, before = 0.0, 0
-    for line in read_log(folder / "log.jsonl"):
-        total += (line["step"] - before) * recipe.batch_size / max(line["images_per_second"], 1e-9)
-        before = line["step"]
-    return total
+def seconds(folder: Path, recipe: Recipe) -> float | None:
+    """Training time of the whole run at the mean rate of its last stretch; None where it logged no rate.
+
+    The logged rate is a mean since the start or the last resume: what came before is taken to have gone as fast.
+    """
+    path = folder / "log.jsonl"
+    lines = read_log(path) if path.is_file() else []
+    rates = [line["images_per_second"] for line in lines if line.get("images_per_second")]
+    return recipe.steps * recipe.batch_size / rates[-1] if rates else None
 
 
-def figures(evaluation: dict[str, Any]) -> dict[str, float]:
+def figures(evaluation: dict[str, Any], training_seconds: float | None) -> dict[str, float]:
     """The numbers of one run, by name."""
     usage, streams = evaluation["usage"], evaluation["usage"]["streams"]
     numbers = {name: metric["value"] for name, metric in evaluation["metrics"].items()}
@@ -76,7 +78,7 @@ def figures(evaluation: dict[str, Any]) -> dict[str, float]:
     numbers["perplexity"] = sum(stream["perplexity"] for stream in streams) / len(streams)
     speed = evaluation["speed"]
     rates = {name: speed[name] for name in ("encode_images_per_second", "decode_images_per_second") if speed[name]}
-    return {**numbers, **rates, "training_seconds": evaluation["seconds"]}
+    return {**numbers, **rates, **({} if training_seconds is None else {"training_seconds": training_seconds})}
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -103,8 +105,9 @@ def collect(plan: Plan, out: Path) -> dict[str, Any]:
                 definitions[name] = {key: value for key, value in metric.items() if key != "value"}
             left_out |= evaluation["skipped"] | evaluation["asked"]["left_out"]
             speed = {key: evaluation["speed"][key] for key in ("device", "precision", "threads")}
-            places[f"{speed['device']}, {speed['threads']} threads"] = None
-            found[str(seed)] = {"figures": figures(evaluation), "where": speed, "data": evaluation["data"]}
+            places[f"{speed['device']}, {speed['threads']} thread{'' if speed['threads'] == 1 else 's'}"] = None
+            numbers = figures(evaluation, seconds(plan.folder(out, row.name, seed), row.recipes[seed]))
+            found[str(seed)] = {"figures": numbers, "where": speed, "data": evaluation["data"]}
         done = [run["figures"] for run in found.values() if "figures" in run]
         names = [name for name in (done[0] if done else ()) if all(name in run for run in done)]
         rows[row.name] = {

@@ -159,7 +159,7 @@ def _judge(
     with torch.no_grad():
         shown = tokenizer.decode(tokenizer.encode(_examples(plan.test, recipe).to(device))).cpu()
     _write_strip(folder / results.STRIP, shown)
-    result = {"step": recipe.steps, "seconds": results.seconds(folder, recipe), "asked": asked, **evaluation.to_dict()}
+    result = {"step": recipe.steps, "asked": asked, **evaluation.to_dict()}
     write_atomically(folder / results.EVALUATION, json.dumps(result, indent=2) + "\n")
     (folder / results.FAILURE).unlink(missing_ok=True)
 
