@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.conftest import ROOT
 from tests.training.conftest import SMALL, pictures  # noqa: F401  (a fixture)
-from tokenizers_vq.ablation import results, run
+from tokenizers_vq.ablation import report, results, run
 from tokenizers_vq.ablation.judges import Judge, family, parse_judge, resemblance
 from tokenizers_vq.ablation.table import Plan, TableConfig, load_table, make_plan
 from tokenizers_vq.training import loop, runs
@@ -144,7 +145,8 @@ def test_runs_go_on_where_they_were_and_the_table_says_what_is_missing(
     assert trained == ["l1/seed-0", "l1/seed-1"] and outcome == ((), ())
     partial = (out / "table.md").read_text()
     assert "Not there yet: gan/seed-0, gan/seed-1." in partial and "| l1 | 2/2 |" in partial
-    assert "1 thread" in partial and "n = " not in partial
+    threads = torch.get_num_threads()
+    assert f"; cpu, {threads} thread{'' if threads == 1 else 's'}." in partial and "n = " not in partial
 
     def stopped(recipe, folder, **options):
         counted(recipe.replace(steps=2), folder, **options)
@@ -174,6 +176,9 @@ def test_runs_go_on_where_they_were_and_the_table_says_what_is_missing(
     with Image.open(out / "grid.png") as grid:
         assert grid.width > 5 * 128 and grid.height > results.EXAMPLES * 128
     assert "left out LPIPS squeeze: no trunk" in (out / "table.md").read_text()
+
+    (out / "gan/seed-0" / results.EVALUATION).unlink()
+    assert "- gan: n = 1 of 2 seeds so far (1)." in report.markdown(results.collect(plan(table), out))
 
 
 def test_a_row_that_diverges_is_noted_and_the_others_go_on(table: dict, few_judges: None, tmp_path: Path) -> None:
