@@ -64,3 +64,17 @@ def test_the_log_says_how_many_codes_are_dead_and_for_how_long() -> None:
         assert stats["oldest"] == update
         assert (stats["dead"], stats["usage"]) == ((2, 0.5) if update == 256 else (0, 1))
     assert stats["perplexity"] == pytest.approx(2)
+
+
+def test_a_code_moved_in_vain_is_dead_nevertheless_and_moved_again() -> None:
+    quantizer = VectorQuantizer(num_codes=3, dim=2, revive_after=100)
+    feature, away = torch.zeros(1, 2, 1, 1), torch.tensor([[0.0, 0.0], [5.0, 5.0], [6.0, 6.0]])
+    moved = []
+    for update in range(301):
+        with torch.no_grad():  # the first code lies on the only feature, so that one moved there stays unused
+            quantizer.weight.copy_(away)
+        stats = quantizer(feature).stats
+        if not torch.equal(quantizer.weight, away):
+            moved.append(update)
+    assert moved == [100, 200, 300]
+    assert (stats["dead"], stats["oldest"]) == (2, 301), "what was used counts, not what was moved"

@@ -65,15 +65,20 @@ def test_a_collapsed_codebook(figures: dict[str, float]) -> None:
     plain = recipe("model.quantizer={kind: vector, num_codes: 1024, dim: 256}")
     finding = only(diagnose(plain, log(**figures)))
     assert finding.what == "the codebook collapsed"
-    advice = " ".join(finding.advice)
-    assert "model.quantizer.revive_after=100" in advice and "distance=cosine with model.quantizer.dim=8" in advice
-    factorised = " ".join(only(diagnose(recipe(), log(**figures))).advice)
+    advice = " ".join(map(str, finding.advice))
+    assert "model.quantizer.revive_after=100" in advice and "distance=cosine model.quantizer.dim=8 " in advice
+    factorised = " ".join(map(str, only(diagnose(recipe(), log(**figures))).advice))
     assert "distance=cosine" not in factorised and "revive_after" not in factorised, "the recipe has them"
 
 
 def test_usage_counts_once_its_window_is_full_and_as_the_recipe_asks() -> None:
     assert diagnose(recipe(), log(count=10, every=20, quantizer__usage=0.1)) == []
     assert diagnose(recipe("warn_usage=0.0"), log(quantizer__usage=0.1)) == []
+
+
+def test_the_window_is_one_of_updates_not_of_steps() -> None:
+    early = log(count=10, every=20, quantizer__usage=0.1)  # to step 200
+    assert only(diagnose(recipe("accumulate=2"), early)).what == "the codebook collapsed"
 
 
 def test_a_batch_of_few_tokens_is_no_collapse() -> None:
@@ -86,7 +91,11 @@ def test_a_discriminator_that_wins() -> None:
     won = {"discriminator": 0.01, "adversary__logits_real": 3.0, "adversary__logits_fake": -3.0}
     finding = only(diagnose(recipe(), log(**won)))
     assert finding.what == "the discriminator wins"
-    assert any(advice.startswith("adversary.optimizer.lr=0.0001") for advice in finding.advice)
+    assert ("adversary.optimizer.lr=0.0001",) in [advice.overrides for advice in finding.advice]
+    inherited = recipe("adversary.optimizer=null")
+    (own,) = only(diagnose(inherited, log(**won))).advice[0].overrides
+    given = recipe(own).adversary.optimizer
+    assert given.lr == 1e-4 and given.replace(lr=inherited.optimizer.lr) == inherited.optimizer, "all else stays"
     warming_up = [{k: v for k, v in line.items() if k != "generator"} for line in log(**won)]
     assert diagnose(recipe(), warming_up) == [], "alone it may win"
 
@@ -104,7 +113,7 @@ def test_an_adaptive_weight_at_its_clamp_that_leaves_nothing() -> None:
     assert diagnose(recipe(), log(**clamped)) == [], "the recipe's clamp is meant"
     finding = only(diagnose(recipe(), log(**clamped, gradient__last_adversary=0.1)))
     assert finding.what == "the adaptive weight is at its clamp"
-    assert "adversary.max_adaptive=2" in finding.advice
+    assert ("adversary.max_adaptive=2",) in [advice.overrides for advice in finding.advice]
     assert only(diagnose(recipe(), log(gradient__last_adversary=0.0))).what == "the adversary has no gradient"
 
 
@@ -127,7 +136,7 @@ def test_a_weight_of_zero(override: str, path: str) -> None:
 def test_a_loss_without_gradient() -> None:
     finding = only(diagnose(recipe(), log(gradient__l1=1e-9)))
     assert finding.what == "the l1 loss has no gradient to speak of"
-    assert finding.advice[0].startswith("losses.0.weight=")
+    assert str(finding.advice[0]).startswith("losses.0.weight=")
     assert only(diagnose(recipe(), log(gradient__generator=0.0))).what.startswith("the generator loss has no gradient")
 
 
@@ -135,7 +144,8 @@ def test_a_learning_rate_of_zero() -> None:
     early = recipe("optimizer.lr={kind: cosine, begin: 1e-3, end: 0.0, over: [0, 1000]}")
     finding = only(diagnose(early, log()))
     assert finding.what == "the learning rate is 0: optimizer.lr"
-    assert finding.advice[0].startswith("optimizer.lr.over=[0, 1.0]")
+    assert finding.advice[0].overrides == ("optimizer.lr.over=[0, 1.0]",)
+    assert str(finding.advice[0]).startswith("'optimizer.lr.over=[0, 1.0]'  ("), "as a shell takes it"
     assert diagnose(recipe("optimizer.lr={kind: cosine, begin: 1e-3, end: 0.0, over: [0, 1.0]}"), log()) == []
     assert "all" not in only(diagnose(recipe("adversary.optimizer.lr=0.0"), log())).what
     assert only(diagnose(recipe("optimizer.lr=0.0"), log())).when == "steps 0 to 3000"
@@ -147,7 +157,7 @@ def test_a_learning_rate_that_is_too_high() -> None:
 
     finding = only(diagnose(recipe(), log(l1=rising(1), perceptual=rising(2))))
     assert finding.what == "the learning rate is too high" and "l1 rose from 0.2" in finding.evidence
-    assert finding.advice[0] == "optimizer.lr.parts.0.end=5e-05, optimizer.lr.parts.1.begin=5e-05"
+    assert finding.advice[0].overrides == ("optimizer.lr.parts.0.end=5e-05", "optimizer.lr.parts.1.begin=5e-05")
     assert diagnose(recipe(), log(l1=rising(1))) == [], "another term falls"
     flat = only(diagnose(recipe("optimizer.lr=0.1"), log(l1=0.5, perceptual=1.0)))
     assert "hardly fell" in flat.evidence
@@ -175,7 +185,7 @@ def test_a_discriminator_that_never_starts() -> None:
 
 
 def test_usage_is_looked_at_seldom_and_said_plainly() -> None:
-    assert [step for step in range(1, 5000) if looks_at_usage(step)] == [256, 512, 1024, 2048, 4096]
+    assert [step for step in range(1, 5000) if looks_at_usage(recipe(), step)] == [256, 512, 1024, 2048, 4096]
     (said,) = usage_warning(recipe("model.quantizer={kind: vector, num_codes: 8192, dim: 256}"), 256, 0.03)
     assert said.startswith("step 256: only 3% of the codes") and "model.quantizer.revive_after=100" in said
     assert usage_warning(recipe(), 256, 0.6) == usage_warning(recipe("warn_usage=0.0"), 256, 0.0) == []

@@ -32,7 +32,9 @@ def doctor(
     findings, figures, step = diagnose(recipe, lines), summary(recipe, lines), int(lines[-1]["step"])
     where = f"{run}, step {step} of {recipe.steps}"
     if as_json:
-        found = [finding._asdict() for finding in findings]
+        found = [
+            {**finding._asdict(), "advice": [advice._asdict() for advice in finding.advice]} for finding in findings
+        ]
         print(json.dumps({"run": str(run), "step": step, "healthy": not found, "findings": found, "figures": figures}))
     elif not findings:
         print(f"{where}: healthy; {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")

@@ -18,7 +18,8 @@ from tokenizers_vq.quantizers.base import Quantizer, straight_through
 from tokenizers_vq.quantizers.entropy import entropy_loss
 from tokenizers_vq.quantizers.search import check_finite, nearest_codes
 
-_WINDOW = 256  # updates without use after which the log counts a code as dead
+WINDOW = 256
+"""updates without use after which the log counts a code as dead"""
 
 
 class VectorQuantizerConfig(Config):
@@ -44,7 +45,7 @@ class VectorQuantizerConfig(Config):
     epsilon: float = 1e-5
     """Laplace smoothing of the moving counts (ema)"""
     revive_after: int | None = Field(default=None, ge=1)
-    """a code unused for so many updates is moved to a random feature of the batch; null = never"""
+    """a code unused for so many updates is moved to a random feature, and again after as many; null = never"""
     kmeans_batches: int = Field(default=0, ge=0)
     """first batches (100, say) that fit the codebook to the features by k-means before it learns otherwise; 0 = none"""
     entropy_weight: float = Field(default=0.0, ge=0)
@@ -75,7 +76,7 @@ class VectorQuantizer(Quantizer):
 
     Stats of a training update: `perplexity` = exp of the entropy of the batch's codes, 1 to K; `dead` = number of codes
     that no batch used in the last 256 updates (0 in the first 256); `usage` = share of all others, 1 - dead / K;
-    `oldest` = updates since the longest unused code was used or revived (if it never was: since training began).
+    `oldest` = updates since the longest unused code was used (if it never was: since training began).
     """
 
     training_state: ClassVar[tuple[str, ...]] = ("age", "cluster_size", "cluster_sum", "kmeans_step", "kmeans_counts")
@@ -196,7 +197,7 @@ class VectorQuantizer(Quantizer):
             smoothed = (self.cluster_size + epsilon) / (total + self.num_codes * epsilon) * total
             self.weight.copy_(self._as_looked_up(self.cluster_sum / smoothed[:, None]))
         share = counts / counts.sum()
-        dead = (self.age >= _WINDOW).sum().float()
+        dead = (self.age >= WINDOW).sum().float()
         return {
             "perplexity": torch.exp(-torch.special.xlogy(share, share).sum()),
             "usage": 1 - dead / self.num_codes,
@@ -206,13 +207,13 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def _revive(self, rows: Tensor, after: int) -> None:
-        dead = torch.nonzero(self.age >= after).squeeze(1)
+        # At each multiple, so that `age` stays the time since a code was last used, and not since it was moved.
+        dead = torch.nonzero((self.age > 0) & (self.age % after == 0)).squeeze(1)
         if dead.numel() == 0:
             return
         vectors = self._as_looked_up(kmeans.draw(rows, dead.numel()))
-        dead = dead[: len(vectors)]  # where the batch has too few features, the rest waits for the next one
+        dead = dead[: len(vectors)]  # where the batch has too few features, the rest waits for its next turn
         self._place(dead, vectors)
-        self.age[dead] = 0
 
     @torch.no_grad()
     def _fit(self, rows: Tensor) -> None:

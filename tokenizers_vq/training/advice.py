@@ -2,48 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shlex
+from typing import Any, NamedTuple
+
+import yaml
 
 from tokenizers_vq.config import Schedule, ScheduleChain, ScheduleCurve, schedule_value
 from tokenizers_vq.training.recipe import Recipe
 
 
-def against_collapse(recipe: Recipe) -> tuple[str, ...]:
+class Advice(NamedTuple):
+    """One thing to try."""
+
+    overrides: tuple[str, ...]
+    """`path=value`, as `tvq train` takes them; all of them together"""
+    why: str = ""
+
+    def __str__(self) -> str:
+        """As a shell takes it, the reason behind."""
+        return " ".join(shlex.quote(override) for override in self.overrides) + (f"  ({self.why})" if self.why else "")
+
+
+def against_collapse(recipe: Recipe) -> tuple[Advice, ...]:
     """Advice for a codebook of which little is used."""
     quantizer, at = recipe.model.quantizer, "model.quantizer"
     fields = {name: getattr(quantizer, name) for name in type(quantizer).model_fields}
     advice = []
     if fields.get("distance") == "euclidean":
-        dim = f" with {at}.dim=8" if fields.get("dim", 0) > 32 else ""
-        advice.append(f"{at}.distance=cosine{dim}: few, L2-normalised dimensions let every code be met")
+        dim = (f"{at}.dim=8",) if fields.get("dim", 0) > 32 else ()
+        advice.append(Advice((f"{at}.distance=cosine", *dim), "few, L2-normalised dimensions let every code be met"))
     elif fields.get("dim", 0) > 32:
-        advice.append(f"{at}.dim=8: in few dimensions every code is met")
+        advice.append(Advice((f"{at}.dim=8",), "in few dimensions every code is met"))
     if "revive_after" in fields and fields["revive_after"] is None:
-        advice.append(f"{at}.revive_after=100: moves dead codes to features")
+        advice.append(Advice((f"{at}.revive_after=100",), "moves dead codes to features"))
     if "kmeans_batches" in fields and not fields["kmeans_batches"]:
-        advice.append(f"{at}.kmeans_batches=100: begins with codes where the features are")
+        advice.append(Advice((f"{at}.kmeans_batches=100",), "begins with codes where the features are"))
     if "entropy_weight" in fields and not fields["entropy_weight"]:
-        advice.append(f"{at}.entropy_weight=0.1: rewards even use")
+        advice.append(Advice((f"{at}.entropy_weight=0.1",), "rewards even use"))
     if fields.get("num_codes", 0) > 1024:
-        advice.append(f"{at}.num_codes={fields['num_codes'] // 8}: fewer codes")
+        advice.append(Advice((f"{at}.num_codes={fields['num_codes'] // 8}",), "fewer codes"))
     return tuple(advice) or slower(recipe)
 
 
-def slower(recipe: Recipe) -> tuple[str, ...]:
+def slower(recipe: Recipe) -> tuple[Advice, ...]:
     """Advice for a run that moves too fast."""
     optimizer = recipe.optimizer
     usual = 5e-4 / max(peak_of(optimizer.lr, recipe.steps), 5e-4) if optimizer.kind == "adamw" else 1.0
-    advice = [", ".join(_scaled("optimizer.lr", optimizer.lr, min(0.1, usual)))]
+    advice = [Advice(tuple(_scaled("optimizer.lr", optimizer.lr, min(0.1, usual))))]
     if optimizer.clip is None:
-        advice.append("optimizer.clip=1.0: bounds the step that one bad batch makes")
+        advice.append(Advice(("optimizer.clip=1.0",), "bounds the step that one bad batch makes"))
     if recipe.precision != "fp32":
-        advice.append("precision=fp32")
+        advice.append(Advice(("precision=fp32",)))
     return tuple(advice)
 
 
-def rate(path: str, inherited: bool, value: float) -> str:
-    """A learning rate as an override; an inherited optimizer is first given a place of its own."""
-    return f"{path}={{lr: {value:.2g}}}" if inherited else f"{path}.lr={value:.2g}"
+def rate_of_adversary(recipe: Recipe, factor: float) -> Advice:
+    """`factor` times the discriminator's learning rate; of the tokenizer's optimizer it first makes a copy."""
+    assert recipe.adversary is not None
+    own = recipe.adversary.optimizer
+    if own is not None:
+        return Advice(tuple(_scaled("adversary.optimizer.lr", own.lr, factor)))
+    value = float(f"{peak_of(recipe.optimizer.lr, recipe.steps) * factor:.2g}")
+    fields: dict[str, Any] = {**recipe.optimizer.to_dict(defaults=False), "lr": value}
+    text = yaml.safe_dump(fields, default_flow_style=True, sort_keys=False, width=10_000).strip()
+    return Advice((f"adversary.optimizer={text}",), "an optimizer of its own")
 
 
 def _scaled(path: str, schedule: Schedule, factor: float) -> list[str]:
@@ -82,8 +104,3 @@ def zero_from(schedule: Schedule, steps: int) -> int | None:
 def written(schedule: Schedule) -> str:
     """A schedule as a recipe writes it."""
     return f"{schedule:g}" if isinstance(schedule, (int, float)) else str(schedule.to_dict())
-
-
-def overrides(advice: Iterable[str]) -> list[str]:
-    """Advice without its reasons."""
-    return [text.split(":")[0] for text in advice]

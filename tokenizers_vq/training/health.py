@@ -10,14 +10,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tokenizers_vq.config import Schedule, ScheduleChain, ScheduleCurve, schedule_value
-from tokenizers_vq.training.advice import against_collapse, overrides, peak_of, rate, slower, written, zero_from
+from tokenizers_vq.quantizers.vector import WINDOW
+from tokenizers_vq.training.advice import (
+    Advice,
+    against_collapse,
+    peak_of,
+    rate_of_adversary,
+    slower,
+    written,
+    zero_from,
+)
 from tokenizers_vq.training.recipe import Recipe
 
 Line = Mapping[str, Any]
 CHANCE = {"hinge": 1.0, "non_saturating": 2 * math.log(2)}
 """loss of a discriminator that cannot tell images from reconstructions, by objective"""
 WINS = "the discriminator wins"
-_WINDOW = 256  # updates over which the quantizers count a code as in use
 
 
 class Finding(NamedTuple):
@@ -29,8 +37,8 @@ class Finding(NamedTuple):
     """the steps that show it"""
     evidence: str
     """the figures"""
-    advice: tuple[str, ...]
-    """`path=value` overrides to try, each with its reason"""
+    advice: tuple[Advice, ...]
+    """what to try, the likeliest first"""
 
 
 def diagnose(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
@@ -69,7 +77,7 @@ def summary(recipe: Recipe, lines: Sequence[Line]) -> dict[str, float]:
     recent = _recent(lines)
     for name, figure in named.items():
         if figure:  # at first every code counts as used
-            values = _values([line for line in recent if line["step"] >= _WINDOW or name != "usage"], figure)
+            values = _values([line for line in recent if name != "usage" or _filled(recipe, line["step"])], figure)
         else:
             values = [_gap(line) for line in recent if "discriminator" in line]
         if values:
@@ -80,18 +88,24 @@ def summary(recipe: Recipe, lines: Sequence[Line]) -> dict[str, float]:
     return found
 
 
-def looks_at_usage(done: int) -> bool:
+def _filled(recipe: Recipe, done: int) -> bool:
+    """Whether the quantizer has seen a window of updates, one a micro-batch; before that, every code counts as used."""
+    return done * recipe.accumulate >= WINDOW
+
+
+def looks_at_usage(recipe: Recipe, done: int) -> bool:
     """Whether the usage is looked at after `done` steps: at 256, twice that, ... and every 4096; no state to resume."""
-    return done >= _WINDOW and done % min(4096, 1 << (done.bit_length() - 1)) == 0
+    return done >= WINDOW and _filled(recipe, done) and done % min(4096, 1 << (done.bit_length() - 1)) == 0
 
 
 def usage_warning(recipe: Recipe, done: int, usage: float) -> list[str]:
     """A line for the person where `usage`, a share of the codes, lies under the recipe's `warn_usage`."""
     if usage >= recipe.warn_usage:
         return []
+    tries = "; or ".join(" ".join(advice.overrides) for advice in against_collapse(recipe))
     return [
-        f"step {done}: only {usage:.0%} of the codes were used in the last {_WINDOW} updates; for the next run try "
-        f"{' or '.join(overrides(against_collapse(recipe)))} (warn_usage=0 says no more of it)"
+        f"step {done}: only {usage:.0%} of the codes were used in the last {WINDOW} updates; for the next run try "
+        f"{tries} (warn_usage=0 says no more of it)"
     ]
 
 
@@ -116,7 +130,7 @@ def _zero_weights(recipe: Recipe) -> list[Finding]:
             f"the {kind} loss has weight 0",
             f"all {recipe.steps} steps",
             f"{path} is {written(weight)}",
-            (f"{path}=1.0, or take the term out: so it trains nothing",),
+            (Advice((f"{path}=1.0",), "or take the term out: so it trains nothing"),),
         )
         for path, (kind, weight) in weights.items()
         if zero_from(weight, recipe.steps) == 0
@@ -132,11 +146,11 @@ def _zero_learning_rates(recipe: Recipe) -> list[Finding]:
         since = zero_from(optimizer.lr, recipe.steps)
         if since is None or since > 0.9 * recipe.steps:  # what falls to 0 at the end is meant to
             continue
-        advice = f"{path}.lr=1e-4"
+        advice = Advice((f"{path}.lr=1e-4",))
         if since and isinstance(optimizer.lr, (ScheduleCurve, ScheduleChain)):
             last = optimizer.lr.parts[-1] if isinstance(optimizer.lr, ScheduleChain) else optimizer.lr
             where = f".parts.{len(optimizer.lr.parts) - 1}" if isinstance(optimizer.lr, ScheduleChain) else ""
-            advice = f"{path}.lr{where}.over=[{last.over[0]}, 1.0], which lasts to the end of the run"
+            advice = Advice((f"{path}.lr{where}.over=[{last.over[0]}, 1.0]",), "lasts to the end of the run")
         findings.append(
             Finding(
                 f"the learning rate is 0: {path}.lr",
@@ -151,7 +165,7 @@ def _zero_learning_rates(recipe: Recipe) -> list[Finding]:
 def _never_started(recipe: Recipe, lines: Sequence[Line], done: int) -> list[Finding]:
     adversary = recipe.adversary
     assert adversary is not None
-    middle = "adversary.start=0.5"
+    middle = Advice(("adversary.start=0.5",))
     if adversary.start == "auto":
         impossible = 2 * adversary.window >= recipe.steps
         if any("discriminator" in line for line in lines) or not (impossible or done >= recipe.steps):
@@ -161,20 +175,20 @@ def _never_started(recipe: Recipe, lines: Sequence[Line], done: int) -> list[Fin
             evidence += f", of which {recipe.steps} steps do not hold two and training after them"
         else:
             evidence += f"; the loss fell by {adversary.threshold:.1%} or more in each"
-        other = f"adversary.window={max(1, recipe.steps // 10)}"
+        other = Advice((f"adversary.window={max(1, recipe.steps // 10)}",))
         if not impossible:
-            other = f"adversary.threshold={5 * adversary.threshold:g}"
+            other = Advice((f"adversary.threshold={5 * adversary.threshold:g}",))
         return [Finding("no discriminator ever started", f"step {done}", evidence, (middle, other))]
     start, warmup = int(adversary.start), int(adversary.warmup)
     if start + warmup < recipe.steps:
         return []
     what = "no discriminator ever starts" if start >= recipe.steps else "the tokenizer never sees the discriminator"
     evidence = f"adversary.start {start} + adversary.warmup {warmup} is not before the end, step {recipe.steps}"
-    return [Finding(what, f"all {recipe.steps} steps", evidence, (middle, "adversary.warmup=0.05"))]
+    return [Finding(what, f"all {recipe.steps} steps", evidence, (middle, Advice(("adversary.warmup=0.05",))))]
 
 
 def _codebook(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
-    recent = [line for line in _recent(lines) if line["step"] >= _WINDOW and "quantizer/usage" in line]
+    recent = [line for line in _recent(lines) if _filled(recipe, line["step"]) and "quantizer/usage" in line]
     if not recent:
         return []
     usage, perplexity = (_mean(_values(recent, f"quantizer/{name}")) for name in ("usage", "perplexity"))
@@ -184,13 +198,11 @@ def _codebook(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
         ill = ill or perplexity < 0.1 * min(codes, _tokens(recipe))
     if not ill:
         return []
-    evidence = f"{usage:.1%} of the codes used in the last {_WINDOW} updates, perplexity {perplexity:.1f} a batch"
+    evidence = f"{usage:.1%} of the codes used in the last {WINDOW} updates, perplexity {perplexity:.1f} a batch"
     if codes is not None:
         evidence += f", of {codes} codes"
     oldest = _values(recent, "quantizer/oldest")
-    if revived := getattr(recipe.model.quantizer, "revive_after", None):
-        evidence += f" (those unused for {revived} are moved and count as used)"
-    if oldest and max(oldest) >= _WINDOW:
+    if oldest and max(oldest) >= WINDOW:
         evidence += f"; the oldest unused for {max(oldest):.0f} updates"
     return [Finding("the codebook collapsed", _when(recent), evidence, against_collapse(recipe))]
 
@@ -247,7 +259,8 @@ def _vanishing(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
         value = schedule_value(weight, step)
         if value and norm <= 1e-3 * largest:
             evidence = f"norm {norm:.3g} at the decoder's output, where the largest of the others has {largest:.3g}"
-            advice = f"{path}={value * min(1e3, 0.1 * largest / norm) if norm else 10 * value:.2g}, or take it out"
+            larger = value * min(1e3, 0.1 * largest / norm) if norm else 10 * value
+            advice = Advice((f"{path}={larger:.2g}",), "or take it out")
             findings.append(Finding(f"the {name} loss has no gradient to speak of", _when(recent), evidence, (advice,)))
     return findings
 
@@ -261,23 +274,22 @@ def _discriminator(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
         return []
     loss, gap = _mean(_values(recent, "discriminator")), _mean([_gap(line) for line in recent])
     evidence = f"its loss is {loss:.3g} ({chance:.3g} = chance); logits {gap:.3g} apart"
-    optimizer = adversary.optimizer or recipe.optimizer
-    path = "adversary.optimizer"
-    peak = peak_of(optimizer.lr, recipe.steps)
     if _share(recent, lambda line: line["discriminator"] < 0.2 * chance and _gap(line) > 1) >= 0.8:
-        advice = [rate(path, adversary.optimizer is None, peak / 5)]
+        advice = [rate_of_adversary(recipe, 0.2)]
         if not adversary.regularisers:
-            advice.append("adversary.regularisers=[{kind: r1}]: bounds its slope at the images")
+            advice.append(Advice(("adversary.regularisers=[{kind: r1}]",), "bounds its slope at the images"))
         if getattr(adversary.discriminator, "norm", "spectral") != "spectral":
-            advice.append("adversary.discriminator.norm=spectral: bounds its slope everywhere")
+            advice.append(Advice(("adversary.discriminator.norm=spectral",), "bounds its slope everywhere"))
         if not adversary.adaptive:
-            advice.append("adversary.adaptive=true: balances its gradient with the reconstruction's")
+            why = "balances its gradient with the reconstruction's"
+            advice.append(Advice(("adversary.adaptive=true",), why))
         if adversary.start == 0:
-            advice.append("adversary.start=0.25: first let the tokenizer learn what any image looks like")
+            why = "first let the tokenizer learn what any image looks like"
+            advice.append(Advice(("adversary.start=0.25",), why))
         return [Finding(WINS, _when(recent), evidence, tuple(advice))]
     lost = _share(recent, lambda line: abs(line["discriminator"] - chance) < 0.05 * chance and abs(_gap(line)) < 0.1)
     if lost >= 0.8 and recent[0]["step"] - trained[0]["step"] >= 200:
-        advice = [rate(path, adversary.optimizer is None, peak * 3), "adversary.weight=0.1: less of its noise"]
+        advice = [rate_of_adversary(recipe, 3.0), Advice(("adversary.weight=0.1",), "less of its noise")]
         return [Finding("the discriminator is at chance", _when(recent), evidence, tuple(advice))]
     return []
 
@@ -299,7 +311,10 @@ def _adaptive_weight(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
                 _when(recent),
                 f"in {clamped:.0%} of the lines at max_adaptive {top:g}; at the decoder's last layer the adversary's "
                 f"gradient is {adv:.3g}, the reconstruction's {rec:.3g}",
-                (f"adversary.max_adaptive={10 * top:g}", "adversary.adaptive=false with adversary.weight=0.1"),
+                (
+                    Advice((f"adversary.max_adaptive={10 * top:g}",)),
+                    Advice(("adversary.adaptive=false", "adversary.weight=0.1")),
+                ),
             )
         ]
     return []

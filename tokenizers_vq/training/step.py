@@ -158,7 +158,7 @@ class TokenizerTask:
         if self.ema is not None:
             self.ema.update(self.tokenizer, step=step)
         messages = [] if self.adversary is None else self.adversary.start.after_step(step)
-        if self.usage is not None and looks_at_usage(step + 1):
+        if self.usage is not None and looks_at_usage(self.recipe, step + 1):
             messages += usage_warning(self.recipe, step + 1, float(self.usage))
         return messages
 
