@@ -1,0 +1,64 @@
+"""Every recorded tokenizer: converted, its codes equal the reference's, latents and images within their tolerance."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.conftest import SHARED, shared
+from tokenizers_vq.conversion import SOURCES, convert
+
+
+def cases() -> list[str]:
+    """`family/case` of every recorded tokenizer; one that skips where there are none beside the checkout."""
+    if not SHARED.exists():
+        return ["none"]
+    return sorted(
+        f"{path.parent.parent.name}/{path.parent.name}"
+        for path in (SHARED / "golden").glob("*/*/io.safetensors")
+        if path.parent.parent.name in SOURCES
+    )
+
+
+def source(folder: Path) -> tuple[Path, Path | None]:
+    """The checkpoint of a case and its config, as a user has them."""
+    weights = [folder / name for name in ("weights.safetensors", "model.ckpt", "model.pt") if (folder / name).exists()]
+    if not weights:
+        return folder, None  # a folder of diffusers, with its config inside
+    return weights[0], next((path for path in (folder / "config.yaml", folder / "config.json") if path.exists()), None)
+
+
+def as_recorded(latents: Tensor, recorded: Tensor) -> Tensor:
+    """Our `(B, D, *grid)` in the reference's axis order, which may be (B, N, D) or channels-last."""
+    if latents.shape == recorded.shape:
+        return latents
+    last = latents.movedim(1, -1)
+    return last.reshape(recorded.shape) if last.shape[-1] == recorded.shape[-1] else latents.reshape(recorded.shape)
+
+
+@pytest.mark.parametrize("case", cases())
+def test_a_converted_tokenizer_is_the_reference(case: str) -> None:
+    folder = shared("golden" if case == "none" else f"golden/{case}")
+    io, meta = load_file(folder / "io.safetensors"), json.loads((folder / "meta.json").read_text())
+    tokenizer = convert(folder.parent.name, *source(folder))
+    codes = tokenizer.encode(io["images"])
+    parts = codes if isinstance(codes, tuple) else (codes,)
+    recorded = [io[key] for key in sorted(key for key in io if key.startswith("codes"))]
+    assert len(parts) == len(recorded)
+    for ours, theirs in zip(parts, recorded, strict=True):
+        assert torch.equal(ours, theirs.reshape(ours.shape))
+
+    tolerance = meta["tolerance_images"]
+    with torch.no_grad():
+        features = tokenizer.encode_features(io["images"])
+    if "latents" in io and isinstance(features, Tensor):
+        difference = (as_recorded(features, io["latents"]) - io["latents"]).abs().max()
+        assert difference <= meta.get("tolerance_latents", tolerance)
+    decoded = tokenizer.decode(codes)
+    assert (decoded - io.get("images_out_mapped", io["images_out"])).abs().max() <= tolerance
+    assert sum(parameter.numel() for parameter in tokenizer.parameters()) == meta["n_parameters"]

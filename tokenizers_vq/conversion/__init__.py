@@ -1,0 +1,47 @@
+"""Published checkpoints to our tokenizers: `convert(source, weights, config)`. One published layout a file."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers_vq.config import nearest
+from tokenizers_vq.conversion.checkpoint import read_config
+
+if TYPE_CHECKING:
+    from tokenizers_vq.discriminators.base import Discriminator
+    from tokenizers_vq.tokenizer import Tokenizer
+
+SOURCES: dict[str, str] = {}
+"""`convert`'s source -> the module of this package that reads it"""
+
+
+def _module(source: str) -> Any:
+    if source not in SOURCES:
+        raise ValueError(
+            f"no source '{source}'{nearest(source, sorted(SOURCES))}; there are: {', '.join(sorted(SOURCES))}"
+        )
+    return importlib.import_module(f"tokenizers_vq.conversion.{SOURCES[source]}")
+
+
+def convert(source: str, weights: str | Path, config: str | Path | Mapping[str, Any] | None = None) -> Tokenizer:
+    """A tokenizer, float32 in eval mode, from a published checkpoint.
+
+    `source` names the layout (`SOURCES`), `weights` a file or folder, `config` a YAML or JSON file, or its content.
+    `decode` gives what the reference's gives, mapped to [-1, 1]. Nothing that a pickle holds is run. Strict: raises
+    `ValueError` naming any missing, surplus or misshapen key; what a reference ignores is logged as skipped.
+    """
+    path = Path(weights)
+    if not path.exists():
+        raise FileNotFoundError(f"no file or folder {weights}: give the checkpoint of {source} to convert")
+    return _module(source).convert(path, read_config(config)).eval()
+
+
+def convert_discriminator(
+    source: str, weights: str | Path, config: str | Path | Mapping[str, Any] | None = None
+) -> Discriminator | None:
+    """The discriminator that lies in the same checkpoint, for fine-tuning; None where the layout has none."""
+    read = getattr(_module(source), "convert_discriminator", None)
+    return None if read is None else read(Path(weights), read_config(config))

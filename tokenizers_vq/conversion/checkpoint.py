@@ -1,0 +1,62 @@
+"""Reading a published checkpoint: tensors by the reference's keys, whatever it is wrapped in, and its config."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tokenizers_vq.config import read_yaml
+from tokenizers_vq.conversion import pickles
+
+
+def read_config(config: str | Path | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The content of a YAML or JSON file, or of a mapping. Raises one line for a file that is missing or malformed."""
+    if config is None:
+        return None
+    if isinstance(config, Mapping):
+        return dict(config)
+    path = Path(config)
+    if not path.is_file():
+        raise FileNotFoundError(f"no config file {path}")
+    if path.suffix == ".json":
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON ({error})") from None
+    return read_yaml(path)
+
+
+def read_tensors(path: Path, *wrappers: str) -> dict[str, Tensor]:
+    """Tensors by key of a .safetensors file, or of a pickle that `torch.save` wrote.
+
+    A pickle's first wrapper that is there ("state_dict", "model" ...) is opened. Raises `ValueError` for other content.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is truncated or no safetensors file ({error}): download it again") from None
+    content = pickles.read(path)
+    for wrapper in wrappers:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    tensors = (
+        {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors by name, where a checkpoint is wanted")
+    return tensors
+
+
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose key begins with `prefix`, without it."""
+    return {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
