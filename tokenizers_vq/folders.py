@@ -139,7 +139,7 @@ def shipped(weights: Path) -> list[str]:
 def find(name: str | Path, weights: Path, what: str, **options: Any) -> Path:
     """The folder of a model: a run or saved folder, a name in `weights`, else a Hub repository.
 
-    `options` are `download`'s.     Raises `FileNotFoundError` with near names.
+    `options` are `download`'s. Raises `FileNotFoundError` with near names.
     """
     folder, text = local(name), str(name)
     if folder is not None:

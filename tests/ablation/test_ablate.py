@@ -88,10 +88,34 @@ def test_the_command_line_sets_fields_of_the_table_and_of_every_row(tmp_path: Pa
         load_table(path)
 
 
-def test_unequal_tokenizers_are_flagged_not_refused(table: dict) -> None:
-    wide = plan(table, rows={"a": [], "b": ["model.quantizer.num_codes=2048"]}).rows[1]
-    assert wide.unequal and wide.parameters.codebook == 2048 * 4
+def test_unequal_networks_are_flagged_not_refused(table: dict) -> None:
+    rows = {"a": [], "codes": ["model.quantizer.num_codes=2048"], "wide": ["model.encoder.blocks=3"]}
+    _, codes, wide = plan(table, rows=rows).rows
+    assert not codes.unequal and codes.differs == 0 and codes.parameters.codebook == 2048 * 4
+    assert wide.unequal and wide.differs > 0.05
     assert wide.parameters.discriminator > 0
+
+
+def test_a_dry_run_checks_everything_and_writes_nothing(table: dict, few_judges: None, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    lines = run.due_runs(plan(table), out, only=["gan"], device="cpu", say=lambda text: None)
+    assert lines == [f"gan, seed {seed}: {out / 'gan' / f'seed-{seed}'}" for seed in (0, 1)] and not out.exists()
+    with pytest.raises(FileNotFoundError, match="no folder or file elsewhere"):
+        run.due_runs(plan(table, test={"path": "elsewhere"}), out, say=lambda text: None)
+    with pytest.raises(ValueError, match=r"rows\.a: .*nonesuch"):
+        rows = {"a": ["losses=[{kind: perceptual, backbone: nonesuch}]"]}
+        run.due_runs(plan(table, rows=rows), out, say=lambda text: None)
+
+
+def test_a_row_that_does_not_fit_into_memory_is_noted(
+    table: dict, few_judges: None, tmp_path: Path, monkeypatch
+) -> None:
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB\nmore")
+
+    monkeypatch.setattr(runs, "train", full)
+    outcome = run.run_table(plan(table, seeds=[0]), tmp_path / "out", only=["l1"], device="cpu")
+    assert outcome.failed == ("l1/seed-0: CUDA out of memory. Tried to allocate 20 MiB",)
 
 
 def test_a_judge_that_a_loss_resembles_is_marked(table: dict) -> None:
@@ -203,6 +227,8 @@ def test_two_judges_at_once(table: dict, tmp_path: Path) -> None:
     assert row["resembles"] == dict(zip(names, ("family", "same"), strict=True))
     text = (out / "table.md").read_text()
     assert "‡ |" in text and "† |" in text and "layer blocks.4" in text
+    assert "- lite1: every judge resembles a loss of this row; name another network in `judges`." in text
+    assert "9 images for 1,280 features. With fewer images than features" in text
 
 
 def test_two_processes_under_accelerate_launch_make_one_table(table: dict, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from tokenizers_vq.config import ConfigError, nearest
+from tokenizers_vq.losses.backbones import is_packaged
 from tokenizers_vq.losses.perceptual import LpipsConfig, LpipsNetwork, PerceptualConfig, find_trunk
 from tokenizers_vq.training.recipe import Recipe
 
@@ -51,8 +52,8 @@ def parse_judge(text: str) -> Judge:
 
 
 def default_judges() -> tuple[Judge, ...]:
-    """EfficientNet-Lite0, and LPIPS-squeeze where its trunk is at hand, else EfficientNet-Lite1."""
-    second = "lpips/squeeze" if find_trunk("squeeze") else "tf_efficientnet_lite1/head"
+    """EfficientNet-Lite0, and LPIPS-squeeze where its trunk is at hand, else EfficientNet-Lite2 or else 1."""
+    second = "lpips/squeeze" if find_trunk("squeeze") else f"tf_efficientnet_lite{2 if is_packaged(2) else 1}/head"
     return parse_judge("tf_efficientnet_lite0/head"), parse_judge(second)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tokenizers_vq.ablation.table import TOLERANCE
+from tokenizers_vq.evaluation.measures import few_images
 from tokenizers_vq.evaluation.tables import label
 
 SPREAD = "half the range over seeds"
@@ -48,7 +49,7 @@ def as_csv(result: dict[str, Any]) -> str:
     names = list(dict.fromkeys(name for row in result["rows"].values() for name in row["mean"]))
     judges = list(dict.fromkeys(name for row in result["rows"].values() for name in row["resembles"]))
     head = ["row", "seeds_done", "seeds", "failed", "tokenizer_parameters", "codebook_parameters"]
-    head += ["discriminator_parameters", "parameters_differ"]
+    head += ["discriminator_parameters", "networks_differ"]
     for name in names:
         head += [name, f"{name} half_range"] + ([f"{name} resembles"] if name in judges else [])
     buffer = io.StringIO()
@@ -58,7 +59,7 @@ def as_csv(result: dict[str, Any]) -> str:
         count = row["parameters"]
         failed = sum("failed" in run for run in row["seeds"].values())
         cells = [name, row["done"], len(row["seeds"]), failed, count["tokenizer"], count["codebook"]]
-        cells += [count["discriminator"], f"{row['parameters_differ']:.4f}"]
+        cells += [count["discriminator"], f"{row['networks_differ']:.4f}"]
         for metric in names:
             value = row["mean"].get(metric)
             cells += [value["mean"], value["half_range"]] if value else ["", ""]
@@ -128,6 +129,10 @@ def _of_marks(result: dict[str, Any]) -> Iterator[str]:
         yield f"{_MARKS['same']} the row was trained on this network's features: it flatters the row."
     if "family" in marked:
         yield f"{_MARKS['family']} the row was trained on a relative of this network, which may flatter the row."
+    for name, row in result["rows"].items():
+        judges = [metric for metric in row["mean"] if metric.startswith(("lpips_", "feature_distance/"))]
+        if judges and all(row["resembles"].get(metric) for metric in judges):
+            yield f"{name}: every judge resembles a loss of this row; name another network in `judges`."
 
 
 def _of_sizes(result: dict[str, Any]) -> Iterator[str]:
@@ -135,8 +140,8 @@ def _of_sizes(result: dict[str, Any]) -> Iterator[str]:
     for name, row in result["rows"].items():
         if row["unequal"]:
             yield (
-                f"{_UNEQUAL} {name} has {row['parameters_differ']:+.1%} parameters against {first}, more than "
-                f"{TOLERANCE:.0%} apart: the rows are not of equal size."
+                f"{_UNEQUAL} {name}'s networks have {row['networks_differ']:+.1%} parameters against {first}'s, "
+                f"more than {TOLERANCE:.0%} apart: the rows are not of equal size."
             )
 
 
@@ -152,6 +157,11 @@ def _of_unfinished(result: dict[str, Any]) -> Iterator[str]:
 
 def _of_definitions(result: dict[str, Any]) -> Iterator[str]:
     for name, definition in result["definitions"].items():
+        if isinstance(definition, dict) and "features" in definition:
+            runs = [run for row in result["rows"].values() for run in row["seeds"].values() if "data" in run]
+            fewest = min((run["data"]["images"] for run in runs), default=0)
+            if note := few_images(fewest, definition["features"]):
+                yield f"{label(name)}: {note}"
         if isinstance(definition, dict) and name != "mse":
             skipped = ("unit", "better", "images", "note")
             text = "; ".join(f"{key} {_plain(value)}" for key, value in definition.items() if key not in skipped)

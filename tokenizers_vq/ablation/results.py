@@ -113,7 +113,7 @@ def collect(plan: Plan, out: Path) -> dict[str, Any]:
         rows[row.name] = {
             "note": row.note,
             "parameters": row.parameters._asdict(),
-            "parameters_differ": row.differs,
+            "networks_differ": row.differs,
             "unequal": row.unequal,
             "precision": row.recipe.precision,
             "seeds": found,

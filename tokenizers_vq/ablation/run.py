@@ -44,24 +44,20 @@ class Outcome(NamedTuple):
     """`ROW/seed-S` of every run that is not there yet"""
 
 
-def run_table(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = "auto", say: Say = print) -> Outcome:
-    """Train and judge what is not done of `plan` (rows `only`) under `out`, and write the table after every run.
+class _Due(NamedTuple):
+    runs: list[tuple[Row, int]]
+    judges: tuple[Judge, ...]
+    asked: dict[str, Any]
 
-    All rows at the first seed come first, so that a whole comparison is there early. A run that
-    diverges is noted and the others go on. Under several processes the first one writes. Raises `ValueError` where a
-    run's folder holds another recipe, where data or a loss's weights are not there, and `loop.Interrupted`.
-    """
-    rows = choose_rows(plan, only)
-    place = resolve_device(device)
-    processes = join_processes(place)
-    main = processes.rank == 0
-    _keep_group(processes.world)
-    say = say if main else lambda text: None
+
+def _check(plan: Plan, out: Path, rows: Sequence[Row], say: Say) -> _Due:
+    """What is due, once nothing known would stop it: folders of other recipes, data, weights of losses, judges."""
     for row in rows:
         for seed, recipe in row.recipes.items():
             runs.claim(recipe, plan.folder(out, row.name, seed), write=False)
-    if not plan.rows[0].recipe.data.streaming:
-        open_source(plan.rows[0].recipe.data)
+    for data in (plan.rows[0].recipe.data, plan.test):
+        if not data.streaming:
+            open_source(data)
     _weights_at_hand(rows)
     listed = tuple(judging.parse_judge(text) for text in plan.table.judges or ()) or judging.default_judges()
     judges, missing = judging.available(listed, rows[0].recipe.model.size)
@@ -69,21 +65,49 @@ def run_table(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = 
         say(f"left out {name}: {reason}")
     if len(judges) < 2:
         say("fewer than two networks judge: bring their weights, or name others in `judges`")
+    asked = {"data": plan.test.to_dict(), "judges": [judge.metric for judge in judges], "left_out": missing}
+    due = [(row, seed) for seed in plan.table.seeds for row in rows if not _is_done(plan, out, row, seed, asked)]
+    return _Due(due, judges, asked)
+
+
+def due_runs(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = "auto", say: Say = print) -> list[str]:
+    """A line for each run that `run_table` would train or judge. Checks all that it checks and writes nothing."""
+    resolve_device(device)
+    due = _check(plan, out, choose_rows(plan, only), say)
+    return [f"{row.name}, seed {seed}: {plan.folder(out, row.name, seed)}" for row, seed in due.runs] or [
+        "nothing is due"
+    ]
+
+
+def run_table(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = "auto", say: Say = print) -> Outcome:
+    """Train and judge what is not done of `plan` (rows `only`) under `out`, and write the table after every run.
+
+    All rows at the first seed come first, so that a whole comparison is there early. A run that diverges, does not fit
+    into memory or misses a file is noted and the others go on. Under several processes the first one writes. Raises
+    `ValueError` where a run's folder holds another recipe, where data or a loss's weights are not there, and
+    `loop.Interrupted`.
+    """
+    rows = choose_rows(plan, only)
+    place = resolve_device(device)
+    processes = join_processes(place)
+    main = processes.rank == 0
+    _keep_group(processes.world)
+    say = say if main else lambda text: None
+    due, judges, asked = _check(plan, out, rows, say)
     if main:
         _originals(plan, out)
-
-    asked = {"data": plan.test.to_dict(), "judges": [judge.metric for judge in judges], "left_out": missing}
     originals: dict[str, FeatureStatistics] = {}
-    due = [(row, seed) for seed in plan.table.seeds for row in rows if not _is_done(plan, out, row, seed, asked)]
     for number, (row, seed) in enumerate(due, start=1):
         folder = plan.folder(out, row.name, seed)
         say(f"[{number}/{len(due)}] {row.name}, seed {seed}")
         try:
             runs.train(row.recipes[seed], folder, device=device)
-        except ValueError as error:  # most of all `loop.NonFiniteLossError`: it is the row's, the others go on
-            say(f"failed: {error}")
+        # Most of all `loop.NonFiniteLossError`: it is the row's, the others go on.
+        except (ValueError, FileNotFoundError, torch.OutOfMemoryError) as error:
+            reason = str(error).splitlines()[0]
+            say(f"failed: {reason}")
             if main:
-                write_atomically(folder / results.FAILURE, json.dumps({"message": str(error)}) + "\n")
+                write_atomically(folder / results.FAILURE, json.dumps({"message": reason}) + "\n")
         else:
             _judge(plan, row.recipes[seed], folder, asked, judges, place, originals)
         gc.collect()  # one run's networks go before the next one's come

@@ -23,7 +23,7 @@ from tokenizers_vq.training.recipe import Recipe, load_recipe
 MUST_AGREE = ("steps", "batch_size", "data", "model.image_size", "model.channels")
 """fields of the recipes that all rows share, or their figures could not be compared"""
 TOLERANCE = 0.05
-"""share by which a row's tokenizer parameters may differ from the first row's before the table says so"""
+"""share by which the weights of a row's encoder and decoder may differ from the first row's before the table says so"""
 
 Overrides = tuple[str, ...]
 
@@ -126,6 +126,11 @@ class Parameters(NamedTuple):
     discriminator: int
     """0 = none"""
 
+    @property
+    def networks(self) -> int:
+        """The tokenizer's without the codebook's."""
+        return self.tokenizer - self.codebook
+
 
 class Row(NamedTuple):
     """A row, checked: its recipe at every seed."""
@@ -135,7 +140,7 @@ class Row(NamedTuple):
     recipes: dict[int, Recipe]
     parameters: Parameters
     differs: float
-    """share by which its tokenizer parameters differ from the first row's"""
+    """share by which the weights of its encoder and decoder differ from the first row's (not the codebook's)"""
 
     @property
     def recipe(self) -> Recipe:
@@ -144,7 +149,7 @@ class Row(NamedTuple):
 
     @property
     def unequal(self) -> bool:
-        """Whether its tokenizer is larger or smaller than the comparison allows."""
+        """Whether its networks are larger or smaller than the comparison allows."""
         return abs(self.differs) > TOLERANCE
 
 
@@ -223,8 +228,8 @@ def make_plan(table: TableConfig, beside: Path | None = None) -> Plan:
             parameters = count_parameters(recipe)
         except (ValueError, FileNotFoundError) as error:
             raise ConfigError(("rows", name), str(error)) from None
-        first = rows[0].parameters.tokenizer if rows else parameters.tokenizer
-        rows.append(Row(name, config.note, recipes, parameters, parameters.tokenizer / first - 1))
+        first = rows[0].parameters.networks if rows else parameters.networks
+        rows.append(Row(name, config.note, recipes, parameters, parameters.networks / first - 1))
     return Plan(table, tuple(rows), table.test.resolve(rows[0].recipe.data))
 
 

@@ -21,12 +21,12 @@ def ablate(
         typer.Argument(metavar="[PATH=VALUE]...", help="data=PATH, test=PATH, fields of the table or of all rows"),
     ] = None,
     only: Annotated[list[str] | None, typer.Option(metavar="ROW", help="run this row; may be given again")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check every run, and print what would run")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print what is due")] = False,
     device: common.Device = "auto",
 ) -> None:
     """Train and judge rows of a table at equal steps and data, or go on with them."""
     from tokenizers_vq.ablation import run
-    from tokenizers_vq.ablation.table import choose_rows, load_table, make_plan
+    from tokenizers_vq.ablation.table import load_table, make_plan
     from tokenizers_vq.devices import processes
     from tokenizers_vq.training import loop
 
@@ -35,7 +35,8 @@ def ablate(
     if main:
         _print_plan(plan)
     if dry_run:
-        choose_rows(plan, only or ())
+        for line in run.due_runs(plan, out, only=only or (), device=device, say=common.note):
+            print(line)
         return
     try:
         outcome = run.run_table(plan, out, only=only or (), device=device, say=common.note)
@@ -64,7 +65,7 @@ def _print_plan(plan: Plan) -> None:
     shown = Table(Column("row", overflow="fold"), "tokenizer parameters", "of them codebook", "discriminator")
     for row in plan.rows:
         count = row.parameters
-        flag = f" ({row.differs:+.1%} of the first row: not of equal size)" if row.unequal else ""
+        flag = f" (networks {row.differs:+.1%} of the first row's: not of equal size)" if row.unequal else ""
         shown.add_row(
             row.name,
             f"{count.tokenizer:,}{flag}",

@@ -21,6 +21,7 @@ from tokenizers_vq.evaluation.measures import (
     UnfitImagesError,
     backbone_features,
     feature_distance,
+    few_images,
     lpips_measure,
     lpips_name,
     lpips_network,
@@ -311,11 +312,8 @@ def _notes(
             f"At {side} px a file's header outweighs what the file holds: the image codecs look worse than they are. "
             f"Compare at {HEADERS_MATTER} px and up."
         )
-    if features is not None and count <= features.dim:
-        notes.append(
-            f"Feature distance: {count:,} images for {features.dim:,} features. With fewer images than features it is "
-            "biased upward: compare it between the rows here, with nothing else."
-        )
+    if features is not None and (note := few_images(count, features.dim)):
+        notes.append(f"Feature distance: {note}")
     if jpegs and any(row.family == "JPEG" for row in rows):
         notes.append(
             f"{jpegs:,} of {count:,} images were JPEG files before. Where they were not resized, JPEG near the quality "

