@@ -67,7 +67,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, copy = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("checkout")
     for package in ROOTS:
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "LICENSE-WEIGHTS"):
         shutil.copy(ROOT / name, copy)
     weights = (copy / "tokenizers_vq" / "weights", copy / "prior" / "weights")
     ship_stand_ins(*weights, tmp_path_factory.mktemp("runs"), STAND_INS)
@@ -87,7 +87,7 @@ def test_it_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     data = [path for top in ("tokenizers_vq", "prior") for path in (ROOT / top).rglob("*.yaml")]
     for path in [*data, ROOT / "tokenizers_vq/py.typed", ROOT / "tokenizers_vq/evaluation/templates/report.html.j2"]:
         assert str(path.relative_to(ROOT)) in names
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert all(any(name.endswith(f"licenses/{which}") for name in names) for which in ("LICENSE", "LICENSE-WEIGHTS"))
     for package, stand_in in zip(ROOTS, STAND_INS, strict=True):
         for name in (*shipped(ROOT, package), stand_in):
             for file in ("config.json", "model.safetensors", "README.md"):
