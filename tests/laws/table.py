@@ -1,0 +1,60 @@
+"""`python -m tests.laws.table`: every quantizer x every law, as Markdown; exits 1 where one failed or was not tried."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from tests.laws.quantizers import CASES, LAWS
+
+
+class Recorder:
+    """Collects the outcomes of a pytest run by case and law."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[tuple[str, str], set[str]] = defaultdict(set)
+        self.laws: dict[str, tuple[str, str]] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Function]) -> None:
+        for item in items:
+            if hasattr(item.function, "law"):
+                self.laws[item.nodeid] = (item.callspec.params["case"].name, item.function.law)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.nodeid in self.laws and (report.when == "call" or not report.passed):
+            self.outcomes[self.laws[report.nodeid]].add(report.outcome)
+
+
+def table(outcomes: dict[tuple[str, str], set[str]]) -> tuple[str, bool]:
+    """The Markdown, and whether every law passed or has its reason."""
+    lines = [f"| quantizer | {' | '.join(LAWS)} |", f"| --- |{' --- |' * len(LAWS)}"]
+    reasons: dict[str, int] = {}
+    good = True
+    for case in CASES:
+        cells = []
+        for law in LAWS:
+            seen = outcomes.get((case.name, law), set())
+            if law in case.exempt and seen <= {"skipped"}:
+                cells.append(f"n.a. [{reasons.setdefault(case.exempt[law], len(reasons) + 1)}]")
+            else:
+                good &= seen == {"passed"}
+                cells.append("passed" if seen == {"passed"} else "**failed**" if "failed" in seen else "**not tried**")
+        lines.append(f"| {case.name} | {' | '.join(cells)} |")
+    notes = [f"{number}. {reason}" for reason, number in reasons.items()]
+    laws = [f"- *{law}*: {title}" for law, title in LAWS.items()]
+    return "\n".join([*lines, "", "Not applicable:", "", *notes, "", "Laws:", "", *laws]), good
+
+
+def main() -> int:
+    recorder = Recorder()
+    pytest.main([str(Path(__file__).with_name("test_quantizers.py")), "--no-summary", "-q"], plugins=[recorder])
+    text, good = table(recorder.outcomes)
+    print(f"\n{text}")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
