@@ -1,8 +1,13 @@
 """Quantizers: features to codes and back. One a file; their configs form a union on `kind`."""
 
+from typing import Annotated
+
+from pydantic import Field
+
 from tokenizers_vq.quantizers.base import Quantizer
+from tokenizers_vq.quantizers.gumbel import GumbelQuantizer, GumbelQuantizerConfig
 from tokenizers_vq.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
 
-QuantizerConfig = VectorQuantizerConfig
+QuantizerConfig = Annotated[VectorQuantizerConfig | GumbelQuantizerConfig, Field(discriminator="kind")]
 
-__all__ = ["Quantizer", "QuantizerConfig", "VectorQuantizer", "VectorQuantizerConfig"]
+__all__ = ["GumbelQuantizer", "Quantizer", "QuantizerConfig", "VectorQuantizer", "VectorQuantizerConfig"]

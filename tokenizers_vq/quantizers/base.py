@@ -1,13 +1,16 @@
-"""The contract of a quantizer, and the straight-through estimator."""
+"""The contract of a quantizer, the straight-through estimator, and the checks that quantizers share."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from tokenizers_vq import distributed
 from tokenizers_vq.codes import CodeLayout, Quantized
+from tokenizers_vq.quantizers.search import check_finite
 
 
 class Quantizer(nn.Module):
@@ -43,3 +46,23 @@ class Quantizer(nn.Module):
 def straight_through(quantized: Tensor, features: Tensor) -> Tensor:
     """Value of `quantized`, bitwise; gradient of the identity on `features` (arXiv 1308.3432)."""
     return quantized.detach() + (features - features.detach())
+
+
+def check_codes(codes: Tensor, num_codes: int) -> None:
+    """Raises `ValueError` (values: eager only) for codes that are no integers in [0, K), where a GPU would abort."""
+    if codes.is_floating_point():
+        raise ValueError(f"codes must be int64 in [0, {num_codes}), got {codes.dtype}; convert with .long()")
+    if codes.numel() and not torch.compiler.is_compiling():
+        low, high = (int(bound) for bound in codes.aminmax())
+        if low < 0 or high >= num_codes:
+            raise ValueError(f"codes must lie in [0, {num_codes}), got values from {low} to {high}")
+
+
+def check_in_all_processes(features: Tensor) -> None:
+    """Raises `ValueError` in every process where one process' features are NaN or infinite.
+
+    One process' error would stop it alone, and leave the others waiting in the next sum.
+    """
+    if distributed.world_size() > 1:
+        bounds = 0 * torch.stack(torch.aminmax(features.detach()))
+        check_finite(distributed.sum(bounds), "features to quantize hold")

@@ -1,0 +1,36 @@
+"""How evenly a batch uses the codes, and how long each code has gone unused."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenizers_vq import distributed
+
+WINDOW = 256
+"""updates without use after which the log counts a code as dead"""
+
+
+@torch.no_grad()
+def count(codes: Tensor, num_codes: int) -> Tensor:
+    """float32 `(K,)`: how often each code occurs in `codes` (any shape) of all processes."""
+    return distributed.sum(torch.bincount(codes.reshape(-1), minlength=num_codes).float())
+
+
+@torch.no_grad()
+def code_stats(counts: Tensor, age: Tensor) -> dict[str, Tensor]:
+    """Ages the codes by one update, in place: `(K,)`, `(K,)` int64 -> scalars for the log.
+
+    `perplexity` = exp of the entropy of `counts`, 1 to K; `dead` = number of codes that no batch used in the last 256
+    updates (0 in the first 256); `usage` = share of all others, 1 - dead / K; `oldest` = updates since the longest
+    unused code was used (if it never was: since training began).
+    """
+    age.copy_(torch.where(counts > 0, 0, age + 1))
+    share = counts / counts.sum()
+    dead = (age >= WINDOW).sum().float()
+    return {
+        "perplexity": torch.exp(-torch.special.xlogy(share, share).sum()),
+        "usage": 1 - dead / len(counts),
+        "dead": dead,
+        "oldest": age.max().float(),
+    }
