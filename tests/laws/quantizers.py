@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizers_vq.quantizers import Quantizer, VectorQuantizer
+from tokenizers_vq.quantizers import GumbelQuantizer, Quantizer, VectorQuantizer
 
 LAWS = {
     "lookup": "lookup(codes) equals forward's features, bitwise",
@@ -128,6 +128,22 @@ def vector(name: str, exempt: dict[str, str] | None = None, weighted: str = "com
     return Case(name, VectorQuantizer, {"num_codes": 48, "dim": 6, **fields}, exempt or {}, weighted=weighted)
 
 
+def logit_excess(quantizer: Quantizer, features: Tensor, codes: Tensor) -> Tensor:
+    """How far the chosen logit lies under the largest."""
+    assert isinstance(quantizer, GumbelQuantizer)
+    logits, projection = rows_of(features), quantizer.projection
+    if projection is not None:
+        logits = F.linear(logits, projection.weight.double(), projection.bias.double())
+    return excess(-logits, codes)
+
+
+_GUMBEL = {
+    "idempotence": "codes are read off logits, which a code's vector is not",
+    "estimator": "training draws noise; tests/quantizers/test_gumbel.py checks the gradient under equal noise",
+    "beta": "there is no commitment term",
+    "processes": "processes draw different noise; tests/quantizers/test_gumbel.py compares the state",
+}
+
 CASES = [
     vector("euclidean"),
     vector("euclidean-legacy-beta", legacy_beta=True, weighted="codebook"),
@@ -141,6 +157,15 @@ CASES = [
     vector("kmeans-ema", num_codes=200, codebook="ema", distance="cosine", kmeans_batches=2),
     vector("entropy", entropy_weight=0.1, entropy_temperature=1.0),
     vector("entropy-cosine", distance="cosine", entropy_weight=0.1),
+    Case("gumbel", GumbelQuantizer, {"num_codes": 48, "dim": 6, "in_dim": 9}, _GUMBEL, excess=logit_excess),
+    Case("gumbel-logits", GumbelQuantizer, {"num_codes": 48, "dim": 6, "project": False}, _GUMBEL, excess=logit_excess),
+    Case(
+        "gumbel-hard",
+        GumbelQuantizer,
+        {"num_codes": 48, "dim": 6, "straight_through": True},
+        _GUMBEL,
+        excess=logit_excess,
+    ),
 ]
 
 

@@ -96,6 +96,8 @@ class Recipe(LoopConfig):
     """terms between image and reconstruction"""
     quantizer_losses: dict[str, Schedule] = Field(default_factory=dict)
     """factors of the quantizer's own losses, by name; 1 where not named"""
+    anneal: dict[str, Schedule] = Field(default_factory=dict)
+    """scalar buffers of the tokenizer that a schedule sets at every step, by name: `quantizer.temperature`"""
     adversary: AdversaryConfig | None = None
     """a discriminator and how it is met; null = none"""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tokenizers_vq import distributed
-from tokenizers_vq.config import schedule_value
+from tokenizers_vq.config import nearest, schedule_value
 from tokenizers_vq.judgement import Discriminator, Judgement
 from tokenizers_vq.losses.objectives import adaptive_weight
 from tokenizers_vq.losses.record import Record
@@ -38,6 +38,7 @@ class TokenizerTask:
         self.terms: list[Term] = [config.build().to(tokenizer.device) for config in recipe.losses]
         self.modules: dict[str, nn.Module] = {"tokenizer": tokenizer.train()}
         self.optimizers: dict[str, Any] = {"tokenizer": recipe.optimizer.build(tokenizer)}
+        _check_annealed(recipe, tokenizer)
         self.state: dict[str, nn.Module] = {}
         self.usage: Tensor | None = None  # the last step's
         self.ema: ModelEmaV3 | None = None
@@ -56,6 +57,8 @@ class TokenizerTask:
     def step(self, batch: dict[str, Any], step: int, accelerator: Accelerator) -> dict[str, Tensor]:
         """One micro-batch: one backward through the tokenizer, one through the discriminator."""
         images = batch["images"]
+        for name, schedule in self.recipe.anneal.items():
+            self.tokenizer.get_buffer(name).fill_(schedule_value(schedule, step))
         prepared = list(self.modules.values())
         with accelerator.accumulate(*prepared):
             out = self.modules["tokenizer"](images)
@@ -182,6 +185,14 @@ class TokenizerTask:
     def save(self, folder: Path, step: int) -> None:
         """Write the tokenizer as a loadable folder."""
         self.trained.save_pretrained(folder, card=self.card(step) if self.card else None)
+
+
+def _check_annealed(recipe: Recipe, tokenizer: Tokenizer) -> None:
+    buffers = tokenizer.named_buffers()
+    scalars = [name for name, buffer in buffers if buffer.ndim == 0 and buffer.is_floating_point()]
+    for name in recipe.anneal:
+        if name not in scalars:
+            raise ValueError(f"anneal: this tokenizer has no scalar buffer '{name}'{nearest(name, scalars)}")
 
 
 class _Adversary:
