@@ -1,0 +1,46 @@
+"""Every recorded tokenizer through `convert`, as a Markdown table: python -m tests.golden.table"""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.conftest import SHARED
+from tests.golden.test_families import as_recorded, cases, source
+from tokenizers_vq.conversion import convert
+
+
+def row(case: str) -> str:
+    """One line: codes equal of all, largest errors of latents and image beside the fixture's tolerance, parameters."""
+    folder = SHARED / "golden" / case
+    io, meta = load_file(folder / "io.safetensors"), json.loads((folder / "meta.json").read_text())
+    tokenizer = convert(folder.parent.name, *source(folder))
+    codes = tokenizer.encode(io["images"])
+    recorded = [io[key] for key in sorted(key for key in io if key.startswith("codes"))]
+    parts = codes if isinstance(codes, tuple) else (codes,)
+    equal = sum(int((a == b.reshape(a.shape)).sum()) for a, b in zip(parts, recorded, strict=True))
+    image = (tokenizer.decode(codes) - io.get("images_out_mapped", io["images_out"])).abs().max()
+    latents = "-"
+    with torch.no_grad():
+        features = tokenizer.encode_features(io["images"])
+    if "latents" in io and isinstance(features, Tensor):
+        latents = f"{(as_recorded(features, io['latents']) - io['latents']).abs().max():.1e}"
+    parameters = sum(parameter.numel() for parameter in tokenizer.parameters())
+    cells = [case, f"{equal} of {sum(part.numel() for part in parts)}", latents, f"{image:.1e}"]
+    return " | ".join([*cells, f"{meta['tolerance_images']:.1e}", f"{parameters:,}"])
+
+
+def main() -> None:
+    logging.disable(logging.WARNING)
+    print("| family/case | codes equal | latents, max error | image, max error | tolerance | parameters |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for case in cases():
+        print(f"| {row(case)} |")
+
+
+if __name__ == "__main__":
+    main()
