@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from tokenizers_vq.discriminators.base import Discriminator
     from tokenizers_vq.tokenizer import Tokenizer
 
-SOURCES: dict[str, str] = {}
+SOURCES: dict[str, str] = {
+    "maskgit": "maskgit",
+}
 """`convert`'s source -> the module of this package that reads it"""
 
 
