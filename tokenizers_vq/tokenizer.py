@@ -19,6 +19,7 @@ from tokenizers_vq.config import Config, ConfigError, apply_overrides, nearest, 
 from tokenizers_vq.networks import Decoder, DecoderConfig, Encoder, EncoderConfig
 from tokenizers_vq.pretrained import Pretrained, model_card
 from tokenizers_vq.quantizers import Quantizer, QuantizerConfig
+from tokenizers_vq.quantizers.base import training_buffers
 
 PRESETS = Path(__file__).parent / "presets" / "models"
 WEIGHTS = Path(__file__).parent / "weights"
@@ -192,7 +193,7 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
         described["pixels"] = [config.pixels.low, config.pixels.high]
         digest = hashlib.sha256(folders.to_json(described).encode())
         for part in (self.encoder, *self.quantizers):
-            unread = getattr(part, "training_state", ())
+            unread = training_buffers(part)
             for name, tensor in sorted(part.state_dict().items()):
                 if name not in unread:
                     rounded = tensor.detach().cpu()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizers_vq.quantizers import GumbelQuantizer, Quantizer, VectorQuantizer
+from tokenizers_vq.quantizers import GumbelQuantizer, Quantizer, ResidualQuantizer, VectorQuantizer
 
 LAWS = {
     "lookup": "lookup(codes) equals forward's features, bitwise",
@@ -137,6 +137,32 @@ def logit_excess(quantizer: Quantizer, features: Tensor, codes: Tensor) -> Tenso
     return excess(-logits, codes)
 
 
+def residual_excess(quantizer: Quantizer, features: Tensor, codes: Tensor) -> Tensor:
+    """Each level's distance above its nearest code's, given the codes of the levels before."""
+    assert isinstance(quantizer, ResidualQuantizer)
+    residual, results = rows_of(features), []
+    for level, chosen in zip(quantizer.levels, codes.unbind(-1), strict=True):
+        book = level.codebook.detach().double()
+        rows = F.normalize(residual, dim=1) if level.config.distance == "cosine" else residual
+        results.append(excess(torch.cdist(rows, book), chosen))
+        residual = residual - book[chosen.flatten()]
+    return torch.stack(results)
+
+
+def identity(quantizer: Quantizer, features: Tensor) -> Tensor:
+    """Straight through the features."""
+    return features
+
+
+_GREEDY = {"idempotence": "codes are chosen greedily, another chain may add up to the same vector or come nearer"}
+
+
+def residual(name: str, **fields: Any) -> Case:
+    """A case of `ResidualQuantizer`."""
+    fields = {"levels": 3, "num_codes": 24, "dim": 6, **fields}
+    return Case(name, ResidualQuantizer, fields, _GREEDY, excess=residual_excess, estimator=identity)
+
+
 _GUMBEL = {
     "idempotence": "codes are read off logits, which a code's vector is not",
     "estimator": "training draws noise; tests/quantizers/test_gumbel.py checks the gradient under equal noise",
@@ -157,6 +183,12 @@ CASES = [
     vector("kmeans-ema", num_codes=200, codebook="ema", distance="cosine", kmeans_batches=2),
     vector("entropy", entropy_weight=0.1, entropy_temperature=1.0),
     vector("entropy-cosine", distance="cosine", entropy_weight=0.1),
+    residual("residual"),
+    residual("residual-sizes", num_codes=(48, 24, 12), revive_after=3, dropout=0.5),
+    residual("residual-ema", codebook="ema", kmeans_batches=2),
+    residual("residual-shared", shared=True, dropout=0.5),
+    residual("residual-shared-ema", shared=True, codebook="ema", revive_after=2),
+    residual("residual-cosine", shared=True, distance="cosine"),
     Case("gumbel", GumbelQuantizer, {"num_codes": 48, "dim": 6, "in_dim": 9}, _GUMBEL, excess=logit_excess),
     Case("gumbel-logits", GumbelQuantizer, {"num_codes": 48, "dim": 6, "project": False}, _GUMBEL, excess=logit_excess),
     Case(

@@ -6,8 +6,21 @@ from pydantic import Field
 
 from tokenizers_vq.quantizers.base import Quantizer
 from tokenizers_vq.quantizers.gumbel import GumbelQuantizer, GumbelQuantizerConfig
+from tokenizers_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
 from tokenizers_vq.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
 
-QuantizerConfig = Annotated[VectorQuantizerConfig | GumbelQuantizerConfig, Field(discriminator="kind")]
+QuantizerConfig = Annotated[
+    # fmt: off
+    VectorQuantizerConfig | GumbelQuantizerConfig | ResidualQuantizerConfig,
+    # fmt: on
+    Field(discriminator="kind"),
+]
 
-__all__ = ["GumbelQuantizer", "Quantizer", "QuantizerConfig", "VectorQuantizer", "VectorQuantizerConfig"]
+__all__ = [
+    "GumbelQuantizer",
+    "Quantizer",
+    "QuantizerConfig",
+    "ResidualQuantizer",
+    "VectorQuantizer",
+    "VectorQuantizerConfig",
+]

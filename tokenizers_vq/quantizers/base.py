@@ -48,6 +48,15 @@ def straight_through(quantized: Tensor, features: Tensor) -> Tensor:
     return quantized.detach() + (features - features.detach())
 
 
+def training_buffers(module: nn.Module) -> set[str]:
+    """Names of a module's buffers that only training reads, those of parts inside included."""
+    return {
+        f"{name}.{buffer}" if name else buffer
+        for name, part in module.named_modules()
+        for buffer in getattr(part, "training_state", ())
+    }
+
+
 def check_codes(codes: Tensor, num_codes: int) -> None:
     """Raises `ValueError` (values: eager only) for codes that are no integers in [0, K), where a GPU would abort."""
     if codes.is_floating_point():

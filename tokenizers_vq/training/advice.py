@@ -39,8 +39,9 @@ def against_collapse(recipe: Recipe) -> tuple[Advice, ...]:
         advice.append(Advice((f"{at}.kmeans_batches=100",), "begins with codes where the features are"))
     if "entropy_weight" in fields and not fields["entropy_weight"]:
         advice.append(Advice((f"{at}.entropy_weight=0.1",), "rewards even use"))
-    if fields.get("num_codes", 0) > 1024:
-        advice.append(Advice((f"{at}.num_codes={fields['num_codes'] // 8}",), "fewer codes"))
+    num_codes = fields.get("num_codes", 0)
+    if isinstance(num_codes, int) and num_codes > 1024:
+        advice.append(Advice((f"{at}.num_codes={num_codes // 8}",), "fewer codes"))
     return tuple(advice) or slower(recipe)
 
 

@@ -193,6 +193,7 @@ def _codebook(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
         return []
     usage, perplexity = (_mean(_values(recent, f"quantizer/{name}")) for name in ("usage", "perplexity"))
     codes = getattr(recipe.model.quantizer, "num_codes", None)
+    codes = min(codes) if isinstance(codes, tuple) else codes
     ill = usage < recipe.warn_usage
     if codes is not None and perplexity < 0.1 * codes:  # what a batch of few tokens allows is asked only then
         ill = ill or perplexity < 0.1 * min(codes, _tokens(recipe))
