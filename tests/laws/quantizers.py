@@ -14,7 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizers_vq.quantizers import GumbelQuantizer, Quantizer, ResidualQuantizer, VectorQuantizer
+from tokenizers_vq.quantizers import (
+    BsqQuantizer,
+    FsqQuantizer,
+    GumbelQuantizer,
+    IbqQuantizer,
+    LfqQuantizer,
+    Quantizer,
+    ResidualQuantizer,
+    SimVqQuantizer,
+    VectorQuantizer,
+)
 
 LAWS = {
     "lookup": "lookup(codes) equals forward's features, bitwise",
@@ -95,7 +105,7 @@ class Case:
     spread: Callable[[Quantizer], None] = spread_out
     """makes the codes as far apart as features are (in place)"""
     excess: Callable[[Quantizer, Tensor, Any], Tensor] = vector_excess
-    """(quantizer, features, codes) -> float64, any shape: what each code costs above the best, naive search (nearest)"""
+    """(quantizer, features, codes) -> float64, any shape: cost of each code above a naive search's best (nearest)"""
     estimator: Callable[[Quantizer, Tensor], Tensor] = vector_estimator
     """(quantizer, features) -> a tensor whose gradient is the one that the config names (estimator)"""
     codes: Callable[[Quantizer, tuple[int, ...]], Any] = all_codes
@@ -123,9 +133,16 @@ class Case:
 _FITTED = {"losses": "k-means moves the codebook in these batches, its gradient is zero by design"}
 
 
-def vector(name: str, exempt: dict[str, str] | None = None, weighted: str = "commitment", **fields: Any) -> Case:
+def vector(
+    name: str,
+    exempt: dict[str, str] | None = None,
+    weighted: str = "commitment",
+    estimate: Callable[[Quantizer, Tensor], Tensor] = vector_estimator,
+    **fields: Any,
+) -> Case:
     """A case of `VectorQuantizer`."""
-    return Case(name, VectorQuantizer, {"num_codes": 48, "dim": 6, **fields}, exempt or {}, weighted=weighted)
+    fields = {"num_codes": 48, "dim": 6, **fields}
+    return Case(name, VectorQuantizer, fields, exempt or {}, estimator=estimate, weighted=weighted)
 
 
 def logit_excess(quantizer: Quantizer, features: Tensor, codes: Tensor) -> Tensor:
@@ -163,6 +180,105 @@ def residual(name: str, **fields: Any) -> Case:
     return Case(name, ResidualQuantizer, fields, _GREEDY, excess=residual_excess, estimator=identity)
 
 
+def bound64(quantizer: FsqQuantizer, features: Tensor) -> Tensor:
+    """The bound in float64, as its two listings write it."""
+    levels = torch.tensor(quantizer.config.levels, dtype=torch.float64)
+    offset = torch.where(levels % 2 == 1, 0.0, 0.5)
+    if quantizer.config.bound == "paper":
+        half = (levels - 1) * (1 - quantizer.config.epsilon) / 2
+        return torch.tanh(rows_of(features) + torch.tan(offset / half)) * half - offset
+    half = (levels - 1) * (1 + quantizer.config.epsilon) / 2
+    return torch.tanh(rows_of(features) + torch.atanh(offset / half)) * half - offset
+
+
+def level_excess(quantizer: Quantizer, features: Tensor, codes: Tensor) -> Tensor:
+    """Distance above the nearest level's, channel by channel."""
+    assert isinstance(quantizer, FsqQuantizer)
+    bounded, values = bound64(quantizer, features), rows_of(quantizer.lookup(codes))
+    result = []
+    for channel, levels in enumerate(quantizer.config.levels):
+        to_levels = (bounded[:, channel, None] - (torch.arange(levels) - levels // 2)).abs().amin(1)
+        result.append((bounded[:, channel] - values[:, channel] * (levels // 2)).abs() - to_levels)
+    return torch.stack(result)
+
+
+def bounded(quantizer: Quantizer, features: Tensor) -> Tensor:
+    """The gradient of the bound, straight through the rounding."""
+    assert isinstance(quantizer, FsqQuantizer)
+    half = torch.tensor([levels // 2 for levels in quantizer.config.levels])
+    return (quantizer.bounded(features.movedim(1, -1)) / half).movedim(-1, 1)
+
+
+def sign_excess(quantizer: Quantizer, features: Tensor, codes: Tensor) -> Tensor:
+    """Distance above the nearest corner's of the cube, or of the cube inside the sphere."""
+    rows, table = rows_of(features), rows_of(quantizer.lookup(all_codes(quantizer, (1, 1))))
+    if isinstance(quantizer, BsqQuantizer):
+        rows = F.normalize(rows, dim=1)
+    return excess(torch.cdist(rows, table), codes)
+
+
+def normalised(quantizer: Quantizer, features: Tensor) -> Tensor:
+    """Straight through the normalised features."""
+    return F.normalize(features, dim=1)
+
+
+def dot_excess(quantizer: Quantizer, features: Tensor, codes: Tensor) -> Tensor:
+    """Dot product below the largest."""
+    assert isinstance(quantizer, IbqQuantizer)
+    return excess(-rows_of(features) @ quantizer.weight.detach().double().T, codes)
+
+
+def over_all_codes(quantizer: Quantizer, features: Tensor) -> Tensor:
+    """The softmax over all codes, times them (arXiv 2412.02692, eq. 5)."""
+    assert isinstance(quantizer, IbqQuantizer)
+    weight = quantizer.weight.detach()
+    return (torch.softmax(features.movedim(1, -1) @ weight.T, -1) @ weight).movedim(-1, 1)
+
+
+def spread_ibq(quantizer: Quantizer) -> None:
+    """Codes of one length, else the longest take all and do not keep themselves under a dot product."""
+    assert isinstance(quantizer, IbqQuantizer)
+    quantizer.weight.data.copy_(F.normalize(quantizer.weight.data, dim=1))
+
+
+def spread_simvq(quantizer: Quantizer) -> None:
+    """A basis as long as features are."""
+    assert isinstance(quantizer, SimVqQuantizer)
+    quantizer.basis.copy_(torch.randn_like(quantizer.basis))
+
+
+def mapped_excess(quantizer: Quantizer, features: Tensor, codes: Tensor) -> Tensor:
+    """Distance above the nearest mapped code's; the mapped codebook is the one that is used."""
+    assert isinstance(quantizer, SimVqQuantizer)
+    return excess(torch.cdist(rows_of(features), quantizer.codebook.detach().double()), codes)
+
+
+def rotated(quantizer: Quantizer, features: Tensor) -> Tensor:
+    """Each vector times its own matrix, which turns it onto its code and scales it, built in float64."""
+    assert isinstance(quantizer, VectorQuantizer)
+    source = vector_estimator(quantizer, features)
+    z, q = rows_of(source), rows_of(quantizer.lookup(quantizer.encode(features)))
+    a, b = F.normalize(z, dim=1), F.normalize(q, dim=1)
+    r, eye = F.normalize(a + b, dim=1), torch.eye(z.shape[1], dtype=torch.float64)
+    turn = eye - 2 * torch.einsum("ni,nj->nij", r, r) + 2 * torch.einsum("ni,nj->nij", b, a)
+    assert torch.allclose(torch.einsum("nij,nkj->nik", turn, turn), eye.expand_as(turn), atol=1e-9)
+    turn = turn * (q.norm(dim=1) / z.norm(dim=1))[:, None, None]
+    assert torch.allclose(torch.einsum("nij,nj->ni", turn, z), q, atol=1e-9)
+    shaped = turn.float().reshape(len(features), *features.shape[2:], *turn.shape[1:])
+    return torch.einsum("b...ij,bj...->bi...", shaped, source)
+
+
+_NO_BETA = "there is no commitment term"
+_FSQ = {
+    "idempotence": "codes are read off bounded features; the bound moves a code's own vector, as the paper has it",
+    "beta": _NO_BETA,
+    "losses": "there is no loss and no parameter",
+}
+_SAMPLED = {
+    "processes": "processes draw different codes; tests/quantizers/test_sampling.py checks the draws",
+    "estimator": "training draws codes; straight-through as in the case without sampling",
+}
+
 _GUMBEL = {
     "idempotence": "codes are read off logits, which a code's vector is not",
     "estimator": "training draws noise; tests/quantizers/test_gumbel.py checks the gradient under equal noise",
@@ -183,6 +299,31 @@ CASES = [
     vector("kmeans-ema", num_codes=200, codebook="ema", distance="cosine", kmeans_batches=2),
     vector("entropy", entropy_weight=0.1, entropy_temperature=1.0),
     vector("entropy-cosine", distance="cosine", entropy_weight=0.1),
+    vector("rotation", estimator="rotation", estimate=rotated),
+    vector("rotation-cosine", estimator="rotation", distance="cosine", estimate=rotated),
+    vector("sampled", _SAMPLED, sample_temperature=0.5),
+    Case("fsq", FsqQuantizer, {"levels": (8, 5, 5, 3)}, _FSQ, excess=level_excess, estimator=bounded),
+    Case(
+        "fsq-atanh",
+        FsqQuantizer,
+        {"levels": (8, 8, 2, 5), "bound": "atanh"},
+        _FSQ,
+        excess=level_excess,
+        estimator=bounded,
+    ),
+    Case("lfq", LfqQuantizer, {"bits": 6, "entropy_group": 4}, excess=sign_excess, estimator=identity),
+    Case("lfq-plain", LfqQuantizer, {"bits": 9, "entropy_weight": 0.0}, excess=sign_excess, estimator=identity),
+    Case("bsq", BsqQuantizer, {"bits": 7, "beta": 0.25}, excess=sign_excess, estimator=normalised),
+    Case(
+        "ibq",
+        IbqQuantizer,
+        {"num_codes": 48, "dim": 6},
+        spread=spread_ibq,
+        excess=dot_excess,
+        estimator=over_all_codes,
+        weighted="codebook",
+    ),
+    Case("simvq", SimVqQuantizer, {"num_codes": 48, "dim": 6}, {}, spread_simvq, mapped_excess, identity),
     residual("residual"),
     residual("residual-sizes", num_codes=(48, 24, 12), revive_after=3, dropout=0.5),
     residual("residual-ema", codebook="ema", kmeans_batches=2),

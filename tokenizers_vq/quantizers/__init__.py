@@ -5,22 +5,37 @@ from typing import Annotated
 from pydantic import Field
 
 from tokenizers_vq.quantizers.base import Quantizer
+from tokenizers_vq.quantizers.bsq import BsqQuantizer, BsqQuantizerConfig
+from tokenizers_vq.quantizers.fsq import FsqQuantizer, FsqQuantizerConfig
 from tokenizers_vq.quantizers.gumbel import GumbelQuantizer, GumbelQuantizerConfig
+from tokenizers_vq.quantizers.ibq import IbqQuantizer, IbqQuantizerConfig
+from tokenizers_vq.quantizers.lfq import LfqQuantizer, LfqQuantizerConfig
 from tokenizers_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
+from tokenizers_vq.quantizers.simvq import SimVqQuantizer, SimVqQuantizerConfig
 from tokenizers_vq.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
 
 QuantizerConfig = Annotated[
-    # fmt: off
-    VectorQuantizerConfig | GumbelQuantizerConfig | ResidualQuantizerConfig,
-    # fmt: on
+    VectorQuantizerConfig
+    | GumbelQuantizerConfig
+    | ResidualQuantizerConfig
+    | FsqQuantizerConfig
+    | LfqQuantizerConfig
+    | BsqQuantizerConfig
+    | IbqQuantizerConfig
+    | SimVqQuantizerConfig,
     Field(discriminator="kind"),
 ]
 
 __all__ = [
+    "BsqQuantizer",
+    "FsqQuantizer",
     "GumbelQuantizer",
+    "IbqQuantizer",
+    "LfqQuantizer",
     "Quantizer",
     "QuantizerConfig",
     "ResidualQuantizer",
+    "SimVqQuantizer",
     "VectorQuantizer",
     "VectorQuantizerConfig",
 ]

@@ -16,6 +16,8 @@ from tokenizers_vq.config import Config
 from tokenizers_vq.quantizers import kmeans
 from tokenizers_vq.quantizers.base import Quantizer, straight_through
 from tokenizers_vq.quantizers.entropy import entropy_loss
+from tokenizers_vq.quantizers.rotation import rotate
+from tokenizers_vq.quantizers.sampling import sample_codes
 from tokenizers_vq.quantizers.search import check_finite, nearest_codes
 
 WINDOW = 256
@@ -52,6 +54,10 @@ class VectorQuantizerConfig(Config):
     """weight of the entropy term, which makes each choice of a code sure and the use of all codes even; 0 = none"""
     entropy_temperature: float = Field(default=0.01, gt=0)
     """squared distance that divides the probability of a code by e (entropy term); lower = harder choices"""
+    estimator: Literal["straight_through", "rotation"] = "straight_through"
+    """gradient of the features: the code's as it is, or turned and scaled as the feature is to its code (2410.06424)"""
+    sample_temperature: float = Field(default=0.0, ge=0)
+    """training draws codes from softmax(-squared distance / temperature) (RQ-VAE, 2203.01941); 0 = the nearest"""
 
     def build(self) -> VectorQuantizer:
         """The quantizer."""
@@ -64,7 +70,7 @@ class VectorQuantizer(Quantizer):
     Losses (arXiv 1711.00937, eq. 3), means over every element: `codebook` = |sg[z] - e|^2 (gradient codebook only),
     `commitment` = beta |z - sg[e]|^2; in the cosine form of normalised vectors. The estimator is straight-through; in
     the cosine form it goes through the normalisation, since lengths are free there: under the identity they drift to
-    tens or hundreds, the encoder's gradient with them.
+    tens or hundreds, the encoder's gradient with them. `estimator="rotation"`: see `rotation.rotate`.
     Moving averages: N <- g N + (1 - g) n, m <- g m + (1 - g) sum z, e = m / N~, with N starting at 1 and counts and
     sums taken over all processes.
     `entropy` (if weighted; arXiv 2310.05737 with LlamaGen's probabilities) = weight (mean entropy - entropy of the
@@ -161,14 +167,21 @@ class VectorQuantizer(Quantizer):
                 weight = weight.detach() + 0 * weight  # a gradient of zero, not none, which DDP refuses
             elif self.training and self.config.revive_after is not None:
                 self._revive(rows.detach(), self.config.revive_after)
-            codes = self.encode(z)
+            codes = self._draw(z) if self.training and self.config.sample_temperature else self.encode(z)
             target = rearrange(self._vectors(codes, weight), "b ... d -> b d ...")
             source = F.normalize(z, dim=1) if self.config.distance == "cosine" else z
             losses = self._losses(source, target, weight)
             estimated = source if self.config.gradient_through_norm else z
+            if self.config.estimator == "rotation":
+                estimated = rotate(estimated, target)
             quantized = straight_through(target, estimated).to(self.weight.dtype)
             stats = self._update(rows.detach(), codes.reshape(-1), move=not fitting) if self.training else {}
         return Quantized(quantized, codes, losses, stats)
+
+    def _draw(self, z: Tensor) -> Tensor:
+        rows = self._as_looked_up(rearrange(z.detach(), "b d ... -> b ... d"))
+        codes = sample_codes(rows.reshape(-1, self.dim), self.codebook.detach(), self.config.sample_temperature)
+        return codes.reshape(rows.shape[:-1])
 
     def _losses(self, source: Tensor, target: Tensor, weight: Tensor) -> dict[str, Tensor]:
         config = self.config

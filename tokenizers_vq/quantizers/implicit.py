@@ -1,0 +1,71 @@
+"""What quantizers without a stored codebook share: layout, checks, and perplexity without a table of all codes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenizers_vq import distributed
+from tokenizers_vq.codes import CodeLayout
+from tokenizers_vq.quantizers.base import Quantizer, check_in_all_processes
+from tokenizers_vq.quantizers.search import check_finite
+
+_DENSE = 1 << 20
+_INT64 = (1 << 63) - 1
+
+
+class ImplicitQuantizer(Quantizer):
+    """A quantizer whose codes are digits of the features; it has neither parameters nor buffers."""
+
+    num_codes: int
+
+    def layout(self, grid: tuple[int, ...]) -> CodeLayout:
+        """One code of K at every position of `grid`."""
+        return CodeLayout((grid,), 1, (self.num_codes,))
+
+    def _check(self, features: Tensor) -> None:
+        if self.training and not torch.compiler.is_compiling():
+            check_in_all_processes(features)
+        check_features(features)
+
+
+def check_num_codes(num_codes: int) -> None:
+    """Raises `ValueError` where int64 cannot number the codes."""
+    if num_codes > _INT64:
+        raise ValueError(f"{num_codes} codes do not fit into int64: use fewer levels or bits")
+
+
+def check_features(features: Tensor) -> None:
+    """Raises `ValueError` (eager only) for NaN or infinity."""
+    if features.numel() and not torch.compiler.is_compiling():
+        check_finite(features.detach(), "features to quantize hold")
+
+
+def as_given(quantized: Tensor, features: Tensor) -> Tensor:
+    """Float32 `quantized` in the dtype of the features that came in; float32 under autocast, where layers cast."""
+    return quantized if torch.is_autocast_enabled(features.device.type) else quantized.to(features.dtype)
+
+
+@torch.no_grad()
+def perplexity(codes: Tensor, num_codes: int) -> Tensor:
+    """exp of the entropy of the codes (any shape) of all processes, 1 to K; sparse above 2^20 codes."""
+    if num_codes <= _DENSE:
+        counts = distributed.sum(torch.bincount(codes.reshape(-1), minlength=num_codes).float())
+    else:
+        counts = _gathered(codes.reshape(-1)).unique(return_counts=True)[1].float()
+    share = counts / counts.sum()
+    return torch.exp(-torch.special.xlogy(share, share).sum())
+
+
+def _gathered(codes: Tensor) -> Tensor:
+    """The codes `(n,)` of all processes, which may hold different numbers of them."""
+    world, rank = distributed.world_size(), distributed.rank()
+    if world == 1:
+        return codes
+    lengths = torch.zeros(world, dtype=torch.long, device=codes.device)
+    lengths[rank] = len(codes)
+    lengths = distributed.sum(lengths)
+    table = torch.zeros(world, int(lengths.max()), dtype=torch.long, device=codes.device)
+    table[rank, : len(codes)] = codes
+    table = distributed.sum(table)
+    return torch.cat([row[: int(length)] for row, length in zip(table, lengths, strict=True)])
