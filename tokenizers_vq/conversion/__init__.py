@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SOURCES: dict[str, str] = {
     "maskgit": "maskgit",
+    "titok": "titok",
 }
 """`convert`'s source -> the module of this package that reads it"""
 

@@ -7,15 +7,23 @@ from pydantic import Field
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
 from tokenizers_vq.networks.base import Decoder, Encoder
 from tokenizers_vq.networks.maskgit import MaskgitDecoderConfig, MaskgitEncoderConfig
+from tokenizers_vq.networks.titok import TitokDecoderConfig, TitokEncoderConfig, TitokProxyDecoderConfig
 from tokenizers_vq.networks.vit import VitDecoderConfig, VitEncoderConfig
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
 from tokenizers_vq.networks.vqvae import VqvaeDecoderConfig, VqvaeEncoderConfig
 
 EncoderConfig = Annotated[
-    MaskgitEncoderConfig | VqvaeEncoderConfig | VqganEncoderConfig | VitEncoderConfig, Field(discriminator="kind")
+    MaskgitEncoderConfig | TitokEncoderConfig | VqvaeEncoderConfig | VqganEncoderConfig | VitEncoderConfig,
+    Field(discriminator="kind"),
 ]
 DecoderConfig = Annotated[
-    MaskgitDecoderConfig | VqvaeDecoderConfig | VqganDecoderConfig | VitDecoderConfig, Field(discriminator="kind")
+    MaskgitDecoderConfig
+    | TitokDecoderConfig
+    | TitokProxyDecoderConfig
+    | VqvaeDecoderConfig
+    | VqganDecoderConfig
+    | VitDecoderConfig,
+    Field(discriminator="kind"),
 ]
 
 __all__ = ["Decoder", "DecoderConfig", "Encoder", "EncoderConfig"]

@@ -1,0 +1,157 @@
+"""TiTok as 1d-tokenizer publishes it, two-stage (`pixel_decoder.`, `pixel_quantize.`) or single-stage."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tokenizers_vq.conversion.checkpoint import below, read_config, read_tensors
+from tokenizers_vq.conversion.keys import fill, rename, skip
+from tokenizers_vq.conversion.maskgit import decoder_tensors, network_fields, wanted, weights_file
+from tokenizers_vq.networks.maskgit import MaskgitDecoderConfig
+from tokenizers_vq.networks.titok import TitokDecoderConfig, TitokEncoderConfig, TitokProxyDecoderConfig
+from tokenizers_vq.quantizers import VectorQuantizerConfig
+from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
+
+HEAD_WIDTH = 64  # of all three published sizes
+
+
+def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
+    """The tokenizer of a .bin or .safetensors file, or of a folder that holds one with its `config.json`.
+
+    Sizes are read from the keys, whether one stage or two as well. From the config (`model.vq_model`): `use_l2_norm`,
+    `is_legacy`, `commitment_cost`, the decoder's patch; without, they are those of the published models: two-stage ones
+    are legacy and L2-normalised, single-stage ones neither. Pixels are [0, 1], clamped on decoding. Raises `ValueError`
+    for keys that are missing or surplus, for a config that contradicts them, and for a file of stage 1 alone.
+    """
+    if config is None and path.is_dir() and (path / "config.json").is_file():
+        config = read_config(path / "config.json")
+    path, given = weights_file(path), _vq_model(config)
+    tensors = skip(read_tensors(path, "state_dict", "model"), r"quantize\.embed_prob", "a statistic of training")
+    if given.get("quantize_mode", "vq") != "vq":
+        raise ValueError(f"{path}: quantize_mode {given['quantize_mode']} has no codes; only vq models are tokenizers")
+    book = wanted(tensors, "quantize.embedding.weight", path)
+    two_stage = "decoder.ffn.2.weight" in tensors
+    if two_stage and "pixel_decoder.conv_in.weight" not in tensors:
+        raise ValueError(
+            f"{path} predicts MaskGIT's codes but holds no pixel_decoder: it is of stage 1, give one of stage 2"
+        )
+    legacy = bool(given.get("is_legacy", two_stage))
+    if legacy != two_stage:
+        raise ValueError(
+            f"{path}: the config says is_legacy: {str(legacy).lower()}, but its decoder "
+            f"{'predicts codes' if two_stage else 'gives pixels'}: give the config that belongs to these weights"
+        )
+    embed = wanted(tensors, "encoder.patch_embed.weight", path)
+    channels, patch = embed.shape[1:3]
+    size = _image_size(tensors, patch, config, path)
+    decoder_patch = _decoder_patch(tensors, size, path)
+    trunk = _trunk_fields(below(tensors, "decoder."), decoder_patch, path)
+    decoder: TitokDecoderConfig | TitokProxyDecoderConfig = TitokDecoderConfig(**trunk)
+    if two_stage:
+        codes, dim = wanted(tensors, "pixel_quantize.embedding.weight", path).shape
+        proxy = MaskgitDecoderConfig(**network_fields(below(tensors, "pixel_decoder."), "up", path))
+        decoder = TitokProxyDecoderConfig(**trunk, proxy_codes=codes, proxy_dim=dim, proxy=proxy)
+    tokenizer = Tokenizer(
+        TokenizerConfig(
+            image_size=size,
+            channels=channels,
+            pixels=PixelRange(low=0.0, high=1.0),
+            encoder=TitokEncoderConfig(
+                **_trunk_fields(below(tensors, "encoder."), patch, path), legacy_reshape=two_stage
+            ),
+            quantizer=VectorQuantizerConfig(
+                num_codes=book.shape[0],
+                dim=book.shape[1],
+                distance="cosine" if given.get("use_l2_norm", two_stage) else "euclidean",
+                beta=float(given.get("commitment_cost", 0.25)),
+            ),
+            decoder=decoder,
+        )
+    )
+    return fill(tokenizer, _ours(tensors, two_stage), path)
+
+
+def _vq_model(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The fields of `model.vq_model`, or of a config that is that part alone."""
+    config = config or {}
+    model = config.get("model", config)
+    found = model.get("vq_model", model)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _image_size(tensors: Mapping[str, Tensor], patch: int, config: Mapping[str, Any] | None, path: Path) -> int:
+    """Side of the images: the encoder has a position a patch, of square images."""
+    patches = wanted(tensors, "encoder.positional_embedding", path).shape[0] - 1
+    size = math.isqrt(patches) * patch
+    given = (config or {}).get("dataset", {}).get("preprocessing", {}).get("crop_size", size)
+    if given // patch * patch != size or math.isqrt(patches) ** 2 != patches:
+        raise ValueError(
+            f"{path} has positions for {patches} patches of {patch} pixels, which is no image of {given}x{given}: "
+            "give the config that belongs to these weights"
+        )
+    return size
+
+
+def _decoder_patch(tensors: Mapping[str, Tensor], size: int, path: Path) -> int:
+    patches = math.isqrt(wanted(tensors, "decoder.positional_embedding", path).shape[0] - 1)
+    if patches < 1 or size % patches:
+        raise ValueError(
+            f"{path}: its decoder has positions for {patches}x{patches} patches of images of {size}x{size}"
+        )
+    return size // patches
+
+
+def _trunk_fields(tensors: Mapping[str, Tensor], patch: int, path: Path) -> dict[str, Any]:
+    tokens, width = wanted(tensors, "latent_token_positional_embedding", path).shape
+    mlp = wanted(tensors, "transformer.0.mlp.c_fc.weight", path).shape[0]
+    layers = 1 + max(int(match[1]) for key in tensors if (match := re.match(r"transformer\.(\d+)\.", key)))
+    if width % HEAD_WIDTH:
+        raise ValueError(f"{path}: the width {width} of its tokens holds no whole number of heads of {HEAD_WIDTH}")
+    return {
+        "tokens": tokens,
+        "patch": patch,
+        "width": width,
+        "layers": layers,
+        "heads": width // HEAD_WIDTH,
+        "mlp": None if mlp == 4 * width else mlp,
+    }
+
+
+_TRUNK = [
+    (r"^(encoder|decoder)\.class_embedding$", r"\1.trunk.class_token"),
+    (r"^(encoder|decoder)\.positional_embedding$", r"\1.trunk.positions"),
+    (r"^(encoder|decoder)\.latent_token_positional_embedding$", r"\1.trunk.latent_positions"),
+    (r"^(encoder|decoder)\.ln_pre\.", r"\1.trunk.norm_in."),
+    (r"^(encoder|decoder)\.ln_post\.", r"\1.trunk.norm."),
+    (r"^(encoder|decoder)\.transformer\.", r"\1.trunk.blocks."),
+    (r"\.ln_([12])\.", r".norm\1."),
+    (r"\.attn\.in_proj_", ".attn.qkv."),
+    (r"\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    (r"^latent_tokens$", "encoder.latents"),
+    (r"^encoder\.patch_embed\.", "encoder.embed."),
+    (r"^encoder\.conv_out\.", "encoder.quant_conv."),
+    (r"^quantize\.embedding\.weight$", "quantizer.weight"),
+    (r"^decoder\.decoder_embed\.", "decoder.post_quant_conv."),
+    (r"^decoder\.conv_out\.", "decoder.head."),
+    (r"^decoder\.ffn\.2\.", "decoder.logits."),
+    (r"^pixel_quantize\.embedding\.weight$", "decoder.codebook"),
+]
+
+
+def _ours(tensors: Mapping[str, Tensor], two_stage: bool) -> dict[str, Tensor]:
+    plain = {key: value for key, value in tensors.items() if not key.startswith("pixel_decoder.")}
+    ours = rename(plain, [*_TRUNK, (r"^decoder\.ffn\.0\.", "decoder.expand." if two_stage else "decoder.to_pixels.")])
+    # Patches and 1x1 convolutions are linear layers here.
+    for name in ("encoder.embed", "encoder.quant_conv", "decoder.expand", "decoder.to_pixels", "decoder.logits"):
+        if f"{name}.weight" in ours:
+            ours[f"{name}.weight"] = ours[f"{name}.weight"].flatten(1)
+    proxy = decoder_tensors(below(tensors, "pixel_decoder."))
+    return {**ours, **{f"decoder.proxy.{key}": value for key, value in proxy.items()}}
