@@ -19,8 +19,8 @@ class Quantized(NamedTuple):
 
     features: Tensor
     """`(B, D, *grid)`, the looked-up vectors; gradients as the estimator defines them"""
-    codes: Tensor
-    """int64 `(B, *grid)` or `(B, *grid, L)`"""
+    codes: Any
+    """`Codes`"""
     losses: dict[str, Tensor]
     """scalars that sum at weight 1"""
     stats: dict[str, Tensor]

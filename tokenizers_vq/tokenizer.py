@@ -162,7 +162,7 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
                 f"codes must be as `encode` gives them, (B, *grid), got {tuple(codes.shape)}; add the batch dimension "
                 "with codes[None], and give flat rows their grid with code_layout().unflatten(codes)"
             )
-        return self.decode_features(self.quantizer.lookup(codes))  # type: ignore[arg-type]  # several grids: not this class
+        return self.decode_features(self.quantizer.lookup(codes))
 
     def forward(self, images_: Tensor) -> Output:
         """Autoencode `(B, C, H, W)` for training: everything on the way, nothing clamped."""

@@ -20,6 +20,8 @@ from tokenizers_vq.quantizers import (
     GumbelQuantizer,
     IbqQuantizer,
     LfqQuantizer,
+    MultiscaleQuantizer,
+    ProductQuantizer,
     Quantizer,
     ResidualQuantizer,
     SimVqQuantizer,
@@ -171,6 +173,27 @@ def identity(quantizer: Quantizer, features: Tensor) -> Tensor:
     return features
 
 
+def product_excess(quantizer: Quantizer, features: Tensor, codes: Tensor) -> Tensor:
+    """Each group's distance above its nearest code's."""
+    assert isinstance(quantizer, ProductQuantizer)
+    parts = zip(quantizer.groups, features.chunk(len(quantizer.groups), 1), codes.unbind(-1), strict=True)
+    return torch.stack([vector_excess(*part) for part in parts])
+
+
+def multiscale_excess(quantizer: Quantizer, features: Tensor, codes: Any) -> Tensor:
+    """Each scale's distance above its nearest code's, given the codes of the scales before."""
+    assert isinstance(quantizer, MultiscaleQuantizer)
+    residual, results, config = features.detach().double(), [], quantizer.config
+    book = quantizer.codebook.weight.detach().double()
+    for scale, chosen in enumerate(codes):
+        small = F.adaptive_avg_pool2d(residual, config.grids[scale])
+        results.append(excess(torch.cdist(rows_of(small), book), chosen))
+        h = F.interpolate(book[chosen].movedim(-1, 1), size=config.grids[-1], mode="bicubic")
+        weight, bias = (p.detach().double() for p in quantizer.phis[scale].parameters())  # as many phis as scales
+        residual = residual - (1 - config.phi_ratio) * h - config.phi_ratio * F.conv2d(h, weight, bias, padding=1)
+    return torch.cat(results)
+
+
 _GREEDY = {"idempotence": "codes are chosen greedily, another chain may add up to the same vector or come nearer"}
 
 
@@ -275,9 +298,22 @@ _FSQ = {
     "losses": "there is no loss and no parameter",
 }
 _SAMPLED = {
-    "processes": "processes draw different codes; tests/quantizers/test_sampling.py checks the draws",
+    "processes": "processes draw different codes; tests/quantizers/test_estimators.py checks the draws",
     "estimator": "training draws codes; straight-through as in the case without sampling",
 }
+
+
+def multiscale(name: str, scales: tuple[Any, ...], **fields: Any) -> Case:
+    """A case of `MultiscaleQuantizer`, one phi a scale."""
+    fields = {"scales": scales, "num_codes": 24, "dim": 6, "phis": len(scales), **fields}
+    return Case(name, MultiscaleQuantizer, fields, _GREEDY, excess=multiscale_excess, estimator=identity)
+
+
+def normalised_groups(quantizer: Quantizer, features: Tensor) -> Tensor:
+    """Straight through the normalisation of each group."""
+    assert isinstance(quantizer, ProductQuantizer)
+    return torch.cat([F.normalize(part, dim=1) for part in features.chunk(len(quantizer.groups), 1)], 1)
+
 
 _GUMBEL = {
     "idempotence": "codes are read off logits, which a code's vector is not",
@@ -330,6 +366,22 @@ CASES = [
     residual("residual-shared", shared=True, dropout=0.5),
     residual("residual-shared-ema", shared=True, codebook="ema", revive_after=2),
     residual("residual-cosine", shared=True, distance="cosine"),
+    Case(
+        "product",
+        ProductQuantizer,
+        {"groups": 3, "num_codes": 24, "dim": 6, "revive_after": 2},
+        estimator=identity,
+        excess=product_excess,
+    ),
+    Case(
+        "product-sizes",
+        ProductQuantizer,
+        {"groups": 2, "num_codes": (24, 12), "dim": 6, "distance": "cosine", "codebook": "ema"},
+        estimator=normalised_groups,
+        excess=product_excess,
+    ),
+    multiscale("multiscale", ((1, 1), (2, 3), (4, 4), (5, 7)), revive_after=8),
+    multiscale("multiscale-ratio", (1, (2, 7), (5, 7)), phi_ratio=0.25),
     Case("gumbel", GumbelQuantizer, {"num_codes": 48, "dim": 6, "in_dim": 9}, _GUMBEL, excess=logit_excess),
     Case("gumbel-logits", GumbelQuantizer, {"num_codes": 48, "dim": 6, "project": False}, _GUMBEL, excess=logit_excess),
     Case(

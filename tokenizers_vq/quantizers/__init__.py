@@ -10,6 +10,8 @@ from tokenizers_vq.quantizers.fsq import FsqQuantizer, FsqQuantizerConfig
 from tokenizers_vq.quantizers.gumbel import GumbelQuantizer, GumbelQuantizerConfig
 from tokenizers_vq.quantizers.ibq import IbqQuantizer, IbqQuantizerConfig
 from tokenizers_vq.quantizers.lfq import LfqQuantizer, LfqQuantizerConfig
+from tokenizers_vq.quantizers.multiscale import MultiscaleQuantizer, MultiscaleQuantizerConfig
+from tokenizers_vq.quantizers.product import ProductQuantizer, ProductQuantizerConfig
 from tokenizers_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
 from tokenizers_vq.quantizers.simvq import SimVqQuantizer, SimVqQuantizerConfig
 from tokenizers_vq.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
@@ -18,6 +20,8 @@ QuantizerConfig = Annotated[
     VectorQuantizerConfig
     | GumbelQuantizerConfig
     | ResidualQuantizerConfig
+    | MultiscaleQuantizerConfig
+    | ProductQuantizerConfig
     | FsqQuantizerConfig
     | LfqQuantizerConfig
     | BsqQuantizerConfig
@@ -32,6 +36,8 @@ __all__ = [
     "GumbelQuantizer",
     "IbqQuantizer",
     "LfqQuantizer",
+    "MultiscaleQuantizer",
+    "ProductQuantizer",
     "Quantizer",
     "QuantizerConfig",
     "ResidualQuantizer",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tokenizers_vq import distributed
-from tokenizers_vq.codes import CodeLayout, Quantized
+from tokenizers_vq.codes import CodeLayout, Codes, Quantized
 from tokenizers_vq.quantizers.search import check_finite
 
 
@@ -31,12 +32,12 @@ class Quantizer(nn.Module):
         """Layout of the codes on a grid. Raises `ValueError` for a grid that this quantizer cannot take."""
 
     @abstractmethod
-    def encode(self, features: Tensor) -> Tensor:
+    def encode(self, features: Tensor) -> Codes:
         """`(B, in_dim, *grid)` -> int64 codes."""
 
     @abstractmethod
-    def lookup(self, codes: Tensor) -> Tensor:
-        """Codes -> `(B, dim, *grid)`."""
+    def lookup(self, codes: Any) -> Tensor:
+        """Codes, as `encode` gives them -> `(B, dim, *grid)`."""
 
     @abstractmethod
     def forward(self, features: Tensor) -> Quantized:
@@ -46,6 +47,18 @@ class Quantizer(nn.Module):
 def straight_through(quantized: Tensor, features: Tensor) -> Tensor:
     """Value of `quantized`, bitwise; gradient of the identity on `features` (arXiv 1308.3432)."""
     return quantized.detach() + (features - features.detach())
+
+
+def join_levels(codes: Sequence[Tensor]) -> Tensor:
+    """One `(B, *grid)` a level -> `(B, *grid, L)`; of one level, `(B, *grid)`."""
+    return torch.stack(list(codes), dim=-1) if len(codes) > 1 else codes[0]
+
+
+def split_levels(codes: Tensor, levels: int) -> Sequence[Tensor]:
+    """The inverse of `join_levels`. Raises `ValueError` for another number of levels."""
+    if levels > 1 and codes.shape[-1] != levels:
+        raise ValueError(f"codes must have {levels} levels last, got {tuple(codes.shape)}")
+    return codes.unbind(-1) if levels > 1 else [codes]
 
 
 def training_buffers(module: nn.Module) -> set[str]:

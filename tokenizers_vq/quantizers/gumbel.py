@@ -40,9 +40,7 @@ class GumbelQuantizerConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.project and self.in_dim not in (None, self.num_codes):
-            raise ConfigError(
-                ("in_dim",), f"without projection it is num_codes, {self.num_codes}: leave it out"
-            )
+            raise ConfigError(("in_dim",), f"without projection it is num_codes, {self.num_codes}: leave it out")
         return self
 
     def build(self) -> GumbelQuantizer:

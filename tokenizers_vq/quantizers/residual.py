@@ -12,7 +12,8 @@ from typing_extensions import Self
 
 from tokenizers_vq.codes import CodeLayout, Quantized
 from tokenizers_vq.config import Config, ConfigError
-from tokenizers_vq.quantizers.base import Quantizer, straight_through
+from tokenizers_vq.quantizers.base import Quantizer, join_levels, split_levels, straight_through
+from tokenizers_vq.quantizers.statistics import joined_stats
 from tokenizers_vq.quantizers.vector import VectorQuantizer
 
 Size = Annotated[int, Field(ge=1)]
@@ -108,15 +109,12 @@ class ResidualQuantizer(Quantizer):
         for level in self.levels:
             codes.append(level.encode(residual))
             residual = residual - level.lookup(codes[-1]).float()
-        return _joined(codes)
+        return join_levels(codes)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """int64 `(B, *grid, L)` -> `(B, D, *grid)`. Raises `ValueError` for other L and codes out of range."""
-        levels = self.levels
-        if len(levels) > 1 and codes.shape[-1] != len(levels):
-            raise ValueError(f"codes must have {len(levels)} levels last, got {tuple(codes.shape)}")
-        parts = codes.unbind(-1) if len(levels) > 1 else [codes]
-        vectors = [level.lookup(part) for level, part in zip(levels, parts, strict=True)]
+        parts = split_levels(codes, self.config.levels)
+        vectors = [level.lookup(part) for level, part in zip(self.levels, parts, strict=True)]
         return _partial_sums(vectors)[-1].to(vectors[0].dtype)
 
     def forward(self, features: Tensor) -> Quantized:
@@ -133,24 +131,14 @@ class ResidualQuantizer(Quantizer):
                 total = _cut(sums, self.config.dropout)
             quantized = straight_through(total, z).to(results[0].features.dtype)
         losses = {name: _mean([result.losses[name] for result in results]) for name in results[0].losses}
-        stats = joined_stats(results)
+        stats = joined_stats([result.stats for result in results])
         if self.config.shared:  # one codebook: the last update's figures, not their sums
             stats |= {name: value for name, value in results[-1].stats.items() if name != "perplexity"}
-        return Quantized(quantized, _joined([result.codes for result in results]), losses, stats)
-
-
-def joined_stats(results: Sequence[Quantized]) -> dict[str, Tensor]:
-    """One set of figures of several codebooks: means, but the sum of the dead and the age of the oldest."""
-    join = {"dead": lambda values: torch.stack(values).sum(), "oldest": lambda values: torch.stack(values).max()}
-    return {name: join.get(name, _mean)([result.stats[name] for result in results]) for name in results[0].stats}
+        return Quantized(quantized, join_levels([result.codes for result in results]), losses, stats)
 
 
 def _mean(values: list[Tensor]) -> Tensor:
     return torch.stack(values).mean()
-
-
-def _joined(codes: list[Tensor]) -> Tensor:
-    return torch.stack(codes, dim=-1) if len(codes) > 1 else codes[0]
 
 
 def _partial_sums(vectors: Sequence[Tensor]) -> list[Tensor]:

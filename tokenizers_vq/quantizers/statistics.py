@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,3 +36,11 @@ def code_stats(counts: Tensor, age: Tensor) -> dict[str, Tensor]:
         "dead": dead,
         "oldest": age.max().float(),
     }
+
+
+def joined_stats(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """One set of figures of several codebooks: means, but the sum of the dead and the age of the oldest."""
+    stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    joined = {name: values.mean() for name, values in stacked.items()}
+    joined |= {"dead": stacked["dead"].sum(), "oldest": stacked["oldest"].max()} if "dead" in stacked else {}
+    return joined
