@@ -28,6 +28,8 @@ class _VqganConfig(Config):
     """attention between the two middle blocks"""
     latent_width: int | None = None
     """channels beside the quantizer, before `quant_conv` and after `post_quant_conv`; null = the code's"""
+    quant_kernel: int = 1
+    """side of the convolutions beside the quantizer, `quant_conv` and `post_quant_conv`; odd"""
     groups: int = 32
     """groups of every GroupNorm; must divide every level's channels"""
     dropout: float = 0.0
@@ -42,6 +44,8 @@ class _VqganConfig(Config):
                 )
         if any(not 0 <= level < len(self.multipliers) for level in self.attention):
             raise ConfigError(("attention",), f"levels run from 0 to {len(self.multipliers) - 1}")
+        if self.quant_kernel % 2 == 0:
+            raise ConfigError(("quant_kernel",), f"must be odd to keep the grid, got {self.quant_kernel}")
         return self
 
 
@@ -114,7 +118,8 @@ class VqganEncoder(Encoder):
         self.middle = _middle(widths[-1], config)
         self.norm = GroupNorm(config.groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], config.latent_width or dim, 3, padding=1)
-        self.quant_conv = nn.Conv2d(config.latent_width or dim, dim, 1)
+        kernel = config.quant_kernel
+        self.quant_conv = nn.Conv2d(config.latent_width or dim, dim, kernel, padding=kernel // 2)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         return stride_grid(height, width, self.stride)
@@ -138,7 +143,8 @@ class VqganDecoder(Decoder):
         config = VqganDecoderConfig(**fields)
         self.distribution = config.output
         widths = [config.width * multiplier for multiplier in config.multipliers]
-        self.post_quant_conv = nn.Conv2d(dim, config.latent_width or dim, 1)
+        kernel = config.quant_kernel
+        self.post_quant_conv = nn.Conv2d(dim, config.latent_width or dim, kernel, padding=kernel // 2)
         self.conv_in = nn.Conv2d(config.latent_width or dim, widths[-1], 3, padding=1)
         self.middle = _middle(widths[-1], config)
         before = [*widths[1:], widths[-1]]

@@ -1,0 +1,105 @@
+"""Keys of VQGAN's networks as taming-transformers and its many descendants write them, to ours, and what they tell.
+
+Shared layout: `encoder.down.0.block.0.`, `.attn.0.`, `.downsample.`, `mid.block_1. mid.attn_1. mid.block_2.`,
+`decoder.up.0.` (0 = full size), `quant_conv. post_quant_conv.`. LlamaGen's `conv_blocks.0.res.0.` and `mid.0.`, whose
+decoder counts from the coarsest level on, and VAR's joint `qkv` are read too.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tokenizers_vq.conversion.keys import rename
+
+_RULES = [
+    (r"^encoder\.(?:down|conv_blocks)\.", "encoder.levels."),
+    (r"^decoder\.conv_blocks\.", "decoder.levels."),
+    (r"^((?:en|de)coder\.levels\.\d+)\.(?:block|res)\.", r"\1.blocks."),
+    (r"^((?:en|de)coder\.levels\.\d+)\.attn\.", r"\1.attention."),
+    (r"^((?:en|de)coder\.levels\.\d+)\.(?:down|up)sample\.", r"\1.resample."),
+    (r"^((?:en|de)coder)\.mid\.block_1\.", r"\1.middle.0."),
+    (r"^((?:en|de)coder)\.mid\.attn_1\.", r"\1.middle.1."),
+    (r"^((?:en|de)coder)\.mid\.(\d+)\.", r"\1.middle.\2."),
+    (r"^((?:en|de)coder\..*)\.nin_shortcut\.", r"\1.shortcut."),
+    (r"^((?:en|de)coder\..*)\.proj_out\.", r"\1.out."),
+    (r"^((?:en|de)coder)\.norm_out\.", r"\1.norm."),
+    (r"^decoder\.conv_out\.", "decoder.head."),
+    (r"^quant_conv\.", "encoder.quant_conv."),
+    (r"^post_quant_conv\.", "decoder.post_quant_conv."),
+]
+
+
+def our_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` with the keys of encoder, decoder and the two convolutions at the codes as ours; others stay."""
+    finest = max((int(match[1]) for key in tensors if (match := re.match(r"decoder\.up\.(\d+)\.", key))), default=0)
+    attended = {
+        part for part in ("encoder", "decoder") if any(key.startswith(f"{part}.mid.attn_1.") for key in tensors)
+    }
+    counted = {}
+    for key, tensor in tensors.items():
+        key = re.sub(r"^decoder\.up\.(\d+)\.", lambda match: f"decoder.levels.{finest - int(match[1])}.", key)
+        key = re.sub(
+            r"^((?:en|de)coder)\.mid\.block_2\.",
+            lambda match: f"{match[1]}.middle.{2 if match[1] in attended else 1}.",
+            key,
+        )
+        if re.match(r"(en|de)coder\..*\.qkv\.", key):
+            counted.update(
+                {key.replace(".qkv.", f".{name}."): third for name, third in zip("qkv", tensor.chunk(3), strict=True)}
+            )
+        else:
+            counted[key] = tensor
+    return rename(counted, _RULES)
+
+
+def shape(tensors: Mapping[str, Tensor], key: str, path: Path) -> tuple[int, ...]:
+    """Shape of the tensor at our `key`. Raises `ValueError` where there is none."""
+    if key not in tensors:
+        raise ValueError(f"{path} has no tensor for {key}: it is of another layout, give the source it comes from")
+    return tuple(tensors[key].shape)
+
+
+def network_fields(tensors: Mapping[str, Tensor], part: str, path: Path) -> dict[str, Any]:
+    """What `tensors` (by our keys) tell of `part`, "encoder" or "decoder", as fields of networks/vqgan.py's configs.
+
+    Everything but groups and dropout: width, multipliers, blocks, attention, middle_attention, latent_width and
+    quant_kernel. Raises `ValueError` for keys that describe no such network.
+    """
+    found = [
+        match for key in tensors if (match := re.match(rf"{part}\.levels\.(\d+)\.blocks\.(\d+)\.conv1\.weight", key))
+    ]
+    if not found:
+        raise ValueError(f"{path} has no residual blocks of {part}: it is of another layout, give its source")
+    count, blocks = (1 + max(int(match[i]) for match in found) for i in (1, 2))
+    widths = [shape(tensors, f"{part}.levels.{i}.blocks.0.conv1.weight", path)[0] for i in range(count)]
+    attention = [i for i in range(count) if any(key.startswith(f"{part}.levels.{i}.attention.") for key in tensors)]
+    if part == "decoder":  # its levels run from the coarsest on, the config's from full size
+        widths, attention = widths[::-1], sorted(count - 1 - i for i in attention)
+    # The encoder's first convolution tells the base width; the decoder's multipliers are free up to a factor.
+    inner = shape(tensors, f"{part}.conv_in.weight", path)
+    width = inner[0] if part == "encoder" else _base(tensors, widths)
+    if any(other % width for other in widths):
+        raise ValueError(f"{path}: the widths {widths} of the {part}'s levels are no multiples of {width}")
+    beside_codes = "encoder.quant_conv.weight" if part == "encoder" else "decoder.post_quant_conv.weight"
+    return {
+        "width": width,
+        "multipliers": tuple(other // width for other in widths),
+        "blocks": blocks,
+        "attention": tuple(attention),
+        "middle_attention": f"{part}.middle.1.q.weight" in tensors,
+        "latent_width": inner[1] if part == "decoder" else shape(tensors, "encoder.conv_out.weight", path)[0],
+        "quant_kernel": tensors[beside_codes].shape[-1] if beside_codes in tensors else 1,
+    }
+
+
+def _base(tensors: Mapping[str, Tensor], widths: list[int]) -> int:
+    encoder = tensors.get("encoder.conv_in.weight")
+    if encoder is not None and all(width % encoder.shape[0] == 0 for width in widths):
+        return encoder.shape[0]
+    return math.gcd(*widths)
