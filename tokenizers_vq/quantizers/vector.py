@@ -14,14 +14,12 @@ from tokenizers_vq import distributed
 from tokenizers_vq.codes import CodeLayout, Quantized
 from tokenizers_vq.config import Config
 from tokenizers_vq.quantizers import kmeans
-from tokenizers_vq.quantizers.base import Quantizer, straight_through
+from tokenizers_vq.quantizers.base import Quantizer, check_codes, check_in_all_processes, straight_through
 from tokenizers_vq.quantizers.entropy import entropy_loss
 from tokenizers_vq.quantizers.rotation import rotate
 from tokenizers_vq.quantizers.sampling import sample_codes
-from tokenizers_vq.quantizers.search import check_finite, nearest_codes
-
-WINDOW = 256
-"""updates without use after which the log counts a code as dead"""
+from tokenizers_vq.quantizers.search import nearest_codes
+from tokenizers_vq.quantizers.statistics import code_stats, count
 
 
 class VectorQuantizerConfig(Config):
@@ -80,9 +78,7 @@ class VectorQuantizer(Quantizer):
     Lloyd's rounds on the first), while neither gradients nor averages do. Every code gets a place in the features if
     these batches together hold more of them than there are codes; a batch may hold fewer.
 
-    Stats of a training update: `perplexity` = exp of the entropy of the batch's codes, 1 to K; `dead` = number of codes
-    that no batch used in the last 256 updates (0 in the first 256); `usage` = share of all others, 1 - dead / K;
-    `oldest` = updates since the longest unused code was used (if it never was: since training began).
+    Stats of a training update: `statistics.code_stats`.
     """
 
     training_state: ClassVar[tuple[str, ...]] = ("age", "cluster_size", "cluster_sum", "kmeans_step", "kmeans_counts")
@@ -137,12 +133,7 @@ class VectorQuantizer(Quantizer):
 
         Raises `ValueError` (eager only) for codes that are no integers in [0, K), where a GPU would abort.
         """
-        if codes.is_floating_point():
-            raise ValueError(f"codes must be int64 in [0, {self.num_codes}), got {codes.dtype}; convert with .long()")
-        if codes.numel() and not torch.compiler.is_compiling():
-            low, high = (int(bound) for bound in codes.aminmax())
-            if low < 0 or high >= self.num_codes:
-                raise ValueError(f"codes must lie in [0, {self.num_codes}), got values from {low} to {high}")
+        check_codes(codes, self.num_codes)
         return rearrange(self._vectors(codes), "b ... d -> b d ...").to(self.weight.dtype)
 
     def _vectors(self, codes: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -153,11 +144,8 @@ class VectorQuantizer(Quantizer):
         with torch.autocast(features.device.type, enabled=False):
             z = features.float()
             rows = rearrange(z, "b d ... -> (b ...) d")
-            if self.training and distributed.world_size() > 1:
-                # One process' NaN would stop it alone, and leave the others waiting in the next sum.
-                check_finite(
-                    distributed.sum(0 * torch.stack(torch.aminmax(rows.detach()))), "features to quantize hold"
-                )
+            if self.training:
+                check_in_all_processes(rows)
             weight: Tensor = self.weight
             fitting = False
             if self.training and self.config.kmeans_batches:
@@ -198,8 +186,7 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def _update(self, rows: Tensor, codes: Tensor, move: bool) -> dict[str, Tensor]:
-        counts = distributed.sum(torch.bincount(codes, minlength=self.num_codes).float())
-        self.age.copy_(torch.where(counts > 0, 0, self.age + 1))
+        counts = count(codes, self.num_codes)
         if self.config.codebook == "ema" and move:
             source = self._as_looked_up(rows)
             sums = distributed.sum(torch.zeros_like(self.cluster_sum, dtype=torch.float32).index_add_(0, codes, source))
@@ -209,14 +196,7 @@ class VectorQuantizer(Quantizer):
             total = self.cluster_size.sum()
             smoothed = (self.cluster_size + epsilon) / (total + self.num_codes * epsilon) * total
             self.weight.copy_(self._as_looked_up(self.cluster_sum / smoothed[:, None]))
-        share = counts / counts.sum()
-        dead = (self.age >= WINDOW).sum().float()
-        return {
-            "perplexity": torch.exp(-torch.special.xlogy(share, share).sum()),
-            "usage": 1 - dead / self.num_codes,
-            "dead": dead,
-            "oldest": self.age.max().float(),
-        }
+        return code_stats(counts, self.age)
 
     @torch.no_grad()
     def _revive(self, rows: Tensor, after: int) -> None:

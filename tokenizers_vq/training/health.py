@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tokenizers_vq.config import Schedule, ScheduleChain, ScheduleCurve, schedule_value
-from tokenizers_vq.quantizers.vector import WINDOW
+from tokenizers_vq.quantizers.statistics import WINDOW
 from tokenizers_vq.training.advice import (
     Advice,
     against_collapse,
