@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from tokenizers_vq.tokenizer import Tokenizer
 
 SOURCES: dict[str, str] = {
+    "ibq": "ibq",
     "maskgit": "maskgit",
+    "open-magvit2": "open_magvit2",
     "titok": "titok",
 }
 """`convert`'s source -> the module of this package that reads it"""

@@ -6,6 +6,7 @@ from pydantic import Field
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
 from tokenizers_vq.networks.base import Decoder, Encoder
+from tokenizers_vq.networks.magvit2 import Magvit2DecoderConfig, Magvit2EncoderConfig
 from tokenizers_vq.networks.maskgit import MaskgitDecoderConfig, MaskgitEncoderConfig
 from tokenizers_vq.networks.titok import TitokDecoderConfig, TitokEncoderConfig, TitokProxyDecoderConfig
 from tokenizers_vq.networks.vit import VitDecoderConfig, VitEncoderConfig
@@ -13,11 +14,17 @@ from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
 from tokenizers_vq.networks.vqvae import VqvaeDecoderConfig, VqvaeEncoderConfig
 
 EncoderConfig = Annotated[
-    MaskgitEncoderConfig | TitokEncoderConfig | VqvaeEncoderConfig | VqganEncoderConfig | VitEncoderConfig,
+    Magvit2EncoderConfig
+    | MaskgitEncoderConfig
+    | TitokEncoderConfig
+    | VqvaeEncoderConfig
+    | VqganEncoderConfig
+    | VitEncoderConfig,
     Field(discriminator="kind"),
 ]
 DecoderConfig = Annotated[
-    MaskgitDecoderConfig
+    Magvit2DecoderConfig
+    | MaskgitDecoderConfig
     | TitokDecoderConfig
     | TitokProxyDecoderConfig
     | VqvaeDecoderConfig

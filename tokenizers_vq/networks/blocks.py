@@ -44,14 +44,16 @@ def precise(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 class ResidualBlock(nn.Module):
     """GroupNorm, swish, 3x3 twice, plus a 1x1 shortcut where the width changes. `(B, C, H, W)` -> `(B, C', H, W)`."""
 
-    def __init__(self, width_in: int, width_out: int, groups: int = 32, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width_in: int, width_out: int, groups: int = 32, dropout: float = 0.0, bias: bool = True
+    ) -> None:
         super().__init__()
         self.norm1 = GroupNorm(groups, width_in, eps=1e-6)
-        self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1, bias=bias)
         self.norm2 = GroupNorm(groups, width_out, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
-        self.shortcut = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1, bias=bias)
+        self.shortcut = nn.Conv2d(width_in, width_out, 1, bias=bias) if width_in != width_out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         # No name keeps the first convolution's output: without autograd three tensors live at once, not four.

@@ -1,0 +1,50 @@
+"""IBQ as SEED-Voken publishes it: taming's networks and `quantize.embedding.weight`, searched by dot product."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers_vq.conversion.keys import fill, rename
+from tokenizers_vq.conversion.seed_voken import read, resolution, settings
+from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
+from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
+from tokenizers_vq.quantizers import IbqQuantizerConfig
+from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
+
+
+def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
+    """The tokenizer of a Lightning .ckpt, with the averaged weights where the file holds them.
+
+    Sizes are read from the keys, the image size from the config (256 without). The published class overrides the
+    quantizer of its base, so `l2_normalize` and `cosine_similarity` in a config change nothing, there or here. Raises
+    `ValueError` for keys that are missing or surplus.
+    """
+    arguments = settings(config)
+    tensors = rename(our_keys(read(path, arguments)), [(r"^quantize\.embedding\.weight$", "quantizer.weight")])
+    codes, dim = shape(tensors, "quantizer.weight", path)
+    lossconfig = (arguments.get("lossconfig") or {}).get("params") or {}
+    training: dict[str, Any] = {
+        name: float(given[theirs])
+        for name, given, theirs in [
+            ("beta", arguments, "beta"),
+            ("entropy_temperature", arguments, "entropy_temperature"),
+            ("entropy_weight", lossconfig, "entropy_loss_weight"),
+        ]
+        if theirs in given
+    }
+    if arguments.get("use_entropy_loss") is False:
+        training["entropy_weight"] = 0.0
+    dropout = float(arguments.get("ddconfig", {}).get("dropout", 0.0))
+    tokenizer = Tokenizer(
+        TokenizerConfig(
+            image_size=resolution(arguments),
+            channels=shape(tensors, "encoder.conv_in.weight", path)[1],
+            pixels=PixelRange(clamp=False),
+            encoder=VqganEncoderConfig(**network_fields(tensors, "encoder", path), dropout=dropout),
+            quantizer=IbqQuantizerConfig(num_codes=codes, dim=dim, **training),
+            decoder=VqganDecoderConfig(**network_fields(tensors, "decoder", path), dropout=dropout),
+        )
+    )
+    return fill(tokenizer, tensors, path)

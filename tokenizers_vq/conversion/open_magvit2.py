@@ -1,0 +1,95 @@
+"""Open-MAGVIT2 as SEED-Voken publishes it: `encoder.down. encoder.mid_block. decoder.adaptive.`, no convolution at
+the codes, no stored codebook."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tokenizers_vq.conversion.keys import fill, rename
+from tokenizers_vq.conversion.seed_voken import read, resolution, settings
+from tokenizers_vq.networks.magvit2 import Magvit2DecoderConfig, Magvit2EncoderConfig
+from tokenizers_vq.quantizers import LfqQuantizerConfig
+from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
+
+_RULES = [
+    (r"^encoder\.down\.", "encoder.levels."),
+    (r"\.(down|up)sample\.conv1\.", ".resample.conv."),
+    (r"\.downsample\.", ".resample."),
+    (r"\.block\.(\d+)\.", r".blocks.\1."),
+    (r"\.mid_block\.", ".middle."),
+    (r"\.nin_shortcut\.", ".shortcut."),
+    (r"\.norm_out\.", ".norm."),
+    (r"\.gamma\.", ".scale."),
+    (r"\.beta\.", ".bias."),
+    (r"^decoder\.conv_out\.", "decoder.head."),
+]
+
+
+def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
+    """The tokenizer of a Lightning .ckpt, with the averaged weights where the file holds them.
+
+    Sizes are read from the keys, the image size from the config (256 without). Raises `ValueError` for keys that are
+    missing or surplus.
+    """
+    arguments = settings(config)
+    tensors = read(path, arguments)
+    finest = _count(tensors, r"decoder\.up\.(\d+)\.") - 1
+    counted = {
+        re.sub(
+            r"^decoder\.(up|adaptive)\.(\d+)\.",
+            lambda match: f"decoder.levels.{finest - int(match[2])}.{'adaptive.' if match[1] == 'adaptive' else ''}",
+            key,
+        ): tensor
+        for key, tensor in tensors.items()
+    }
+    ours = rename(counted, _RULES)
+    for key in ("encoder.conv_in.weight", "encoder.conv_out.weight", "decoder.levels.0.blocks.0.conv1.weight"):
+        if key not in ours:
+            raise ValueError(f"{path} has no tensor for {key}: it is no Open-MAGVIT2 checkpoint, give its own source")
+    bits = ours["encoder.conv_out.weight"].shape[0]
+    weights: dict[str, Any] = {
+        name: float(arguments[theirs])
+        for name, theirs in [
+            ("sample_entropy", "sample_minimization_weight"),
+            ("batch_entropy", "batch_maximization_weight"),
+        ]
+        if theirs in arguments
+    }
+    tokenizer = Tokenizer(
+        TokenizerConfig(
+            image_size=resolution(arguments),
+            channels=ours["encoder.conv_in.weight"].shape[1],
+            pixels=PixelRange(clamp=False),
+            encoder=Magvit2EncoderConfig(**_fields(ours, "encoder", path)),
+            quantizer=LfqQuantizerConfig(bits=bits, entropy_group=min(bits, 18), **weights),
+            decoder=Magvit2DecoderConfig(**_fields(ours, "decoder", path)),
+        )
+    )
+    return fill(tokenizer, ours, path)
+
+
+def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    return 1 + max((int(match[1]) for key in tensors if (match := re.match(pattern, key))), default=-1)
+
+
+def _fields(tensors: Mapping[str, Tensor], part: str, path: Path) -> dict[str, Any]:
+    levels = _count(tensors, rf"{part}\.levels\.(\d+)\.blocks\.")
+    widths = [tensors[f"{part}.levels.{i}.blocks.0.conv1.weight"].shape[0] for i in range(levels)]
+    if part == "decoder":  # ours run from the coarsest on
+        widths = widths[::-1]
+    base = tensors["encoder.conv_in.weight"].shape[0]
+    if any(width % base for width in widths):
+        if part == "encoder":
+            raise ValueError(f"{path}: the widths {widths} of the encoder's levels are no multiples of {base}")
+        base = math.gcd(*widths)
+    return {
+        "width": base,
+        "multipliers": tuple(width // base for width in widths),
+        "blocks": _count(tensors, rf"{part}\.levels\.0\.blocks\.(\d+)\."),
+    }
