@@ -16,9 +16,15 @@ if TYPE_CHECKING:
 
 SOURCES: dict[str, str] = {
     "ibq": "ibq",
+    "latent-diffusion": "latent_diffusion",
+    "llamagen": "llamagen",
     "maskgit": "maskgit",
+    "rqvae": "rqvae",
+    "taming": "taming",
     "open-magvit2": "open_magvit2",
     "titok": "titok",
+    "var": "var",
+    "vitvqgan": "vitvqgan",
 }
 """`convert`'s source -> the module of this package that reads it"""
 

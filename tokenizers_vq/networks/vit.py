@@ -34,6 +34,8 @@ class _VitConfig(Config):
     """of the blocks' feed-forwards (tanh: enhancing-transformers)"""
     qkv_bias: bool = True
     """biases of queries, keys and values"""
+    projection: bool = True
+    """a linear layer after attention (enhancing-transformers leaves it out of a single head as wide as the token)"""
     positions: Literal["learned", "sincos"] = "learned"
     """position embeddings: learned, or fixed two-dimensional sines and cosines; both interpolate to other sizes"""
     tanh_head: bool = True
@@ -43,6 +45,8 @@ class _VitConfig(Config):
     def _check(self) -> Self:
         if self.head_width is None and self.width % self.heads:
             raise ConfigError(("heads",), f"{self.heads} heads do not divide the width {self.width}")
+        if not self.projection and (self.head_width or self.width // self.heads) * self.heads != self.width:
+            raise ConfigError(("projection",), "only heads that together are as wide as a token can go without one")
         if self.positions == "sincos" and self.width % 4:
             raise ConfigError(("width",), f"sincos positions need a width divisible by 4, got {self.width}")
         return self
@@ -62,6 +66,8 @@ class VitDecoderConfig(_VitConfig, DecoderFields):
     """Decoder of ViT-VQGAN; its sizes need not be the encoder's."""
 
     kind: Literal["vit"] = "vit"
+    bias: Literal["pixel", "channel"] = "pixel"
+    """of the last layer: one for each pixel of a patch, or one a channel (enhancing-transformers)"""
 
     def build(self, *, dim: int, channels: int, image_size: tuple[int, int]) -> VitDecoder:
         """The decoder from features of `dim` to images of `channels`; positions are those of `image_size`."""
@@ -88,7 +94,7 @@ class _Trunk(nn.Module):
             positions = torch.empty(1, grid[0] * grid[1], config.width)
             self.positions = nn.Parameter(nn.init.trunc_normal_(positions, std=0.02))
         else:
-            self.register_buffer("positions", sincos_positions(grid, config.width)[None])
+            self.positions = nn.Parameter(sincos_positions(grid, config.width)[None], requires_grad=False)
         inner = config.mlp or 4 * config.width
         self.blocks = nn.ModuleList(
             Block(
@@ -104,6 +110,8 @@ class _Trunk(nn.Module):
             block.attn = Attention(
                 config.width, config.heads, attn_head_dim=config.head_width, qkv_bias=config.qkv_bias
             )
+            if not config.projection:
+                block.attn.proj = nn.Identity()
         self.norm = nn.LayerNorm(config.width)
         self.head = Mlp(config.width, inner, act_layer=_Tanh) if config.tanh_head else nn.Identity()
 
@@ -186,7 +194,9 @@ class VitDecoder(Decoder):
         self.patch, self.distribution = config.patch, config.output
         self.post_quant_conv = nn.Linear(dim, config.width)
         self.trunk = _Trunk(config, stride_grid(*image_size, config.patch))
-        self.head = nn.Linear(config.width, config.output_channels(channels) * config.patch**2)
+        out = config.output_channels(channels)
+        self.head = nn.Linear(config.width, out * config.patch**2, bias=config.bias == "pixel")
+        self.bias = nn.Parameter(torch.zeros(out)) if config.bias == "channel" else None
         _initialise(self, self.trunk)
         use_onednn(self)
 
@@ -194,7 +204,8 @@ class VitDecoder(Decoder):
         height, width = features.shape[-2:]
         tokens = self.post_quant_conv(rearrange(features, "b d h w -> b (h w) d"))
         patches = self.head(self.trunk.end(self.trunk(tokens, (height, width))))
-        return rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=self.patch, q=self.patch)
+        output = rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=self.patch, q=self.patch)
+        return output if self.bias is None else output + self.bias[:, None, None]
 
     def trunk_blocks(self) -> Iterator[nn.Module]:
         yield from self.trunk.blocks
