@@ -111,7 +111,7 @@ class _Trunk(nn.Module):
                 config.width, config.heads, attn_head_dim=config.head_width, qkv_bias=config.qkv_bias
             )
             if not config.projection:
-                block.attn.proj = nn.Identity()
+                block.attn.proj = nn.Identity()  # type: ignore[assignment]
         self.norm = nn.LayerNorm(config.width)
         self.head = Mlp(config.width, inner, act_layer=_Tanh) if config.tanh_head else nn.Identity()
 
