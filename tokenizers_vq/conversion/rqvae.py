@@ -1,0 +1,77 @@
+"""RQ-VAE (kakaobrain/rq-vae-transformer; arXiv 2203.01941): taming's network, codes of several levels."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenizers_vq.conversion.checkpoint import below, read_tensors
+from tokenizers_vq.conversion.keys import fill, skip
+from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
+from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
+from tokenizers_vq.quantizers.residual import ResidualQuantizerConfig
+from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
+
+_STATE = {"weight": "weight", "cluster_size_ema": "cluster_size", "embed_ema": "cluster_sum"}
+
+
+def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
+    """The tokenizer of `arch` in the published YAML; without it, from the keys, for images of 256 px.
+
+    The moving averages are kept for training; the table's last row, a padding that no code names, is left out. Images
+    in [-1, 1] both ways, not clamped. Raises `ValueError` for latents that the reference merges into one code.
+    """
+    tensors = skip(read_tensors(path, "state_dict", "model"), r"discriminator\.|loss\.", "parts of the training alone")
+    arch = (config or {}).get("arch", config or {})
+    hparams, network = arch.get("hparams", {}), arch.get("ddconfig", {})
+    if hparams.get("latent_shape", [0, 0])[:2] != hparams.get("code_shape", [0, 0])[:2]:
+        raise ValueError(
+            f"{path}: codes of several merged positions (latent_shape {hparams['latent_shape']}, code_shape "
+            f"{hparams['code_shape']}) are not supported: no published model has them"
+        )
+    ours = our_keys({key: tensor for key, tensor in tensors.items() if not key.startswith("quantizer.")})
+    books = _codebooks(tensors, path)
+    shared = bool(hparams.get("shared_codebook", len(books) > 1 and all(_equal(books[0], book) for book in books)))
+    for level, book in enumerate(books[:1] if shared else books):
+        ours |= {f"quantizer.codebooks.{level}.{name}": tensor for name, tensor in book.items()}
+    decay = hparams.get("decay", 0.99)
+    quantizer = ResidualQuantizerConfig(
+        levels=len(books),
+        num_codes=len(books[0]["weight"]) if shared else tuple(len(book["weight"]) for book in books),
+        dim=books[0]["weight"].shape[1],
+        shared=shared,
+        codebook="ema",
+        beta=float(hparams.get("latent_loss_weight", 0.25)),
+        decay=decay[0] if isinstance(decay, (list, tuple)) else decay,
+    )
+    tokenizer = Tokenizer(
+        TokenizerConfig(
+            image_size=network.get("resolution", 256),
+            channels=shape(ours, "encoder.conv_in.weight", path)[1],
+            pixels=PixelRange(clamp=False),
+            encoder=VqganEncoderConfig(**network_fields(ours, "encoder", path)),
+            quantizer=quantizer,
+            decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
+        )
+    )
+    return fill(tokenizer, ours, path)
+
+
+def _codebooks(tensors: dict[str, Tensor], path: Path) -> list[dict[str, Tensor]]:
+    """Each level's tensors by our names, without the row of padding."""
+    levels = {int(match[1]) for key in tensors if (match := re.match(r"quantizer\.codebooks\.(\d+)\.", key))}
+    books = [below(tensors, f"quantizer.codebooks.{level}.") for level in sorted(levels)]
+    if not books or any("weight" not in book for book in books):
+        raise ValueError(f"{path} has no quantizer.codebooks.0.weight: it is of another layout, give its source")
+    return [
+        {_STATE.get(name, name): tensor[:-1] if name == "weight" else tensor for name, tensor in book.items()}
+        for book in books
+    ]
+
+
+def _equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left["weight"].shape == right["weight"].shape and torch.equal(left["weight"], right["weight"])

@@ -1,0 +1,71 @@
+"""VAR's multi-scale tokenizer (FoundationVision/VAR; arXiv 2404.02905): latent diffusion's network, a grid a scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tokenizers_vq.conversion.checkpoint import below, read_tensors
+from tokenizers_vq.conversion.keys import fill, rename, skip
+from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
+from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
+from tokenizers_vq.quantizers.multiscale import MultiscaleQuantizerConfig
+from tokenizers_vq.tokenizer import Tokenizer, TokenizerConfig
+
+_RULES = [
+    (r"^quantize\.embedding\.weight$", "quantizer.codebook.weight"),
+    (r"^quantize\.quant_resi\.qresi\.", "quantizer.phis.0."),
+    (r"^quantize\.quant_resi\.(?:qresi_ls\.)?(\d+)\.", r"quantizer.phis.\1."),
+]
+
+
+def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
+    """The tokenizer of the reference's arguments (`v_patch_nums`, `quant_resi`, `beta`); unset, its defaults.
+
+    Images in [-1, 1] both ways, clamped by `decode` as there. Raises `ValueError` for `using_znorm`, which searches
+    normalised and looks up unnormalised vectors, and which no published model has.
+    """
+    settings = config or {}
+    if settings.get("using_znorm"):
+        raise ValueError(f"{path}: using_znorm is not supported: no published model has it")
+    tensors = read_tensors(path, "state_dict", "model", "trainer")
+    tensors = below(tensors, "vae_local.") or tensors
+    hits = tensors.get("quantize.ema_vocab_hit_SV")
+    tensors = skip(tensors, r"quantize\.ema_vocab_hit_SV$", "statistics of the training")
+    ours = rename(our_keys(tensors), _RULES)
+    codes, dim = shape(ours, "quantizer.codebook.weight", path)
+    encoder = network_fields(ours, "encoder", path)
+    scales = _scales(settings.get("v_patch_nums"), hits, path)
+    side = scales[-1] if isinstance(scales[-1], tuple) else (scales[-1], scales[-1])
+    stride = 2 ** (len(encoder["multipliers"]) - 1)
+    ratio = abs(float(settings.get("quant_resi", 0.5)))
+    tokenizer = Tokenizer(
+        TokenizerConfig(
+            image_size=(side[0] * stride, side[1] * stride),
+            channels=shape(ours, "encoder.conv_in.weight", path)[1],
+            encoder=VqganEncoderConfig(**encoder),
+            quantizer=MultiscaleQuantizerConfig(
+                scales=scales,
+                num_codes=codes,
+                dim=dim,
+                phis=len([key for key in ours if key.startswith("quantizer.phis.") and key.endswith(".weight")]),
+                phi_ratio=ratio,
+                beta=float(settings.get("beta", 0.25)),
+            ),
+            decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
+        )
+    )
+    return fill(tokenizer, ours, path)
+
+
+def _scales(given: Any, hits: Tensor | None, path: Path) -> tuple[Any, ...]:
+    published = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    if given is not None:
+        scales = tuple(tuple(scale) if isinstance(scale, (list, tuple)) else int(scale) for scale in given)
+    elif hits is None or len(hits) == len(published):
+        scales = published
+    else:
+        raise ValueError(f"{path} is of {len(hits)} scales: give them as v_patch_nums in a config, [1, 2, 4] say")
+    return scales
