@@ -1,0 +1,54 @@
+"""LlamaGen's tokenizers (arXiv 2406.06525): `encoder.conv_blocks.0.res.0.`, L2-normalised codes, no config file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tokenizers_vq.conversion import pickles
+from tokenizers_vq.conversion.checkpoint import read_tensors
+from tokenizers_vq.conversion.keys import fill, rename, skip
+from tokenizers_vq.conversion.patchgan import patchgan
+from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
+from tokenizers_vq.discriminators.patchgan import PatchGAN
+from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
+from tokenizers_vq.quantizers import VectorQuantizerConfig
+from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
+
+
+def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
+    """The tokenizer of a file; its averaged weights (`ema`) where it has them, as the reference prefers.
+
+    A config may say `codebook_l2_norm` (true in all that is published) and `image_size` (256). Pixels are [-1, 1], not
+    clamped. Raises `ValueError` for another layout.
+    """
+    given = dict(config or {})
+    tensors = read_tensors(path, "ema", "model", "state_dict")
+    tensors = skip(tensors, r"quantize\.codebook_used$", "statistics of training")
+    ours = rename(our_keys(tensors), [(r"^quantize\.embedding\.weight$", "quantizer.weight")])
+    codes, dim = shape(ours, "quantizer.weight", path)
+    tokenizer = Tokenizer(
+        TokenizerConfig(
+            image_size=given.get("image_size", 256),
+            channels=shape(ours, "encoder.conv_in.weight", path)[1],
+            pixels=PixelRange(clamp=False),
+            encoder=VqganEncoderConfig(**network_fields(ours, "encoder", path)),
+            quantizer=VectorQuantizerConfig(
+                num_codes=codes, dim=dim, distance="cosine" if given.get("codebook_l2_norm", True) else "euclidean"
+            ),
+            decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
+        )
+    )
+    return fill(tokenizer, ours, path)
+
+
+def convert_discriminator(path: Path, config: Mapping[str, Any] | None = None) -> PatchGAN | None:
+    """The PatchGAN of a training checkpoint's `discriminator`; None where the file holds none, as published ones."""
+    content = pickles.read(path) if path.suffix != ".safetensors" else {}
+    state = content.get("discriminator") if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping):
+        return None
+    return patchgan({str(key): value for key, value in state.items() if isinstance(value, Tensor)}, path)

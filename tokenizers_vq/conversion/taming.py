@@ -1,0 +1,116 @@
+"""Tokenizers of taming-transformers (arXiv 2012.09841): VQ, its EMA form and Gumbel, alone or inside a transformer.
+
+Layout: a Lightning .ckpt (`state_dict`) or a plain one; the networks' keys are those of `vqgan_keys`, the codebook's
+`quantize.embedding.weight`, or `quantize.embed.weight` and `quantize.proj.` (Gumbel); `loss.` holds the discriminator.
+A transformer's file has all of it below `first_stage_model.`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tokenizers_vq.conversion.checkpoint import below, read_tensors
+from tokenizers_vq.conversion.keys import fill, rename, skip
+from tokenizers_vq.conversion.patchgan import patchgan
+from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
+from tokenizers_vq.discriminators.patchgan import PatchGAN
+from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
+from tokenizers_vq.quantizers import QuantizerConfig, VectorQuantizerConfig
+from tokenizers_vq.quantizers.gumbel import GumbelQuantizerConfig
+from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
+
+logger = logging.getLogger(__name__)
+FIRST_STAGE = "first_stage_model."
+_CODEBOOK = [
+    (r"^quantize\.embed(?:ding)?\.weight$", "quantizer.weight"),
+    (r"^quantize\.embedding\.cluster_size$", "quantizer.cluster_size"),
+    (r"^quantize\.embedding\.embed_avg$", "quantizer.cluster_sum"),
+    (r"^quantize\.proj\.", "quantizer.projection."),
+]
+
+
+def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
+    """The tokenizer of a file; everything that decides codes and images is read from its keys.
+
+    From the config, where given: `resolution` (the size it is made for; 256 without) and Gumbel's `kl_weight`. Pixels
+    are [-1, 1], not clamped. Raises `ValueError` for another layout, and for options that the networks lack.
+    """
+    given = first_stage_params(config)
+    tensors = _first_stage(read_tensors(path, "state_dict", "model"))
+    tensors = skip(tensors, r"loss\.", "they train")
+    tensors = skip(tensors, r"model_ema\.", "moving averages, which the reference does not read")
+    tensors = skip(tensors, r"colorize$|quantize\.used$", "they change no code")
+    if given.get("remap") is not None:
+        logger.warning("remap is left out: codes are those of the whole codebook, not of the used ones")
+    ours = rename(our_keys(tensors), _CODEBOOK)
+    if "quantizer.projection.weight" in ours:  # a 1x1 convolution
+        ours["quantizer.projection.weight"] = ours["quantizer.projection.weight"].flatten(1)
+    channels, output = shape(ours, "encoder.conv_in.weight", path)[1], shape(ours, "decoder.head.weight", path)[0]
+    if channels != output:
+        raise ValueError(f"{path} reads images of {channels} channels and gives {output}: it is no autoencoder of them")
+    ddconfig = given.get("ddconfig") or {}
+    for option, usual in (("tanh_out", False), ("double_z", False), ("resamp_with_conv", True)):
+        if ddconfig.get(option, usual) != usual:
+            raise ValueError(f"{path}: ddconfig.{option}={ddconfig[option]} is not supported by the VQGAN networks")
+    tokenizer = Tokenizer(
+        TokenizerConfig(
+            image_size=ddconfig.get("resolution", 256),
+            channels=channels,
+            pixels=PixelRange(clamp=False),
+            encoder=VqganEncoderConfig(**network_fields(ours, "encoder", path)),
+            quantizer=_quantizer(ours, given, path),
+            decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
+        )
+    )
+    return fill(tokenizer, ours, path)
+
+
+def convert_discriminator(path: Path, config: Mapping[str, Any] | None = None) -> PatchGAN | None:
+    """The PatchGAN below `loss.discriminator.`, its running statistics included; None where the file holds none.
+
+    Raises `ValueError` for one with ActNorm, or of which only a part is there.
+    """
+    tensors = read_tensors(path, "state_dict", "model")
+    for prefix in ("loss.discriminator.", f"{FIRST_STAGE}loss.discriminator."):
+        if found := below(tensors, prefix):
+            return patchgan(found, path)
+    return None
+
+
+def first_stage_params(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Parameters of the tokenizer in a config, itself or as the first stage of a transformer or diffusion model's."""
+    params = dict(config or {})
+    for name in ("model", "params", "first_stage_config", "params"):
+        if isinstance(params.get(name), Mapping):
+            params = dict(params[name])
+    return params
+
+
+def _first_stage(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not any(key.startswith(FIRST_STAGE) for key in tensors):
+        return tensors
+    return below(skip(tensors, rf"(?!{FIRST_STAGE})", "they belong to the model on top of the tokenizer"), FIRST_STAGE)
+
+
+def _quantizer(ours: Mapping[str, Tensor], given: Mapping[str, Any], path: Path) -> QuantizerConfig:
+    if "quantizer.weight" not in ours:
+        raise ValueError(f"{path} has no codebook (quantize.embedding.weight): it is no VQ or Gumbel tokenizer")
+    codes, dim = shape(ours, "quantizer.weight", path)
+    if "quantizer.projection.weight" in ours:
+        in_dim = shape(ours, "quantizer.projection.weight", path)[1]
+        return GumbelQuantizerConfig(
+            num_codes=codes,
+            dim=dim,
+            in_dim=None if in_dim == dim else in_dim,
+            straight_through=True,
+            kl_weight=float(given.get("kl_weight", 1e-8)),
+        )
+    if "quantizer.cluster_size" in ours:
+        return VectorQuantizerConfig(num_codes=codes, dim=dim, codebook="ema")
+    # The reference multiplies the codebook's term with beta, not the commitment's, unless told otherwise.
+    return VectorQuantizerConfig(num_codes=codes, dim=dim, legacy_beta=True)
