@@ -110,8 +110,32 @@ def test_arrays_of_five_channels(tmp_path: Path, dtype: str) -> None:
     assert torch.equal(images.read((tmp_path / "bands.npy").read_bytes(), channels=5), image)
     with pytest.raises(ValueError, match="5 channels, 3 are wanted"):
         images.read(tmp_path / "bands.npy")
-    with pytest.raises(ValueError, match="moveaxis"):
-        images.read(np.moveaxis(array, -1, 0), channels=6 if array.shape[2] == 6 else 5)
+    first = np.ascontiguousarray(np.moveaxis(array, -1, 0))
+    assert torch.equal(images.read(first, channels=5), image)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5, 13])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int64", "float32", "float64"])
+def test_a_range_maps_every_dtype(channels: int, dtype: str) -> None:
+    """`range` says black and white; arrays come back by `to_array` to the dtype's precision."""
+    low, high = (-1000.0, 4000.0) if dtype != "uint8" and not dtype.startswith("uint") else (10.0, 200.0)
+    array = np.random.default_rng(0).uniform(low, high, (4, 6, channels)).round().astype(dtype)
+    image = images.read(array, channels, range=(low, high))
+    expected = (array.astype(np.float64) - low) / (high - low) * 2 - 1
+    torch.testing.assert_close(image[0].permute(1, 2, 0).double(), torch.from_numpy(expected), atol=1e-6, rtol=0)
+    assert np.array_equal(images.to_array(image[0], (low, high)).round(), array.astype(np.float32))
+    beyond = np.full((2, 2, channels), high + 50).astype(dtype)
+    assert images.read(beyond, channels, range=(low, high)).unique().tolist() == [1.0]
+
+
+def test_a_range_reads_twelve_bits_in_sixteen(tmp_path: Path) -> None:
+    levels = np.array([[0, 1, 2048, 4095]], dtype=np.uint16)
+    for suffix in (".png", ".tif"):
+        Image.fromarray(levels).save(tmp_path / f"a{suffix}")
+        image = images.read(tmp_path / f"a{suffix}", 1, range=(0, 4095))
+        torch.testing.assert_close(image[0, 0], torch.from_numpy(levels / 4095 * 2 - 1).float(), atol=1e-6, rtol=0)
+    eight = Image.new("L", (1, 1), 51)
+    assert images.to_uint8(images.read(eight, 1, range=(0, 51))).item() == 51  # 8-bit pictures keep their own
 
 
 @pytest.mark.parametrize(
@@ -119,8 +143,12 @@ def test_arrays_of_five_channels(tmp_path: Path, dtype: str) -> None:
     [
         (lambda: images.read("nowhere.png"), "no image file at nowhere.png"),
         (lambda: images.read(np.zeros((4, 4, 3)) - 0.5), "read as .0, 1."),
-        (lambda: images.read(np.zeros((4, 4, 3), np.int64)), "int64"),
-        (lambda: images.read(np.zeros((4, 4, 3, 1), np.uint8)), "expected .H, W. or .H, W, C."),
+        (lambda: images.read(np.zeros((4, 4, 3), np.int64)), r"int64 pixels need their range \(data.range="),
+        (lambda: images.read(np.zeros((4, 4, 3)) + 7.0), r"values span 7 to 7; give their range \(data.range="),
+        (lambda: images.read(np.full((4, 4, 3), np.nan), range=(0, 1)), "NaN or infinite"),
+        (lambda: images.read(np.zeros((4, 4, 3), complex), range=(0, 1)), "complex128 pixels"),
+        (lambda: images.read(np.zeros((4, 4, 3, 1), np.uint8)), r"expected .H, W., .H, W, C. or .C, H, W."),
+        (lambda: images.to_array(torch.zeros(1, 3, 4, 4)), "one floating image"),
         (lambda: images.read(Image.new("RGB", (4, 4)), 5), "store it as .npy"),
         (lambda: images.read(np.zeros((4, 4), np.uint8), 0), "at least 1"),
         (lambda: images.from_uint8(torch.zeros(3, 4, 4)), "from_float01"),

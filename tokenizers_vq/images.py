@@ -17,6 +17,9 @@ LIMIT = 1.5
 
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _NPY = b"\x93NUMPY"
+Range = tuple[float, float]
+"""values of black and of white"""
+
 _LUMA = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # ITU-R 601, which Pillow's "L" uses too
 
 
@@ -31,23 +34,31 @@ class BrokenImage(ValueError):  # noqa: N818 (names what is broken, not the act)
         return type(self), (self.name, self.reason)
 
 
-def read(source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray, channels: int = 3) -> Tensor:
+def read(
+    source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray, channels: int = 3, range: Range | None = None
+) -> Tensor:
     """A picture as float32 `(1, channels, H, W)` in [-1, 1].
 
-    `source` is a path, a file's bytes, a PIL image, or an array `(H, W)` or `(H, W, C)` of uint8, uint16 or floats in
-    [0, 1]; `.npy` files hold such arrays. EXIF rotation is applied, transparency is laid on white, 16-bit grey keeps
-    its depth, of an animation the first frame counts. `channels=1` gives grey (ITU-R 601), 3 gives RGB; any other
-    number needs an array with that many channels.
+    `source` is a path, a file's bytes, a PIL image, or an array `(H, W)`, `(H, W, C)` or `(C, H, W)` (where both fit,
+    the channels are taken to be last); `.npy` files hold such arrays. EXIF rotation is applied, transparency is laid on
+    white, 16-bit grey keeps its depth, of an animation the first frame counts. `channels=1` gives grey (ITU-R 601), 3
+    gives RGB; any other number needs an array with that many channels.
+
+    `range`: the values of black and white in arrays of any number type and in 16-bit files; beyond them is clipped.
+    Unset: all of uint8 and uint16, and [0, 1] for floats. 8-bit pictures have no other range than their own.
 
     Raises `FileNotFoundError` for a missing file, `BrokenImage` for an unreadable one, `ValueError` for channels that
-    the source cannot give.
+    the source cannot give, and for numbers that need a `range`.
     """
-    image = decode(source, channels)
+    image = decode(source, channels, range=range)
     return (image if image.is_floating_point() else from_uint8(image)).unsqueeze(0)
 
 
 def decode(
-    source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray, channels: int = 3, name: str | None = None
+    source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray,
+    channels: int = 3,
+    name: str | None = None,
+    range: Range | None = None,
 ) -> Tensor:
     """`read` without the last step: `(channels, H, W)`, uint8 where the source has 8 bits, else float32 in [-1, 1].
 
@@ -56,20 +67,20 @@ def decode(
     if channels < 1:
         raise ValueError(f"channels must be at least 1, got {channels}")
     if isinstance(source, np.ndarray):
-        return _from_array(source, channels, name or "array")
+        return _from_array(source, channels, name or "array", range)
     if isinstance(source, Image.Image):
-        return _from_pil(source, channels, name or getattr(source, "filename", "") or "PIL image")
+        return _from_pil(source, channels, name or getattr(source, "filename", "") or "PIL image", range)
     if isinstance(source, (bytes, bytearray, memoryview)):
         name, head, opened = name or "bytes", bytes(source[:6]), io.BytesIO(source)
-        return _from_file(opened, channels, name, head == _NPY)
+        return _from_file(opened, channels, name, range, head == _NPY)
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"no image file at {path}")
     with path.open("rb") as file:
-        return _from_file(file, channels, name or str(path), path.suffix.lower() == ".npy")
+        return _from_file(file, channels, name or str(path), range, path.suffix.lower() == ".npy")
 
 
-def _from_file(file: Any, channels: int, name: str, is_array: bool) -> Tensor:
+def _from_file(file: Any, channels: int, name: str, range: Range | None, is_array: bool) -> Tensor:
     try:
         if is_array:
             array = np.load(file, allow_pickle=False)
@@ -80,10 +91,10 @@ def _from_file(file: Any, channels: int, name: str, is_array: bool) -> Tensor:
         unknown = isinstance(error, Image.UnidentifiedImageError)
         reason = "not a picture, or an unknown format" if unknown else str(error) or type(error).__name__
         raise BrokenImage(name, reason) from None
-    return _from_array(array, channels, name) if is_array else _from_pil(picture, channels, name)
+    return _from_array(array, channels, name, range) if is_array else _from_pil(picture, channels, name, range)
 
 
-def _from_pil(picture: Image.Image, channels: int, name: str) -> Tensor:
+def _from_pil(picture: Image.Image, channels: int, name: str, range: Range | None) -> Tensor:
     if channels not in (1, 3):
         raise ValueError(
             f"{name}: a picture gives 1 or 3 channels, not {channels}; store it as .npy (H, W, {channels})"
@@ -92,7 +103,7 @@ def _from_pil(picture: Image.Image, channels: int, name: str) -> Tensor:
         if picture.getexif().get(0x0112, 1) != 1:
             picture = ImageOps.exif_transpose(picture)
         if picture.mode in _DEEP or picture.mode == "F":
-            return _from_array(_deep(picture, name), channels, name)
+            return _from_array(_deep(picture, name, range), channels, name, range)
         if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
             picture = picture.convert("LA") if picture.mode == "La" else picture
             rgba = picture.convert("RGBA")
@@ -106,25 +117,24 @@ def _from_pil(picture: Image.Image, channels: int, name: str) -> Tensor:
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
 
 
-def _deep(picture: Image.Image, name: str) -> np.ndarray:
+def _deep(picture: Image.Image, name: str, range: Range | None) -> np.ndarray:
     """The array behind a 16-bit, 32-bit or float grey picture: Pillow's own `convert` would clip it to 8 bits."""
     array = np.array(picture)
+    if picture.mode == "F" or (picture.mode == "I" and range is not None):
+        return array
     # "I" is what Pillow calls some 16-bit files, and every 32-bit one
     if picture.mode == "I" and (array.min(initial=0) < 0 or array.max(initial=0) > 65535):
-        raise BrokenImage(name, "32-bit values beyond 0..65535; store it as 16-bit or as .npy floats in [0, 1]")
-    return array if picture.mode == "F" else array.astype(np.uint16)
+        raise BrokenImage(name, "32-bit values beyond 0..65535; give their range=(low, high)")
+    return array.astype(np.uint16)
 
 
-def _from_array(array: np.ndarray, channels: int, name: str) -> Tensor:
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or 0 in array.shape:
-        raise BrokenImage(name, f"array of shape {array.shape}; expected (H, W) or (H, W, C)")
+def _from_array(array: np.ndarray, channels: int, name: str, range: Range | None) -> Tensor:
+    array = _channels_last(array, channels, name)
     found = array.shape[2]
-    if array.dtype == np.uint8 and found != channels and found in (2, 3, 4) and channels in (1, 3):
+    if array.dtype == np.uint8 and range is None and found != channels and found in (2, 3, 4) and channels in (1, 3):
         mode, size = {2: "LA", 3: "RGB", 4: "RGBA"}[found], (array.shape[1], array.shape[0])
-        return _from_pil(Image.frombytes(mode, size, np.ascontiguousarray(array).tobytes()), channels, name)
-    pixels = torch.from_numpy(np.array(_plain(array, name))).permute(2, 0, 1).contiguous()
+        return _from_pil(Image.frombytes(mode, size, np.ascontiguousarray(array).tobytes()), channels, name, None)
+    pixels = torch.from_numpy(np.array(_plain(array, name, range))).permute(2, 0, 1).contiguous()
     if found in (2, 4) and channels in (1, 3):
         pixels = pixels[:-1] * (a := (pixels[-1:] + 1) / 2) + (1 - a)  # on white, which is 1
         found -= 1
@@ -133,13 +143,31 @@ def _from_array(array: np.ndarray, channels: int, name: str) -> Tensor:
     if found == 1 and channels == 3:
         return pixels.repeat(3, 1, 1)
     if found != channels:
-        advice = "; move them last with np.moveaxis(array, 0, -1)" if array.shape[0] == channels else ""
-        raise ValueError(f"{name}: array of shape {array.shape} has {found} channels, {channels} are wanted{advice}")
+        raise ValueError(f"{name}: array of shape {array.shape} has {found} channels, {channels} are wanted")
     return pixels
 
 
-def _plain(array: np.ndarray, name: str) -> np.ndarray:
+def _channels_last(array: np.ndarray, channels: int, name: str) -> np.ndarray:
+    """`(H, W, C)` of `(H, W)`, `(H, W, C)` or `(C, H, W)`."""
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or 0 in array.shape:
+        raise BrokenImage(name, f"array of shape {array.shape}; expected (H, W), (H, W, C) or (C, H, W)")
+    fit = (1, 2, 3, 4) if channels in (1, 3) else (channels,)  # grey, colour and alpha give grey and colour
+    if array.shape[2] not in fit and array.shape[0] in fit:
+        return np.moveaxis(array, 0, -1)
+    return array
+
+
+def _plain(array: np.ndarray, name: str, range: Range | None) -> np.ndarray:
     """uint8 as it is, everything else as float32 in [-1, 1]."""
+    if range is not None:
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"{name}: cannot read {array.dtype} pixels; give integers or floats")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise BrokenImage(name, "NaN or infinite values")
+        unit = (array.astype(np.float64) - range[0]) / (range[1] - range[0])
+        return (unit * 2 - 1).clip(-1, 1).astype(np.float32)
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
@@ -150,9 +178,14 @@ def _plain(array: np.ndarray, name: str) -> np.ndarray:
         low, high = float(array.min()), float(array.max())
         if not (low >= 0 and high <= 1):
             span = f"{low:.4g} to {high:.4g}"
-            raise ValueError(f"{name}: floating arrays are read as [0, 1], but values span {span}; scale them first")
+            raise ValueError(
+                f"{name}: floats are read as [0, 1], but values span {span}; give their range "
+                "(data.range=[low, high], --range LOW HIGH, images.read(range=))"
+            )
         return (array.astype(np.float32) * 2 - 1).astype(np.float32)
-    raise ValueError(f"{name}: cannot read {array.dtype} pixels; give uint8, uint16 or floats in [0, 1]")
+    raise ValueError(
+        f"{name}: {array.dtype} pixels need their range (data.range=[low, high], --range LOW HIGH, images.read(range=))"
+    )
 
 
 def from_uint8(image: Tensor) -> Tensor:
@@ -191,6 +224,14 @@ def to_pil(image: Tensor) -> Image.Image:
         raise ValueError(f"to_pil takes 1 or 3 channels, got {image.shape[0]}; choose some, for example image[:3]")
     pixels = to_uint8(image).cpu().permute(1, 2, 0).contiguous().numpy()
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def to_array(image: Tensor, range: Range = (0.0, 1.0)) -> np.ndarray:
+    """A floating `(C, H, W)` in [-1, 1] as float32 `(H, W, C)`, clamped and mapped to `range`; inverse of `read`."""
+    if image.ndim != 3 or not image.is_floating_point():
+        raise ValueError(f"to_array takes one floating image (C, H, W), got {image.dtype} {tuple(image.shape)}")
+    unit = (image.detach().double().cpu().clamp(-1, 1).permute(1, 2, 0) + 1) / 2
+    return (unit * (range[1] - range[0]) + range[0]).float().numpy()
 
 
 def check(images: Tensor, channels: int) -> None:

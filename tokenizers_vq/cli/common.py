@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="a run, a saved folder, a shipped name or owner/name")]
 Split = Annotated[str | None, typer.Option(help="split to read")]
 ImageColumn = Annotated[str | None, typer.Option(help="column of the images")]
+Range = Annotated[
+    tuple[float, float] | None,
+    typer.Option(metavar="LOW HIGH", help="black and white in .npy arrays and 16-bit files; unset: all of the dtype"),
+]
 LabelColumn = Annotated[str | None, typer.Option(help="column of the classes")]
 Streaming = Annotated[bool, typer.Option("--streaming", help="read without storing or indexing the data")]
 Workers = Annotated[int, typer.Option(help="threads that load ahead")]
@@ -103,7 +107,9 @@ def describe(config: DataConfig, source: Any) -> dict[str, Any]:
     """What was evaluated, as results keep it."""
     from tokenizers_vq.data.transforms import PREPROCESSING
 
-    described = {"name": config.path, "split": config.split, "preprocessing": PREPROCESSING}
+    described: dict[str, Any] = {"name": config.path, "split": config.split, "preprocessing": PREPROCESSING}
+    if config.range is not None:
+        described["range"] = list(config.range)
     return described if source is None else {**described, "source": source.description}
 
 
@@ -137,8 +143,8 @@ def name_broken(broken: Mapping[str, str]) -> None:
         note(f"skipped {name}: {reason}")
 
 
-def file_names(keys: Sequence[str]) -> list[str]:
-    """A PNG file name for every key: no folders, nothing a file system refuses, no two alike in any letter case."""
+def file_names(keys: Sequence[str], suffix: str = ".png") -> list[str]:
+    """A file name for every key: no folders, nothing a file system refuses, no two alike in any letter case."""
     taken: set[str] = set()
     names = []
     for key in keys:
@@ -150,7 +156,7 @@ def file_names(keys: Sequence[str]) -> list[str]:
             number += 1
             name = f"{kept}-{number}"
         taken.add(name.casefold())
-        names.append(f"{name}.png")
+        names.append(f"{name}{suffix}")
     return names
 
 
@@ -162,4 +168,17 @@ def write_png(path: Path, image: Any) -> None:
 
     buffer = io.BytesIO()
     images.to_pil(image).save(buffer, format="PNG")
+    folders.write_atomically(path, buffer.getvalue())
+
+
+def write_npy(path: Path, image: Any, range: tuple[float, float]) -> None:
+    """An image `(C, H, W)` in [-1, 1] as a float32 array `(H, W, C)` of values in `range`."""
+    import io
+
+    import numpy as np
+
+    from tokenizers_vq import folders, images
+
+    buffer = io.BytesIO()
+    np.save(buffer, images.to_array(image, range))
     folders.write_atomically(path, buffer.getvalue())

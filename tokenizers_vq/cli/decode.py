@@ -12,14 +12,14 @@ from tokenizers_vq.cli import common
 
 def decode(
     codes: Annotated[Path, typer.Argument(help="folder that `tvq encode` wrote")],
-    out: Annotated[Path, typer.Option(help="folder for the PNG files")],
+    out: Annotated[Path, typer.Option(help="folder for the pictures or arrays")],
     tokenizer: Annotated[str | None, typer.Option(metavar="RUN|MODEL", help="where the tokenizer is now")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="decode the first so many")] = None,
     batch_size: common.BatchSize = 32,
     device: common.Device = "auto",
     precision: common.Precision = "auto",
 ) -> None:
-    """Decode shards of codes to one PNG an image, named after it."""
+    """Decode shards of codes to one PNG an image, named after it; to .npy where the data had a range or other bands."""
     from tokenizers_vq.data.shards import read_codes
     from tokenizers_vq.encoding import BatchEncoder
 
@@ -40,9 +40,14 @@ def decode(
             f"({encoder.fingerprint[:12]}): give its own with --tokenizer"
         )
     count = len(shards) if limit is None else min(limit, len(shards))
-    names = common.file_names(shards.keys[:count])
+    span = shards.info["data"].get("range")
+    arrays = span is not None or encoder.channels not in (1, 3)
+    names = common.file_names(shards.keys[:count], ".npy" if arrays else ".png")
     for first in range(0, count, batch_size):
         decoded = encoder.decode(shards[first : min(first + batch_size, count)])
         for image, file in zip(decoded, names[first:], strict=False):
-            common.write_png(out / file, image)
+            if arrays:
+                common.write_npy(out / file, image, tuple(span or (0.0, 1.0)))
+            else:
+                common.write_png(out / file, image)
     print(f"{count} images: {out}")

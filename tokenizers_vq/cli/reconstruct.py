@@ -17,20 +17,22 @@ def reconstruct(
     count: Annotated[int, typer.Option(min=1, help="images, evenly spread over the data")] = 16,
     split: common.Split = None,
     image_column: common.ImageColumn = None,
+    range: common.Range = None,
     workers: common.Workers = 2,
     batch_size: common.BatchSize = 16,
     device: common.Device = "auto",
     precision: common.Precision = "auto",
 ) -> None:
-    """Write images beside their reconstructions, and a grid of them all."""
+    """Write images beside their reconstructions, and a grid of them all (of many bands the first three)."""
     import torch
+    from PIL import Image
 
     from tokenizers_vq.data import DataConfig
     from tokenizers_vq.data.loading import evaluation_batches
     from tokenizers_vq.evaluation.figures import display, image_png, reconstruction_grid
     from tokenizers_vq.folders import write_atomically
 
-    config = DataConfig(path=data, split=split, image_column=image_column, workers=workers, limit=count)
+    config = DataConfig(path=data, split=split, image_column=image_column, range=range, workers=workers, limit=count)
     encoder = common.open_encoder(model, device, precision)
     batches = evaluation_batches(
         config, image_size=encoder.image_size, channels=encoder.channels, batch_size=batch_size
@@ -43,8 +45,9 @@ def reconstruct(
     common.name_broken(batches.broken)
     if not pairs:
         raise ValueError(f"{data}: none of {len(batches.broken)} images could be read")
-    for name, pair in zip(common.file_names(keys), pairs, strict=True):
-        common.write_png(out / name, torch.cat(pair, dim=2))
-    grid = reconstruction_grid([(display(image[None])[0], display(decoded[None])[0]) for image, decoded in pairs])
+    shown = [(display(image[None])[0], display(decoded[None])[0]) for image, decoded in pairs]
+    for name, pair in zip(common.file_names(keys), shown, strict=True):
+        write_atomically(out / name, image_png(Image.fromarray(torch.cat(pair, dim=1).numpy())))
+    grid = reconstruction_grid(shown)
     write_atomically(out / "grid.png", image_png(grid))
     print(out / "grid.png")

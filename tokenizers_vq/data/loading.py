@@ -49,10 +49,10 @@ class Batches:
                 yield batch
 
 
-def _decode(item: Item, channels: int) -> Tensor | str:
+def _decode(item: Item, channels: int, config: DataConfig) -> Tensor | str:
     """`(C, h, w)` as `images.decode` gives it, or why it could not be read."""
     try:
-        return images.decode(item.image, channels, item.key)
+        return images.decode(item.image, channels, item.key, config.range)
     except images.BrokenImage as error:
         return error.reason
     except OSError as error:
@@ -91,7 +91,7 @@ class TrainingSet(Dataset):
             image: Tensor | str = ""
             for tried in range(len(self.source)):
                 item = self.source.items([(index + tried) % len(self.source)])[0] if tried else items[slot]
-                image = _decode(item, self.channels)
+                image = _decode(item, self.channels, self.config)
                 if isinstance(image, Tensor):
                     break
                 broken[item.key] = image
@@ -141,7 +141,7 @@ class TrainingStream(IterableDataset):
 
     def _batch(self, rows: list[tuple[int, Any]], consumer: int) -> Batch:
         items = [self.columns.item(row, number) for number, row in rows]
-        decoded = [_decode(item, self.channels) for item in items]
+        decoded = [_decode(item, self.channels, self.config) for item in items]
         broken = {item.key: image for item, image in zip(items, decoded, strict=True) if isinstance(image, str)}
         if broken and self.config.on_broken == "stop":
             return _stack([], [], broken)
@@ -228,12 +228,12 @@ def _leave_signals_to_the_run(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _evaluation_batch(items: Sequence[Item], size: Size, channels: int) -> Batch:
+def _evaluation_batch(items: Sequence[Item], size: Size, channels: int, config: DataConfig) -> Batch:
     kept: list[Item] = []
     views: list[Tensor] = []
     broken: dict[str, str] = {}
     for item in items:
-        image = _decode(item, channels)
+        image = _decode(item, channels, config)
         if isinstance(image, str):
             broken[item.key] = image
             continue
@@ -289,7 +289,7 @@ def evaluation_batches(
         def read() -> Iterator[Callable[[], Batch]]:
             rows = islice(enumerate(_rows(stream)), shard[0], config.limit, shard[1])
             while chunk := [columns.item(row, number) for number, row in islice(rows, batch_size)]:
-                yield partial(_evaluation_batch, chunk, image_size, channels)
+                yield partial(_evaluation_batch, chunk, image_size, channels, config)
 
         return Batches(lambda: _ahead(read(), config.workers), config, None)
     source = open_source(config, prefer)
@@ -297,6 +297,6 @@ def evaluation_batches(
     ranges = [range(at, min(at + batch_size, last)) for at in range(first, last, batch_size)]
 
     def make(indices: range) -> Batch:
-        return _evaluation_batch(source.items(indices), image_size, channels)
+        return _evaluation_batch(source.items(indices), image_size, channels, config)
 
     return Batches(lambda: _ahead([partial(make, indices) for indices in ranges], config.workers), config, source)

@@ -24,7 +24,7 @@ from tokenizers_vq.folders import write_atomically
 
 INFO = "codes.json"
 IMAGES_A_SHARD = 8192
-_READING = ("path", "split", "streaming", "image_column", "label_column", "limit")
+_READING = ("path", "split", "streaming", "image_column", "range", "label_column", "limit")
 
 
 class Encoder(Protocol):
@@ -85,7 +85,7 @@ def write_codes(
         "channels": encoder.channels,
         "preprocessing": PREPROCESSING,
         "precision": encoder.precision,
-        "data": {name: getattr(data, name) for name in _READING},
+        "data": {name: value for name, value in data.to_dict().items() if name in _READING},
         "source": None if source is None else source.description,
         "found": found,
         "label_names": None if source is None or source.label_names is None else list(source.label_names),

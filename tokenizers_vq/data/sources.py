@@ -35,6 +35,8 @@ class DataConfig(Config):
     """read parquet, webdataset or Hub data as it comes, shuffled in a buffer, without storing it"""
     image_column: str | None = None
     """column of the images; unset: the one that holds images"""
+    range: tuple[float, float] | None = None
+    """values of black and white in .npy arrays and 16-bit files; unset: all of uint8 and uint16, [0, 1] of floats"""
     label_column: str | None = None
     """column of the classes; unset: the one that holds classes, or a folder's sub-folders"""
     crop: Literal["random_resized", "random", "center"] = "random_resized"
@@ -60,6 +62,8 @@ class DataConfig(Config):
             raise ConfigError(("scale",), f"needs two rising shares within (0, 1], got {list(self.scale)}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ConfigError(("ratio",), f"needs two rising positive ratios, got {list(self.ratio)}")
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ConfigError(("range",), f"needs black below white, got {list(self.range)}")
         if self.workers < 0:
             raise ConfigError(("workers",), f"must be 0 or more, got {self.workers}")
         if self.limit is not None and self.limit < 1:
