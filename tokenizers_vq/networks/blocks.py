@@ -41,44 +41,65 @@ def precise(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return module(x.float())
 
 
+Norm = Callable[[int, int], nn.Module]
+"""`norm(groups, width)`, a norm of `(B, width, H, W)`"""
+
+
+def group_norm(groups: int, width: int) -> nn.Module:
+    """GroupNorm with VQGAN's epsilon."""
+    return GroupNorm(groups, width, eps=1e-6)
+
+
 class ResidualBlock(nn.Module):
-    """GroupNorm, swish, 3x3 twice, plus a 1x1 shortcut where the width changes. `(B, C, H, W)` -> `(B, C', H, W)`."""
+    """GroupNorm, swish, 3x3 twice, plus a 1x1 shortcut where the width changes. `(B, C, H, W)` -> `(B, C', H, W)`.
+
+    `norm(groups, width)` makes other norms, which take what `forward` is given beside the features.
+    """
 
     def __init__(
-        self, width_in: int, width_out: int, groups: int = 32, dropout: float = 0.0, bias: bool = True
+        self,
+        width_in: int,
+        width_out: int,
+        groups: int = 32,
+        dropout: float = 0.0,
+        bias: bool = True,
+        norm: Norm = group_norm,
     ) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(groups, width_in, eps=1e-6)
+        self.norm1 = norm(groups, width_in)
         self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1, bias=bias)
-        self.norm2 = GroupNorm(groups, width_out, eps=1e-6)
+        self.norm2 = norm(groups, width_out)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1, bias=bias)
         self.shortcut = nn.Conv2d(width_in, width_out, 1, bias=bias) if width_in != width_out else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *code: Tensor) -> Tensor:
         # No name keeps the first convolution's output: without autograd three tensors live at once, not four.
-        h = self.norm2(self.conv1(swish(self.norm1(x))))
+        h = self.norm2(self.conv1(swish(self.norm1(x, *code))), *code)
         h = self.conv2(self.dropout(swish(h)))
         shortcut = self.shortcut(x)
         return h.add_(shortcut) if not torch.is_grad_enabled() else h + shortcut
 
 
 class Attention(nn.Module):
-    """Single-head self-attention over all positions, with 1x1 convolutions and a residual. `(B, C, H, W)`."""
+    """Self-attention over all positions, with 1x1 convolutions and a residual. `(B, C, H, W)` -> the same."""
 
-    def __init__(self, width: int, groups: int = 32) -> None:
+    def __init__(self, width: int, groups: int = 32, heads: int = 1, norm: Norm = group_norm) -> None:
         super().__init__()
-        self.norm = GroupNorm(groups, width, eps=1e-6)
+        self.heads = heads
+        self.norm = norm(groups, width)
         self.q = nn.Conv2d(width, width, 1)
         self.k = nn.Conv2d(width, width, 1)
         self.v = nn.Conv2d(width, width, 1)
         self.out = nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
-        q, k, v = (rearrange(layer(h), "b c h w -> b 1 (h w) c") for layer in (self.q, self.k, self.v))
+    def forward(self, x: Tensor, *code: Tensor) -> Tensor:
+        h = self.norm(x, *code)
+        q, k, v = (
+            rearrange(layer(h), "b (n c) h w -> b n (h w) c", n=self.heads) for layer in (self.q, self.k, self.v)
+        )
         attended = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(rearrange(attended, "b 1 (h w) c -> b c h w", h=x.shape[2]))
+        return x + self.out(rearrange(attended, "b n (h w) c -> b (n c) h w", h=x.shape[2]))
 
 
 class Downsample(nn.Module):

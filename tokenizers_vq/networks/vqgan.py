@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
-from pydantic import model_validator
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from tokenizers_vq.config import Config, ConfigError
 from tokenizers_vq.networks.base import Decoder, DecoderFields, Encoder
-from tokenizers_vq.networks.blocks import Attention, Downsample, ResidualBlock, Upsample, precise, stride_grid, swish
+from tokenizers_vq.networks.blocks import (
+    Attention,
+    Downsample,
+    Norm,
+    ResidualBlock,
+    Upsample,
+    group_norm,
+    precise,
+    stride_grid,
+    swish,
+)
 from tokenizers_vq.networks.normalisation import GroupNorm
 
 
 class _VqganConfig(Config):
     width: int = 128
     """channels at the first level"""
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    multipliers: tuple[int | float, ...] = (1, 1, 2, 2, 4)
     """channels of each level as multiples of `width`; every level after the first halves the size"""
     blocks: int = 2
     """residual blocks a level"""
@@ -26,6 +39,8 @@ class _VqganConfig(Config):
     """levels (0 = full size) with attention after every residual block"""
     middle_attention: bool = True
     """attention between the two middle blocks"""
+    heads: int = Field(default=1, ge=1)
+    """heads of every attention"""
     latent_width: int | None = None
     """channels beside the quantizer, before `quant_conv` and after `post_quant_conv`; null = the code's"""
     quant_kernel: int = 1
@@ -37,16 +52,21 @@ class _VqganConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for multiplier in self.multipliers:
-            if self.width * multiplier % self.groups:
-                raise ConfigError(
-                    ("groups",), f"{self.groups} groups do not divide the {self.width * multiplier} channels of a level"
-                )
+        for width in self.widths:
+            if width % self.groups:
+                raise ConfigError(("groups",), f"{self.groups} groups do not divide the {width} channels of a level")
+            if width % self.heads:
+                raise ConfigError(("heads",), f"{self.heads} heads do not divide the {width} channels of a level")
         if any(not 0 <= level < len(self.multipliers) for level in self.attention):
             raise ConfigError(("attention",), f"levels run from 0 to {len(self.multipliers) - 1}")
         if self.quant_kernel % 2 == 0:
             raise ConfigError(("quant_kernel",), f"must be odd to keep the grid, got {self.quant_kernel}")
         return self
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level, from full size down."""
+        return [round(self.width * multiplier) for multiplier in self.multipliers]
 
 
 class VqganEncoderConfig(_VqganConfig):
@@ -65,6 +85,10 @@ class VqganDecoderConfig(_VqganConfig, DecoderFields):
     kind: Literal["vqgan"] = "vqgan"
     blocks: int = 3
     """residual blocks a level"""
+    norm: Literal["group", "spatial"] = "group"
+    """spatial: every norm scaled and shifted by the code at its place (MoVQ, arXiv 2209.09002)"""
+    normalise_codes: bool = False
+    """L2-normalise the codes' vectors first, though the search compares them as they are (Janus)"""
 
     def build(self, *, dim: int, channels: int, image_size: tuple[int, int]) -> VqganDecoder:
         """The decoder from features of `dim` to images of `channels`."""
@@ -75,28 +99,64 @@ class _Level(nn.Module):
     """Residual blocks, each followed by attention where the level has it, then an optional resampling."""
 
     def __init__(
-        self, width_in: int, width: int, config: _VqganConfig, attend: bool, resample: nn.Module | None
+        self,
+        width_in: int,
+        width: int,
+        config: _VqganConfig,
+        attend: bool,
+        resample: nn.Module | None,
+        norm: Norm = group_norm,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            ResidualBlock(width_in if i == 0 else width, width, config.groups, config.dropout)
+            ResidualBlock(width_in if i == 0 else width, width, config.groups, config.dropout, norm=norm)
             for i in range(config.blocks)
         )
-        self.attention = nn.ModuleList(Attention(width, config.groups) for _ in range(config.blocks if attend else 0))
+        self.attention = nn.ModuleList(
+            Attention(width, config.groups, config.heads, norm) for _ in range(config.blocks if attend else 0)
+        )
         self.resample = resample
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *code: Tensor) -> Tensor:
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            x = block(x, *code)
             if len(self.attention):
-                x = self.attention[i](x)
+                x = self.attention[i](x, *code)
         return x if self.resample is None else self.resample(x)
 
 
-def _middle(width: int, config: _VqganConfig) -> nn.Sequential:
-    attention = [Attention(width, config.groups)] if config.middle_attention else []
-    first, last = (ResidualBlock(width, width, config.groups, config.dropout) for _ in range(2))
-    return nn.Sequential(first, *attention, last)
+class _Steps(nn.Sequential):
+    """One after the other, each given what the first is given beside the features."""
+
+    def forward(self, input: Tensor, *code: Tensor) -> Tensor:
+        for step in self:
+            input = step(input, *code)
+        return input
+
+
+def _middle(width: int, config: _VqganConfig, norm: Norm = group_norm) -> _Steps:
+    attention = [Attention(width, config.groups, config.heads, norm)] if config.middle_attention else []
+    first, last = (ResidualBlock(width, width, config.groups, config.dropout, norm=norm) for _ in range(2))
+    return _Steps(first, *attention, last)
+
+
+class SpatialNorm(nn.Module):
+    """GroupNorm of `(B, C, H, W)`, scaled and shifted by the code `(B, D, h, w)` at its place (arXiv 2209.09002).
+
+    The nearest code counts, so that its 1x1 convolutions can work on the code's grid.
+    """
+
+    def __init__(self, dim: int, groups: int, width: int) -> None:
+        super().__init__()
+        self.norm = group_norm(groups, width)
+        self.scale = nn.Conv2d(dim, width, 1)
+        self.bias = nn.Conv2d(dim, width, 1)
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        scale, bias = (
+            F.interpolate(layer(code), size=x.shape[-2:], mode="nearest") for layer in (self.scale, self.bias)
+        )
+        return torch.addcmul(bias, self.norm(x), scale)
 
 
 class VqganEncoder(Encoder):
@@ -105,7 +165,7 @@ class VqganEncoder(Encoder):
     def __init__(self, *, dim: int, channels: int = 3, **fields: Any) -> None:
         super().__init__()
         config = VqganEncoderConfig(**fields)
-        widths = [config.width * multiplier for multiplier in config.multipliers]
+        widths = config.widths
         last = len(widths) - 1
         self.stride = 2**last
         self.conv_in = nn.Conv2d(channels, config.width, 3, padding=1)
@@ -142,24 +202,33 @@ class VqganDecoder(Decoder):
         super().__init__()
         config = VqganDecoderConfig(**fields)
         self.distribution = config.output
-        widths = [config.width * multiplier for multiplier in config.multipliers]
-        kernel = config.quant_kernel
+        self.normalise_codes, self.conditional = config.normalise_codes, config.norm == "spatial"
+        norm: Norm = partial(SpatialNorm, dim) if self.conditional else group_norm
+        widths, kernel = config.widths, config.quant_kernel
         self.post_quant_conv = nn.Conv2d(dim, config.latent_width or dim, kernel, padding=kernel // 2)
         self.conv_in = nn.Conv2d(config.latent_width or dim, widths[-1], 3, padding=1)
-        self.middle = _middle(widths[-1], config)
+        self.middle = _middle(widths[-1], config, norm)
         before = [*widths[1:], widths[-1]]
-        self.levels = nn.Sequential(
+        self.levels = _Steps(
             *(
-                _Level(before[i], widths[i], config, i in config.attention, Upsample(widths[i]) if i > 0 else None)
+                _Level(
+                    before[i], widths[i], config, i in config.attention, Upsample(widths[i]) if i > 0 else None, norm
+                )
                 for i in reversed(range(len(widths)))
             )
         )
-        self.norm = GroupNorm(config.groups, widths[0], eps=1e-6)
+        self.norm = norm(config.groups, widths[0])
         self.head = nn.Conv2d(widths[0], config.output_channels(channels), 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        h = self.levels(self.middle(self.conv_in(self.post_quant_conv(features))))
-        return self.head(swish(self.norm(h)))
+        if self.normalise_codes:
+            features = F.normalize(features, dim=1)
+        return self._synthesise(self.post_quant_conv(features), features)
+
+    def _synthesise(self, h: Tensor, code: Tensor) -> Tensor:
+        condition = (code,) if self.conditional else ()
+        h = self.levels(self.middle(self.conv_in(h), *condition), *condition)
+        return self.head(swish(self.norm(h, *condition)))
 
     def trunk_blocks(self) -> Iterator[nn.Module]:
         yield self.middle
