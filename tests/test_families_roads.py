@@ -1,0 +1,85 @@
+"""The whole road through the commands with codes of several levels and several grids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import prior
+import tokenizers_vq as tvq
+from prior.cli import main as prior_main
+from tests.prior.conftest import SMALL
+from tokenizers_vq.cli import main
+from tokenizers_vq.data.shards import read_codes
+
+_NETWORK = "{kind: vqgan, width: 8, multipliers: [1, 1, 2], blocks: 1, groups: 4, latent_width: 8}"
+QUANTIZERS = {
+    "residual": "{kind: residual, levels: 3, num_codes: [16, 12, 8], dim: 4, revive_after: 4}",
+    "multiscale": "{kind: multiscale, scales: [1, 2, [3, 2], 4], num_codes: 16, dim: 4}",
+}
+LENGTHS = {"residual": 3 * 16, "multiscale": 1 + 4 + 6 + 16}
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 smooth pictures of 16x16 pixels in two classes."""
+    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for i in range(24):
+        path = folder / "ab"[i % 2] / f"{i:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (3, 3, 3), dtype=np.uint8)).resize((16, 16), 3).save(path)
+    return folder
+
+
+def run(command: Callable[[list[str]], object], *arguments: object) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command([str(argument) for argument in arguments])
+    assert not stop.value.code
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_from_training_to_samples(name: str, pictures: Path, tmp_path: Path) -> None:
+    train = [
+        "model.image_size=16",
+        f"model.encoder={_NETWORK}",
+        f"model.decoder={_NETWORK}",
+        f"model.quantizer={QUANTIZERS[name]}",
+        "losses=[{kind: l1}]",
+        "adversary=null",
+        "steps=6",
+        "precision=fp32",
+        "data.workers=0",
+        "image_every=6",
+    ]
+    run(main, "train", "vqgan-tiny-64", *train, f"data={pictures}", "--out", tmp_path / "run", "--device", "cpu")
+    model = tvq.load(tmp_path / "run")
+    layout = model.code_layout()
+    assert layout.length == LENGTHS[name]
+    measured = ["--data", pictures, "--lpips", "none", "--backbone", "none", "--device", "cpu"]
+    run(main, "report", tmp_path / "run", *measured, "--out", tmp_path / "report")
+    streams = json.loads((tmp_path / "report" / "report.json").read_text())["usage"]["streams"]
+    assert [stream["size"] for stream in streams] == list(layout.sizes)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert ("level 3" in page) == (name == "residual") and ("grid 3x2" in page) == (name == "multiscale")
+
+    run(main, "encode", tmp_path / "run", pictures, "--out", tmp_path / "codes", "--device", "cpu")
+    codes = read_codes(tmp_path / "codes")
+    assert codes.layout == layout and len(codes) == 24
+    run(main, "decode", tmp_path / "codes", "--out", tmp_path / "decoded", "--device", "cpu")
+    assert len(list((tmp_path / "decoded").rglob("*.png"))) == 24
+
+    small = [override for override in SMALL if not override.startswith("steps")]
+    run(prior_main, "train", "gpt-tiny", tmp_path / "codes", *small, "steps=3", "--out", tmp_path / "prior")
+    run(prior_main, "sample", tmp_path / "prior", "--out", tmp_path / "samples", "--grid", "1x2", "--codes")
+    told = json.loads((tmp_path / "samples" / "samples.json").read_text())
+    tokens = torch.tensor([entry["codes"] for entry in told["images"]])
+    assert tokens.shape == (2, layout.length)
+    assert (tokens < torch.tensor(layout.sizes)[layout.streams()]).all()
+    assert prior.load(tmp_path / "prior").layout == layout
+    assert model.decode(layout.unflatten(tokens)).shape == (2, 3, 16, 16)
