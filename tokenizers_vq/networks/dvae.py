@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -62,7 +63,7 @@ def _conv(width_in: int, width_out: int, kernel: int) -> nn.Conv2d:
 
 
 class BottleneckBlock(nn.Module):
-    """Four times ReLU and convolution, a quarter as wide inside, scaled by `gain`, plus the input (1x1 if width differs).
+    """ReLU and convolution, four times, a quarter as wide inside, times `gain`, plus the input (1x1 if widths differ).
 
     `(B, C, H, W)` -> `(B, C', H, W)`. `kernels`: sides of the four convolutions.
     """
@@ -91,7 +92,7 @@ def _levels(config: _DvaeConfig, widths: list[int], kernels: tuple[int, ...]) ->
         nn.Sequential(
             *(BottleneckBlock(before if i == 0 else after, after, kernels, gain) for i in range(config.blocks))
         )
-        for before, after in zip(widths, widths[1:], strict=False)
+        for before, after in pairwise(widths)
     )
 
 
