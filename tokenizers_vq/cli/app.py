@@ -13,6 +13,7 @@ from tokenizers_vq.cli.decode import decode
 from tokenizers_vq.cli.doctor import doctor
 from tokenizers_vq.cli.encode import encode
 from tokenizers_vq.cli.evaluate import evaluate
+from tokenizers_vq.cli.export import export
 from tokenizers_vq.cli.models import models
 from tokenizers_vq.cli.recipes import recipes
 from tokenizers_vq.cli.reconstruct import reconstruct
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (models, recipes, train, evaluate, reconstruct, encode, decode, report, doctor, compare, ablate):
+for verb in (models, recipes, train, evaluate, reconstruct, encode, decode, report, doctor, compare, ablate, export):
     app.command()(verb)
 
 
