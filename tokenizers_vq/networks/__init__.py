@@ -6,6 +6,8 @@ from pydantic import Field
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
 from tokenizers_vq.networks.base import Decoder, Encoder
+from tokenizers_vq.networks.cosmos import CosmosDecoderConfig, CosmosEncoderConfig
+from tokenizers_vq.networks.dvae import DvaeDecoderConfig, DvaeEncoderConfig
 from tokenizers_vq.networks.magvit2 import Magvit2DecoderConfig, Magvit2EncoderConfig
 from tokenizers_vq.networks.maskgit import MaskgitDecoderConfig, MaskgitEncoderConfig
 from tokenizers_vq.networks.titok import TitokDecoderConfig, TitokEncoderConfig, TitokProxyDecoderConfig
@@ -14,7 +16,9 @@ from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
 from tokenizers_vq.networks.vqvae import VqvaeDecoderConfig, VqvaeEncoderConfig
 
 EncoderConfig = Annotated[
-    Magvit2EncoderConfig
+    DvaeEncoderConfig
+    | CosmosEncoderConfig
+    | Magvit2EncoderConfig
     | MaskgitEncoderConfig
     | TitokEncoderConfig
     | VqvaeEncoderConfig
@@ -23,7 +27,9 @@ EncoderConfig = Annotated[
     Field(discriminator="kind"),
 ]
 DecoderConfig = Annotated[
-    Magvit2DecoderConfig
+    DvaeDecoderConfig
+    | CosmosDecoderConfig
+    | Magvit2DecoderConfig
     | MaskgitDecoderConfig
     | TitokDecoderConfig
     | TitokProxyDecoderConfig
