@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tokenizers_vq.tokenizer import Tokenizer
 
 SOURCES: dict[str, str] = {
+    "diffusers": "diffusers",
     "cosmos": "cosmos",
     "ibq": "ibq",
     "latent-diffusion": "latent_diffusion",

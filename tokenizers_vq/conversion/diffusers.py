@@ -1,0 +1,159 @@
+"""diffusers' VQModel: a folder with config.json and diffusion_pytorch_model.safetensors or .bin."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tokenizers_vq.conversion.keys import fill, rename
+from tokenizers_vq.conversion.pretrained import config_beside, read_below, weight_files
+from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
+from tokenizers_vq.quantizers import VectorQuantizerConfig
+from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
+
+DEFAULTS: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",),
+    "up_block_types": ("UpDecoderBlock2D",),
+    "block_out_channels": (64,),
+    "layers_per_block": 1,
+    "act_fn": "silu",
+    "latent_channels": 3,
+    "sample_size": 32,
+    "num_vq_embeddings": 256,
+    "norm_num_groups": 32,
+    "vq_embed_dim": None,
+    "norm_type": "group",
+    "mid_block_add_attention": True,
+}
+"""VQModel's arguments, which a config.json may leave out"""
+
+OF_PIPELINES = ("scaling_factor", "force_upcast", "lookup_from_codebook")
+"""fields for the diffusion around a VQModel: they change neither codes nor what codes decode to"""
+
+_RULES = [
+    (r"\.(?:down|up)_blocks\.(\d+)\.resnets\.", r".levels.\1.blocks."),
+    (r"\.(?:down|up)_blocks\.(\d+)\.attentions\.", r".levels.\1.attention."),
+    (r"\.(?:down|up)_blocks\.(\d+)\.(?:down|up)samplers\.0\.", r".levels.\1.resample."),
+    (r"\.mid_block\.resnets\.0\.", ".middle.0."),
+    (r"\.mid_block\.attentions\.0\.", ".middle.1."),
+    (r"\.(?:group_norm|spatial_norm|conv_norm_out)\.", ".norm."),
+    (r"\.norm_layer\.", ".norm."),
+    (r"\.conv_y\.", ".scale."),
+    (r"\.conv_b\.", ".bias."),
+    (r"\.conv_shortcut\.", ".shortcut."),
+    (r"\.(?:to_q|query)\.", ".q."),
+    (r"\.(?:to_k|key)\.", ".k."),
+    (r"\.(?:to_v|value)\.", ".v."),
+    (r"\.(?:to_out\.0|proj_attn)\.", ".out."),  # the second names are those of old files
+    (r"^decoder\.conv_out\.", "decoder.head."),
+    (r"^quant_conv\.", "encoder.quant_conv."),
+    (r"^post_quant_conv\.", "decoder.post_quant_conv."),
+    (r"^quantize\.embedding\.weight$", "quantizer.weight"),
+]
+
+
+def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
+    """The tokenizer of a VQModel's folder, or of its file of weights with config.json beside it.
+
+    Pixels are [-1, 1], not clamped. Raises `ValueError` for another class of model, and for fields that would change
+    what its networks compute in a way ours do not have.
+    """
+    fields = _fields(config_beside(path, config), path)
+    widths = fields["block_out_channels"]
+    multipliers = tuple(width // widths[0] if width % widths[0] == 0 else width / widths[0] for width in widths)
+    common = {
+        "width": widths[0],
+        "multipliers": multipliers,
+        "middle_attention": fields["mid_block_add_attention"],
+        "latent_width": fields["latent_channels"],
+    }
+    spatial = fields["norm_type"] == "spatial"
+    last, groups = len(widths) - 1, fields["norm_num_groups"]
+    stride = 2**last
+    tokenizer = Tokenizer(
+        TokenizerConfig(
+            image_size=-(-fields["sample_size"] // stride) * stride,
+            channels=fields["in_channels"],
+            pixels=PixelRange(clamp=False),
+            encoder=VqganEncoderConfig(
+                **common,
+                blocks=fields["layers_per_block"],
+                groups=groups,
+                attention=tuple(i for i, kind in enumerate(fields["down_block_types"]) if kind.startswith("Attn")),
+            ),
+            quantizer=VectorQuantizerConfig(
+                num_codes=fields["num_vq_embeddings"],
+                dim=fields["vq_embed_dim"] or fields["latent_channels"],
+                legacy_beta=True,
+            ),
+            decoder=VqganDecoderConfig(
+                **common,
+                blocks=fields["layers_per_block"] + 1,
+                groups=32 if spatial else groups,  # fixed there
+                norm="spatial" if spatial else "group",
+                attention=tuple(
+                    sorted(last - i for i, kind in enumerate(fields["up_block_types"]) if kind.startswith("Attn"))
+                ),
+            ),
+        )
+    )
+    tensors = read_below(weight_files(path, _names()), "quantize.embedding.weight")
+    return fill(tokenizer, our_keys(tensors, fields["mid_block_add_attention"]), path)
+
+
+def _names() -> list[str]:
+    return ["diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "diffusion_pytorch_model.non_ema"]
+
+
+def our_keys(tensors: Mapping[str, Tensor], middle_attention: bool) -> dict[str, Tensor]:
+    """The tensors by our keys; attention's linear layers become 1x1 convolutions."""
+    second = r"\.mid_block\.resnets\.1\.", f".middle.{2 if middle_attention else 1}."
+    ours = rename(tensors, [second, *_RULES])
+    attention = re.compile(r"\.(?:attention\.\d+|middle\.1)\.(?:q|k|v|out)\.weight$")
+    return {
+        key: tensor[:, :, None, None] if attention.search(key) and tensor.ndim == 2 else tensor
+        for key, tensor in ours.items()
+    }
+
+
+def _fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    if not config:
+        raise ValueError(f"{path} has no config.json beside the weights: give the one it was published with as config")
+    model = config.get("_class_name", "VQModel")
+    if model != "VQModel":
+        raise ValueError(f"{path} is a {model} of diffusers, which gives no codes: only its VQModel does")
+    for name, value in config.items():
+        if name not in DEFAULTS and name not in OF_PIPELINES and not name.startswith("_") and value is not None:
+            raise ValueError(f"{path}: its config sets {name}, which no VQModel here has: convert would ignore it")
+    fields = {name: config.get(name, default) for name, default in DEFAULTS.items()}
+    count = len(fields["block_out_channels"])
+    for name, kinds in (
+        ("down_block_types", ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")),
+        ("up_block_types", ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")),
+    ):
+        other = [kind for kind in fields[name] if kind not in kinds]
+        if other or len(fields[name]) != count:
+            wrong = f"holds {other[0]}" if other else f"has {len(fields[name])} entries for {count} levels"
+            raise ValueError(
+                f"{path}: {name} {wrong}: it must give {' or '.join(kinds)} for each of block_out_channels"
+            )
+    if fields["act_fn"] not in ("silu", "swish"):
+        raise ValueError(f"{path}: its activation is {fields['act_fn']}, ours is silu alone")
+    if fields["norm_type"] not in ("group", "spatial"):
+        raise ValueError(f"{path}: norm_type is {fields['norm_type']}, ours are group and spatial")
+    if fields["norm_type"] == "spatial" and fields["vq_embed_dim"] not in (None, fields["latent_channels"]):
+        raise ValueError(
+            f"{path}: with spatial norms vq_embed_dim must be latent_channels ({fields['latent_channels']}), "
+            f"got {fields['vq_embed_dim']}: diffusers cannot decode with it either"
+        )
+    if fields["in_channels"] != fields["out_channels"]:
+        raise ValueError(f"{path}: {fields['in_channels']} channels in, {fields['out_channels']} out; they must agree")
+    if isinstance(fields["sample_size"], (list, tuple)):
+        fields["sample_size"] = max(fields["sample_size"])
+    return fields

@@ -1,0 +1,93 @@
+"""Folders as diffusers and transformers save them: config.json beside weights in one file or several."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tokenizers_vq.conversion.checkpoint import read_config, read_tensors
+
+
+def config_beside(path: Path, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`config`, else the content of config.json in the folder `path` or beside the file; empty where there is none."""
+    if config is not None:
+        return dict(config)
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    return read_config(file) or {} if file.is_file() else {}
+
+
+def weight_files(path: Path, names: Iterable[str]) -> list[Path]:
+    """The files of weights of a folder (or `path`, where it is a file): the first of `names` that is there.
+
+    `names` come without ending; .safetensors goes before .bin, and an index of shards after one whole file.
+    Raises `ValueError` where there is none.
+    """
+    if not path.is_dir():
+        return [path]
+    names = list(names)
+    for suffix in ("safetensors", "bin"):
+        for name in names:
+            whole, index = path / f"{name}.{suffix}", path / f"{name}.{suffix}.index.json"
+            if whole.is_file():
+                return [whole]
+            if index.is_file():
+                return _shards(index)
+    raise ValueError(f"{path} holds no weights: there is no {' or '.join(f'{name}.safetensors' for name in names)}")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise ValueError(f"{index} is no index of shards: download it again") from None
+    shards = [index.parent / Path(part).name for part in parts]
+    for shard in shards:
+        if not shard.is_file():
+            raise FileNotFoundError(f"{index} names {shard.name}, which is not there: download it too")
+    return shards
+
+
+def read_below(files: Iterable[Path], ending: str) -> dict[str, Tensor]:
+    """Tensors of one model inside a larger one: those beside the key that ends in `ending`, without their prefix.
+
+    Of a .safetensors file nothing else is read. Raises `ValueError` where no key, or several, end so.
+    """
+    files = list(files)
+    keys = {file: _keys(file) for file in files}
+    prefixes = sorted({key.removesuffix(ending) for found in keys.values() for key in found if key.endswith(ending)})
+    if len(prefixes) != 1:
+        where = files[0] if len(files) == 1 else files[0].parent
+        several = f"keys under {' and '.join(map(repr, prefixes))}" if prefixes else "none"
+        raise ValueError(f"{where} should hold one {ending}, but holds {several}: give the weights of this source")
+    tensors = {}
+    for file, found in keys.items():
+        wanted = [key for key in found if key.startswith(prefixes[0])]
+        tensors.update({key.removeprefix(prefixes[0]): tensor for key, tensor in _read(file, wanted).items()})
+    return tensors
+
+
+def _keys(file: Path) -> list[str]:
+    if file.suffix != ".safetensors":
+        return list(_pickled(file))
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{file} is truncated or no safetensors file ({error}): download it again") from None
+
+
+def _read(file: Path, keys: list[str]) -> dict[str, Tensor]:
+    if file.suffix != ".safetensors":
+        tensors = _pickled(file)
+        return {key: tensors[key] for key in keys}
+    with safe_open(file, framework="pt") as opened:
+        return {key: opened.get_tensor(key) for key in keys}
+
+
+def _pickled(file: Path) -> dict[str, Tensor]:
+    return read_tensors(file, "state_dict", "model")
