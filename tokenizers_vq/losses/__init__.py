@@ -10,11 +10,13 @@ import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports t
 from tokenizers_vq.losses.logit_laplace import LogitLaplaceConfig
 from tokenizers_vq.losses.objectives import Hinge, NonSaturating
 from tokenizers_vq.losses.perceptual import LpipsConfig, PerceptualConfig
+from tokenizers_vq.losses.proxy_codes import ProxyCodesConfig
 from tokenizers_vq.losses.regularisers import R1Config
 from tokenizers_vq.losses.terms import L1Config, L2Config
 
 TermConfig = Annotated[
-    L1Config | L2Config | LogitLaplaceConfig | LpipsConfig | PerceptualConfig, Field(discriminator="kind")
+    L1Config | L2Config | LogitLaplaceConfig | LpipsConfig | PerceptualConfig | ProxyCodesConfig,
+    Field(discriminator="kind"),
 ]
 ObjectiveConfig = Annotated[Hinge | NonSaturating, Field(discriminator="kind")]
 RegulariserConfig = R1Config

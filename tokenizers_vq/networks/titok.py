@@ -100,10 +100,11 @@ class _Trunk(nn.Module):
         from tokenizers_vq.networks.attention import Attention
 
         super().__init__()
-        width, scale = config.width, config.width**-0.5
-        self.class_token = nn.Parameter(scale * torch.randn(1, width))
-        self.positions = nn.Parameter(scale * torch.randn(1 + patches, width))
-        self.latent_positions = nn.Parameter(scale * torch.randn(config.tokens, width))
+        width = config.width
+        # As large as what the patches hold, so that attention tells places apart from the first step on.
+        self.class_token = nn.Parameter(0.5 * torch.randn(1, width))
+        self.positions = nn.Parameter(0.5 * torch.randn(1 + patches, width))
+        self.latent_positions = nn.Parameter(0.5 * torch.randn(config.tokens, width))
         self.norm_in = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(
             Block(width, config.heads, mlp_ratio=(config.mlp or 4 * width) / width, norm_layer=nn.LayerNorm)
@@ -125,11 +126,12 @@ class _Trunk(nn.Module):
 
 
 def _initialise(network: nn.Module) -> None:
+    # All that a latent learns of the image comes through attention. With the published weights of std 0.02 the latents
+    # of all images stay alike for thousands of steps.
     for module in network.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
 
 
 class TitokEncoder(Encoder):
@@ -255,6 +257,30 @@ class TitokProxyDecoder(_MaskDecoder):
 
     def render(self, output: Tensor) -> Tensor:
         return self._decode(output) if self.stage == "codes" else output
+
+    @torch.no_grad()
+    def adopt(self, codebook: Tensor, decoder: Decoder) -> None:
+        """Take a trained proxy's codes `(K, D)` and decoder, for stage 1. Raises `ValueError` where they do not fit.
+
+        `tokenizer.decoder.adopt(proxy.quantizer.codebook, proxy.decoder)`, and save it for `tvq train --init-from`.
+        """
+        if codebook.shape != self.codebook.shape:
+            raise ValueError(
+                f"the codes to adopt are {tuple(codebook.shape)}, this decoder's {tuple(self.codebook.shape)}: "
+                f"give decoder.proxy_codes={codebook.shape[0]} and decoder.proxy_dim={codebook.shape[1]}"
+            )
+        ours, theirs = self.proxy.state_dict(), decoder.state_dict()
+        misfit = sorted(
+            name
+            for name in {*ours, *theirs}
+            if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape
+        )
+        if misfit:
+            raise ValueError(
+                f"decoder.proxy does not fit the decoder to adopt, first at {misfit[0]}: give it its fields"
+            )
+        self.codebook.copy_(codebook)
+        self.proxy.load_state_dict(theirs)
 
     def _decode(self, logits: Tensor) -> Tensor:
         shares = logits.float().softmax(dim=1).to(logits.dtype)
