@@ -35,8 +35,12 @@ def read_config(config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]
 def read_tensors(path: Path, *wrappers: str) -> dict[str, Tensor]:
     """Tensors by key of a .safetensors file, or of a pickle that `torch.save` wrote.
 
-    A pickle's first wrapper that is there ("state_dict", "model" ...) is opened. Raises `ValueError` for other content.
+    A pickle's first wrapper that is there ("state_dict", "model" ...) is opened; a module pickled whole gives its
+    state_dict. Prefixes that DDP and torch.compile put before every key are taken off. Raises `ValueError` for other
+    content.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the checkpoint in it")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -44,16 +48,19 @@ def read_tensors(path: Path, *wrappers: str) -> dict[str, Tensor]:
             raise ValueError(f"{path} is truncated or no safetensors file ({error}): download it again") from None
     content = pickles.read(path)
     for wrapper in wrappers:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), (Mapping, pickles.Inert)):
             content = content[wrapper]
             break
-    tensors = (
-        {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-        if isinstance(content, Mapping)
-        else {}
-    )
+    tensors: dict[str, Tensor] = {}
+    if isinstance(content, pickles.Inert):
+        tensors = pickles.module_tensors(content)
+    elif isinstance(content, Mapping):
+        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{path} holds no tensors by name, where a checkpoint is wanted")
+    for prefix in ("module.", "_orig_mod."):
+        if all(key.startswith(prefix) for key in tensors):
+            tensors = below(tensors, prefix)
     return tensors
 
 
