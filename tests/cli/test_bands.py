@@ -39,7 +39,7 @@ def test_train_encode_decode_evaluate(tvq_command, tmp_path, bands: int, dtype: 
     )
     options = (f"data.path={data}", "data.range=[-100, 3000]", "data.workers=0", "trackers=[]")
     done = tvq_command(
-        "train", "vqvae-tiny-64", f"model.channels={bands}", *small, *options, "--out", run
+        "train", "vqvae-tiny-64", f"model.channels={bands}", "steps=2", *small, *options, "--out", run
     )  # fmt: skip
     assert done.status == 0, done.err
     assert tvq.load(run).config.channels == bands
