@@ -132,3 +132,31 @@ def test_no_discriminator_or_one_that_is_not_ours(tmp_path: Path) -> None:
     folder = shared("golden/taming/vq-lightning-noattn")
     with pytest.raises(ValueError, match="only a part of one"):
         convert_discriminator("taming", folder / "model.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "said"),
+    [
+        ("taming", "llamagen/vq8-like", "source 'llamagen'"),
+        ("llamagen", "taming/vq-f4-ch32", "source 'taming'"),
+        ("latent-diffusion", "rqvae/separate", "source 'rqvae'"),
+        ("taming", "ibq/dot", "source 'ibq'"),
+        ("llamagen", "diffusers/group", "source 'diffusers'"),
+    ],
+)
+def test_the_wrong_source_is_one_line_that_names_the_likely_one(source: str, given: str, said: str) -> None:
+    folder = shared(f"golden/{given}")
+    weights, config = folder / "weights.safetensors", folder / "config.yaml"
+    with pytest.raises(ValueError, match=said) as error:
+        convert(source, weights if weights.exists() else folder, config if config.exists() else None)
+    assert "\n" not in str(error.value)
+
+
+def test_a_small_model_with_the_codebook_alone_says_what_is_missing(tmp_path: Path) -> None:
+    save_file({"quantize.embedding.weight": torch.zeros(4, 2)}, tmp_path / "book.safetensors")
+    with pytest.raises(ValueError, match=r"no tensor for encoder\.conv_in\.weight"):
+        convert("taming", tmp_path / "book.safetensors")
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
+        convert("taming", tmp_path / "missing.ckpt")
+    with pytest.raises(ValueError, match="did you mean 'taming'"):
+        convert("tamming", tmp_path / "book.safetensors")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers_vq.config import nearest
 from tokenizers_vq.conversion.checkpoint import read_config
+from tokenizers_vq.conversion.guess import hint
 
 if TYPE_CHECKING:
     from tokenizers_vq.discriminators.base import Discriminator
@@ -49,7 +50,14 @@ def convert(source: str, weights: str | Path, config: str | Path | Mapping[str, 
     path = Path(weights)
     if not path.exists():
         raise FileNotFoundError(f"no file or folder {weights}: give the checkpoint of {source} to convert")
-    return _module(source).convert(path, read_config(config)).eval()
+    module, given = _module(source), read_config(config)
+    try:
+        return module.convert(path, given).eval()
+    except ValueError as error:
+        other = hint(source, path)
+        if not other:
+            raise
+        raise ValueError(f"{error}{other}") from None
 
 
 def convert_discriminator(

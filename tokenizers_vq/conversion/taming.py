@@ -47,6 +47,11 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     tensors = skip(tensors, r"colorize$|quantize\.used$", "they change no code")
     if given.get("remap") is not None:
         logger.warning("remap is left out: codes are those of the whole codebook, not of the used ones")
+    # Descendants that search otherwise would convert, and give other codes.
+    if any(key.startswith("encoder.conv_blocks.") for key in tensors):
+        raise ValueError(f"{path} has encoder.conv_blocks: it is no tokenizer of taming-transformers")
+    if "IBQ" in str((config or {}).get("model")):
+        raise ValueError(f"{path}: its config names IBQ, whose codes are found otherwise: give source 'ibq'")
     ours = rename(our_keys(tensors), _CODEBOOK)
     if "quantizer.projection.weight" in ours:  # a 1x1 convolution
         ours["quantizer.projection.weight"] = ours["quantizer.projection.weight"].flatten(1)
