@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tokenizers_vq import images as images
     from tokenizers_vq.codes import CodeLayout as CodeLayout
     from tokenizers_vq.encoding import BatchEncoder as BatchEncoder
+    from tokenizers_vq.hierarchical import HierarchicalTokenizer as HierarchicalTokenizer
     from tokenizers_vq.tokenizer import Tokenizer as Tokenizer
     from tokenizers_vq.tokenizer import TokenizerConfig as TokenizerConfig
     from tokenizers_vq.tokenizer import create as create
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "CodeLayout": "codes",
     "BatchEncoder": "encoding",
+    "HierarchicalTokenizer": "hierarchical",
     "Tokenizer": "tokenizer",
     "TokenizerConfig": "tokenizer",
     "create": "tokenizer",
@@ -40,6 +42,7 @@ _HOMES = {
 __all__ = [
     "BatchEncoder",
     "CodeLayout",
+    "HierarchicalTokenizer",
     "Tokenizer",
     "TokenizerConfig",
     "create",

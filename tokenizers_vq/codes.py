@@ -17,8 +17,8 @@ Codes = Tensor | tuple[Tensor, ...]
 class Quantized(NamedTuple):
     """What a quantizer's training forward gives."""
 
-    features: Tensor
-    """`(B, D, *grid)`, the looked-up vectors; gradients as the estimator defines them"""
+    features: Any
+    """`(B, D, *grid)`, the looked-up vectors, a tuple of several grids; gradients as the estimator defines them"""
     codes: Any
     """`Codes`"""
     losses: dict[str, Tensor]
@@ -35,7 +35,7 @@ class Output(NamedTuple):
     output: Any
     """the decoder's raw output"""
     features: Any
-    """`(B, D, *grid)` before the quantizer"""
+    """`(B, D, *grid)` before the quantizer, a tuple of several grids"""
     quantized: Any
     """`Quantized`"""
 

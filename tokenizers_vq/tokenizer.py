@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from huggingface_hub import ModelCard
@@ -20,6 +20,9 @@ from tokenizers_vq.networks import Decoder, DecoderConfig, Encoder, EncoderConfi
 from tokenizers_vq.pretrained import Pretrained, model_card
 from tokenizers_vq.quantizers import Quantizer, QuantizerConfig
 from tokenizers_vq.quantizers.base import training_buffers
+
+if TYPE_CHECKING:
+    from tokenizers_vq.hierarchical import HierarchicalConfig
 
 PRESETS = Path(__file__).parent / "presets" / "models"
 WEIGHTS = Path(__file__).parent / "weights"
@@ -36,26 +39,21 @@ class PixelRange(Config):
     """`decode` clamps to [-1, 1] (never `forward`: it would kill gradients)"""
 
 
-class TokenizerConfig(Config):
-    """One encoder, one quantizer, one decoder."""
+class TokenizerFields(Config):
+    """What the config of every tokenizer has."""
 
-    kind: Literal["flat"] = "flat"
+    kind: str
     image_size: Annotated[int, Field(ge=1)] | tuple[int, int] = 256
     """the size it is made for: one side, or height and width; others work where the stride divides them"""
     channels: int = Field(default=3, ge=1)
     """channels of the images"""
     pixels: PixelRange = PixelRange()
     """range that the networks see"""
-    encoder: EncoderConfig
-    """network from pixels to features"""
-    quantizer: QuantizerConfig
-    """features to codes and back"""
-    decoder: DecoderConfig
-    """network from features to pixels"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.decoder.output == "logit_laplace" and not 0 < self.pixels.low < self.pixels.high < 1:
+        output = getattr(self, "decoder").output  # noqa: B009  (every kind of tokenizer declares its own)
+        if output == "logit_laplace" and not 0 < self.pixels.low < self.pixels.high < 1:
             raise ConfigError(
                 ("pixels",),
                 "a logit-Laplace decoder needs pixels inside (0, 1): give pixels.low=0.1 and pixels.high=0.9",
@@ -66,6 +64,32 @@ class TokenizerConfig(Config):
     def size(self) -> tuple[int, int]:
         """`image_size` as height and width."""
         return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+
+class TokenizerConfig(TokenizerFields):
+    """One encoder, one quantizer, one decoder."""
+
+    kind: Literal["flat"] = "flat"
+    encoder: EncoderConfig
+    """network from pixels to features"""
+    quantizer: QuantizerConfig
+    """features to codes and back"""
+    decoder: DecoderConfig
+    """network from features to pixels"""
+
+    @property
+    def quantizer_paths(self) -> dict[str, Any]:
+        """The quantizer's config by its place in this one."""
+        return {"quantizer": self.quantizer}
+
+    def build(self) -> Tokenizer:
+        """The tokenizer, untrained."""
+        return Tokenizer(self)
+
+
+def kind_of(data: Any) -> str:
+    """The kind of a tokenizer's config, or of the plain data of one."""
+    return str(data.get("kind", "flat") if isinstance(data, Mapping) else data.kind)
 
 
 class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-tokenizer"]):
@@ -189,7 +213,10 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
     def fingerprint(self) -> str:
         """sha256 of everything that decides the codes: equal for float32 and bfloat16 copies of one tokenizer."""
         config = self._savable_config()
-        described = {part: getattr(config, part).to_dict(defaults=False) for part in ("encoder", "quantizer")}
+        given = config.to_dict(defaults=False)
+        described: dict[str, Any] = {
+            part: given[part] for part in ("encoder", "quantizer", "quantizers") if part in given
+        }
         described["pixels"] = [config.pixels.low, config.pixels.high]
         digest = hashlib.sha256(folders.to_json(described).encode())
         for part in (self.encoder, *self.quantizers):
@@ -202,7 +229,7 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
         return digest.hexdigest()
 
     def _savable_config(self) -> TokenizerConfig:
-        if not isinstance(self.config, TokenizerConfig):
+        if not isinstance(self.config, TokenizerFields):
             raise ValueError("a tokenizer made by from_parts has no config: build it from a TokenizerConfig to save it")
         return self.config
 
@@ -210,8 +237,10 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
         """The model card; `card` as of `pretrained.model_card`, and `name`, by which it is loaded."""
         config, layout = self._savable_config(), self.code_layout()
         grids = " + ".join("x".join(map(str, grid)) for grid in layout.grids)
+        quantizers = [quantizer.kind for quantizer in config.quantizer_paths.values()]
+        kinds = f"{quantizers[0]} quantizer" if len(quantizers) == 1 else f"{' and '.join(quantizers)} quantizers"
         summary = (
-            f"{config.encoder.kind} encoder, {config.quantizer.kind} quantizer, {config.decoder.kind} decoder; "
+            f"{config.encoder.kind} encoder, {kinds}, {config.decoder.kind} decoder; "
             f"{sum(parameter.numel() for parameter in self.parameters()):,} parameters. An image of "
             f"{'x'.join(map(str, config.size))} pixels becomes {layout.length} codes ({grids}) of "
             f"{' / '.join(map(str, layout.sizes))}: {layout.bits:.0f} bits. Fingerprint `{self.fingerprint}`."
@@ -241,30 +270,46 @@ class _Parts:
 
 def load_folder(folder: Path) -> Tokenizer:
     """The tokenizer of a saved folder, float32, in eval mode. Raises one line for anything missing or surplus."""
-    config = parse(TokenizerConfig, folders.read_config(folder), str(folder / "config.json"))
+    config = read_tokenizer_config(folders.read_config(folder), str(folder / "config.json"))
     with torch.device("meta"):
-        tokenizer = Tokenizer(config)
+        tokenizer = config.build()
     folders.load_weights(tokenizer, folder)
     tokenizer.card = folders.read_card(folder)
     return tokenizer.eval()
 
 
-def create(preset: str | TokenizerConfig, overrides: Sequence[str] = ()) -> Tokenizer:
+def read_tokenizer_config(data: Mapping[str, Any], source: str | None = None) -> TokenizerConfig | HierarchicalConfig:
+    """The config of a flat or hierarchical tokenizer from plain data. Raises `ConfigError`, headed by `source`."""
+    from tokenizers_vq.hierarchical import HierarchicalConfig
+
+    configs: dict[str, type[TokenizerConfig | HierarchicalConfig]] = {
+        "flat": TokenizerConfig,
+        "hierarchical": HierarchicalConfig,
+    }
+    kind = kind_of(data)
+    if kind not in configs:
+        where = f"{source}: " if source else ""
+        raise ConfigError((), f"{where}kind: unknown kind '{kind}'{nearest(kind, configs)}")
+    return parse(configs[kind], data, source)
+
+
+def create(preset: str | TokenizerConfig | HierarchicalConfig, overrides: Sequence[str] = ()) -> Tokenizer:
     """An untrained tokenizer from a preset's name (`list_models("preset")`) or a config.
 
     `overrides` are `path=value` strings, such as `quantizer.num_codes=512`. Raises `ValueError` for unknown names.
     """
-    if isinstance(preset, TokenizerConfig):
-        return Tokenizer(parse(TokenizerConfig, apply_overrides(preset.to_dict(), overrides)) if overrides else preset)
-    return Tokenizer(preset_config(preset, overrides))
+    if isinstance(preset, str):
+        return preset_config(preset, overrides).build()
+    config = read_tokenizer_config(apply_overrides(preset.to_dict(), overrides)) if overrides else preset
+    return config.build()
 
 
-def preset_config(name: str, overrides: Sequence[str] = ()) -> TokenizerConfig:
+def preset_config(name: str, overrides: Sequence[str] = ()) -> TokenizerConfig | HierarchicalConfig:
     """The config of a model preset with `path=value` overrides. Raises `ValueError` with near names."""
     path = PRESETS / f"{name}.yaml"
     if name not in list_models("preset"):
         raise ValueError(f"no model preset '{name}'{nearest(name, list_models('preset'))}")
-    return parse(TokenizerConfig, apply_overrides(read_yaml(path), overrides), f"preset {name}")
+    return read_tokenizer_config(apply_overrides(read_yaml(path), overrides), f"preset {name}")
 
 
 def load(name: str | Path, *, device: str | torch.device | None = None) -> Tokenizer:

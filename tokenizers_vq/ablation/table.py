@@ -17,7 +17,6 @@ from typing_extensions import Self
 from tokenizers_vq.ablation.judges import parse_judge
 from tokenizers_vq.config import Config, ConfigError, apply_overrides, nearest, parse, read_yaml
 from tokenizers_vq.data import DataConfig
-from tokenizers_vq.tokenizer import Tokenizer
 from tokenizers_vq.training.recipe import Recipe, load_recipe
 
 MUST_AGREE = ("steps", "batch_size", "data", "model.image_size", "model.channels")
@@ -269,7 +268,7 @@ def _shown(value: Any) -> Any:
 def count_parameters(recipe: Recipe) -> Parameters:
     """Counted without making the networks. Raises `ValueError` where the discriminator cannot judge the images."""
     with torch.device("meta"):
-        tokenizer = Tokenizer(recipe.model)
+        tokenizer = recipe.model.build()
         discriminator = None
         if recipe.adversary is not None:
             discriminator = recipe.adversary.discriminator.build(

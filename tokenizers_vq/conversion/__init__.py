@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SOURCES: dict[str, str] = {
     "diffusers": "diffusers",
     "cosmos": "cosmos",
+    "dalle": "dalle",
     "ibq": "ibq",
     "latent-diffusion": "latent_diffusion",
     "llamagen": "llamagen",
@@ -28,6 +29,7 @@ SOURCES: dict[str, str] = {
     "titok": "titok",
     "var": "var",
     "vitvqgan": "vitvqgan",
+    "vqvae2": "vqvae2",
 }
 """`convert`'s source -> the module of this package that reads it"""
 

@@ -58,7 +58,7 @@ def _conv(width_in: int, width_out: int, kernel: int) -> nn.Conv2d:
     """Same size out; the published start: normal weights of variance 1 / fan-in, no bias."""
     conv = nn.Conv2d(width_in, width_out, kernel, padding=kernel // 2)
     nn.init.normal_(conv.weight, std=(width_in * kernel**2) ** -0.5)
-    nn.init.zeros_(conv.bias)
+    nn.init.constant_(conv.bias, 0.0)  # type: ignore[arg-type]  # there is a bias
     return conv
 
 

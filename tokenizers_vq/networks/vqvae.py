@@ -56,8 +56,13 @@ class _Block(nn.Module):
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 
+def residual_blocks(count: int, width: int, inner: int) -> nn.Sequential:
+    """`count` residual blocks of `width` channels, `inner` inside. `(B, width, H, W)`, same shape out."""
+    return nn.Sequential(*(_Block(width, inner) for _ in range(count)))
+
+
 def _blocks(config: _VqvaeConfig) -> nn.Sequential:
-    return nn.Sequential(*(_Block(config.width, config.block_width or config.width) for _ in range(config.blocks)))
+    return residual_blocks(config.blocks, config.width, config.block_width or config.width)
 
 
 class VqvaeEncoder(Encoder):

@@ -25,23 +25,28 @@ class Advice(NamedTuple):
 
 def against_collapse(recipe: Recipe) -> tuple[Advice, ...]:
     """Advice for a codebook of which little is used."""
-    quantizer, at = recipe.model.quantizer, "model.quantizer"
+    paths = recipe.model.quantizer_paths
+    quantizer = next(iter(paths.values()))  # of several, the first speaks for all
     fields = {name: getattr(quantizer, name) for name in type(quantizer).model_fields}
     advice = []
+
+    def advise(why: str, *values: str) -> None:
+        advice.append(Advice(tuple(f"model.{path}.{value}" for path in paths for value in values), why))
+
+    narrow = ("dim=8",) if fields.get("dim", 0) > 32 else ()
     if fields.get("distance") == "euclidean":
-        dim = (f"{at}.dim=8",) if fields.get("dim", 0) > 32 else ()
-        advice.append(Advice((f"{at}.distance=cosine", *dim), "few, L2-normalised dimensions let every code be met"))
-    elif fields.get("dim", 0) > 32:
-        advice.append(Advice((f"{at}.dim=8",), "in few dimensions every code is met"))
+        advise("few, L2-normalised dimensions let every code be met", "distance=cosine", *narrow)
+    elif narrow:
+        advise("in few dimensions every code is met", *narrow)
     if "revive_after" in fields and fields["revive_after"] is None:
-        advice.append(Advice((f"{at}.revive_after=100",), "moves dead codes to features"))
+        advise("moves dead codes to features", "revive_after=100")
     if "kmeans_batches" in fields and not fields["kmeans_batches"]:
-        advice.append(Advice((f"{at}.kmeans_batches=100",), "begins with codes where the features are"))
+        advise("begins with codes where the features are", "kmeans_batches=100")
     if "entropy_weight" in fields and not fields["entropy_weight"]:
-        advice.append(Advice((f"{at}.entropy_weight=0.1",), "rewards even use"))
+        advise("rewards even use", "entropy_weight=0.1")
     num_codes = fields.get("num_codes", 0)
     if isinstance(num_codes, int) and num_codes > 1024:
-        advice.append(Advice((f"{at}.num_codes={num_codes // 8}",), "fewer codes"))
+        advise("fewer codes", f"num_codes={num_codes // 8}")
     return tuple(advice) or slower(recipe)
 
 

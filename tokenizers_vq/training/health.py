@@ -192,8 +192,9 @@ def _codebook(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
     if not recent:
         return []
     usage, perplexity = (_mean(_values(recent, f"quantizer/{name}")) for name in ("usage", "perplexity"))
-    codes = getattr(recipe.model.quantizer, "num_codes", None)
-    codes = min(codes) if isinstance(codes, tuple) else codes
+    sizes = [getattr(config, "num_codes", None) for config in recipe.model.quantizer_paths.values()]
+    sizes = [min(size) if isinstance(size, tuple) else size for size in sizes]
+    codes = None if None in sizes else min(size for size in sizes if size is not None)
     ill = usage < recipe.warn_usage
     if codes is not None and perplexity < 0.1 * codes:  # what a batch of few tokens allows is asked only then
         ill = ill or perplexity < 0.1 * min(codes, _tokens(recipe))
@@ -211,10 +212,8 @@ def _codebook(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
 def _tokens(recipe: Recipe) -> int:
     import torch
 
-    from tokenizers_vq.tokenizer import Tokenizer
-
     with torch.device("meta"):
-        return Tokenizer(recipe.model).code_layout().length * recipe.batch_size // recipe.accumulate
+        return recipe.model.build().code_layout().length * recipe.batch_size // recipe.accumulate
 
 
 def _too_fast(recipe: Recipe, lines: Sequence[Line], wins: bool) -> list[Finding]:

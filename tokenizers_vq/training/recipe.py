@@ -14,10 +14,11 @@ from typing_extensions import Self
 from tokenizers_vq.config import Config, ConfigError, Schedule, Step, apply_overrides, nearest, parse, read_yaml
 from tokenizers_vq.data import DataConfig
 from tokenizers_vq.discriminators import DiscriminatorConfig
+from tokenizers_vq.hierarchical import AnyTokenizerConfig
 from tokenizers_vq.losses import ObjectiveConfig, RegulariserConfig, TermConfig
 from tokenizers_vq.losses.objectives import Hinge
 from tokenizers_vq.tokenizer import PRESETS as MODELS
-from tokenizers_vq.tokenizer import TokenizerConfig, list_models
+from tokenizers_vq.tokenizer import list_models
 from tokenizers_vq.training.loop import LoopConfig
 
 RECIPES = Path(__file__).parents[1] / "presets" / "recipes"
@@ -88,7 +89,7 @@ class EmaConfig(Config):
 class Recipe(LoopConfig):
     """A tokenizer's training run."""
 
-    model: TokenizerConfig
+    model: AnyTokenizerConfig
     """the tokenizer; in a recipe file also a preset's name"""
     data: DataConfig
     """the training images; in a recipe file also a path"""

@@ -32,7 +32,7 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | N
     with accelerator.main_process_first():
         claim(recipe, out, write=accelerator.is_main_process)
     loop.seed_everything(recipe.seed)
-    tokenizer = Tokenizer(recipe.model)
+    tokenizer = recipe.model.build()
     if init_from is not None and has_checkpoint(out):
         accelerator.print(f"{out} goes on from its checkpoint: --init-from {init_from} is for a new run")
     elif init_from is not None:

@@ -1,0 +1,97 @@
+"""VQ-VAE-2 as rosinality/vq-vae-2-pytorch publishes it: `enc_b.blocks.0.weight`, `quantize_t.embed` of (D, K)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tokenizers_vq.conversion.checkpoint import read_tensors
+from tokenizers_vq.conversion.keys import fill, rename
+from tokenizers_vq.hierarchical import HierarchicalConfig
+from tokenizers_vq.networks.vqvae2 import Vqvae2DecoderConfig, Vqvae2EncoderConfig
+from tokenizers_vq.quantizers.vector import VectorQuantizerConfig
+from tokenizers_vq.tokenizer import PixelRange, Tokenizer
+
+_PARTS = {
+    "enc_t": "encoder.levels.0",
+    "enc_b": "encoder.levels.1",
+    "dec_t": "encoder.heads.1.up",
+    "dec": "decoder.up",
+}
+_RULES = [
+    (r"^quantize_conv_t\.", "encoder.heads.0.quant_conv."),
+    (r"^quantize_conv_b\.", "encoder.heads.1.quant_conv."),
+    (r"^upsample_t\.", "decoder.join.upsample.0.0."),
+    (r"^quantize_t\.", "quantizer.0."),
+    (r"^quantize_b\.", "quantizer.1."),
+    (r"\.embed$", ".weight"),
+    (r"\.embed_avg$", ".cluster_sum"),
+]
+
+
+def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
+    """The tokenizer of a plain state dict of `VQVAE`, also one that `DataParallel` prefixed with `module.`.
+
+    Everything is read from the keys but the image size (config: `image_size` or `size`; 256 without). Decoding does not
+    clamp, as the reference does not. Raises `ValueError` for keys that are missing or surplus.
+    """
+    read = read_tensors(path, "state_dict", "model")
+    if all(key.startswith("module.") for key in read):
+        read = rename(read, [(r"^module\.", "")])
+    tensors = {_our_key(key, read): tensor for key, tensor in read.items()}
+    tensors = {
+        key: tensor.T.contiguous() if re.match(r"quantizer\.\d\.(weight|cluster_sum)$", key) else tensor
+        for key, tensor in tensors.items()
+    }
+    first = _wanted(tensors, "encoder.levels.1.strided.0.weight", path)
+    # A level without residual blocks has no tensor that tells their width.
+    inner = tensors.get("encoder.levels.1.blocks.0.conv1.weight")
+    blocks = [int(found[1]) for key in tensors if (found := re.match(r"encoder\.levels\.1\.blocks\.(\d+)\.", key))]
+    fields: dict[str, Any] = {
+        "width": _wanted(tensors, "encoder.levels.1.conv.weight", path).shape[0],
+        "blocks": 1 + max(blocks, default=-1),
+        **({} if inner is None else {"block_width": inner.shape[0]}),
+    }
+    books = [_wanted(tensors, f"quantizer.{level}.weight", path) for level in (0, 1)]
+    given = config or {}
+    described = HierarchicalConfig(
+        image_size=given.get("image_size", given.get("size", 256)),
+        channels=first.shape[1],
+        pixels=PixelRange(clamp=False),
+        encoder=Vqvae2EncoderConfig(**fields),
+        quantizers=tuple(
+            VectorQuantizerConfig(num_codes=book.shape[0], dim=book.shape[1], codebook="ema") for book in books
+        ),
+        decoder=Vqvae2DecoderConfig(**fields),
+    )
+    return fill(described.build(), tensors, path)
+
+
+def _our_key(key: str, tensors: Mapping[str, Tensor]) -> str:
+    """The reference numbers a part's modules in one row, activations included; ours are named by what they do."""
+    found = re.match(r"(enc_t|enc_b|dec_t|dec)\.blocks\.(\d+)\.(.+)$", key)
+    if found is None:
+        return rename({key: tensors[key]}, _RULES).popitem()[0]
+    part, place, rest = found[1], int(found[2]), found[3]
+    rows = {int(m[1]) for other in tensors if (m := re.match(rf"{part}\.blocks\.(\d+)\.(?!conv\.)", other))}
+    plain = sorted(rows)  # the convolutions outside residual blocks
+    ours = _PARTS[part]
+    if rest.startswith("conv."):
+        block = place - 1 - (plain[-1] if part.startswith("enc") else plain[0])
+        return f"{ours}.blocks.{block}." + rest.replace("conv.1.", "conv1.").replace("conv.3.", "conv2.")
+    index = plain.index(place)
+    if part.startswith("enc"):
+        return f"{ours}.conv.{rest}" if index == len(plain) - 1 else f"{ours}.strided.{index}.{rest}"
+    if index == 0:
+        return f"{ours}.conv.{rest}"
+    return f"{ours}.head.{rest}" if index == len(plain) - 1 else f"{ours}.strided.{index - 1}.{rest}"
+
+
+def _wanted(tensors: Mapping[str, Tensor], key: str, path: Path) -> Tensor:
+    if key not in tensors:
+        raise ValueError(f"{path} has no tensor for {key}: it is no VQ-VAE-2 of rosinality/vq-vae-2-pytorch")
+    return tensors[key]
