@@ -30,3 +30,13 @@ def test_values_and_gradients_are_torch_s(layout: torch.memory_format, dtype: to
         results.append([y, *torch.autograd.grad(y, [x, *norm.parameters()], seen.to(y.dtype))])
     for mine, reference in zip(*results, strict=True):
         assert torch.linalg.vector_norm(mine - reference) <= tolerance * torch.linalg.vector_norm(reference)
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0, -1000.0])
+def test_channels_last_keeps_its_digits_far_from_zero(offset: float) -> None:
+    norm = GroupNorm(8, 8)
+    x = torch.randn(2, 8, 9, 14) + offset * torch.arange(8).view(8, 1, 1)
+    exact = torch.nn.functional.group_norm(x.double(), 8)
+    with torch.no_grad():
+        error = (norm(x.contiguous(memory_format=torch.channels_last)) - exact).abs().max()
+    assert error <= 1e-6 + 1e-6 * abs(offset)
