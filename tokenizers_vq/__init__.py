@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenizers_vq import images as images
     from tokenizers_vq.codes import CodeLayout as CodeLayout
+    from tokenizers_vq.conversion import convert as convert
+    from tokenizers_vq.conversion import convert_discriminator as convert_discriminator
     from tokenizers_vq.encoding import BatchEncoder as BatchEncoder
     from tokenizers_vq.hierarchical import HierarchicalTokenizer as HierarchicalTokenizer
     from tokenizers_vq.tokenizer import Tokenizer as Tokenizer
@@ -35,6 +37,8 @@ _HOMES = {
     "HierarchicalTokenizer": "hierarchical",
     "Tokenizer": "tokenizer",
     "TokenizerConfig": "tokenizer",
+    "convert": "conversion",
+    "convert_discriminator": "conversion",
     "create": "tokenizer",
     "load": "tokenizer",
     "list_models": "tokenizer",
@@ -45,6 +49,8 @@ __all__ = [
     "HierarchicalTokenizer",
     "Tokenizer",
     "TokenizerConfig",
+    "convert",
+    "convert_discriminator",
     "create",
     "images",
     "list_models",

@@ -9,6 +9,7 @@ import typer
 from tokenizers_vq.cli.ablate import ablate
 from tokenizers_vq.cli.common import run_app
 from tokenizers_vq.cli.compare import compare
+from tokenizers_vq.cli.convert import convert
 from tokenizers_vq.cli.decode import decode
 from tokenizers_vq.cli.doctor import doctor
 from tokenizers_vq.cli.encode import encode
@@ -27,7 +28,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (models, recipes, train, evaluate, reconstruct, encode, decode, report, doctor, compare, ablate, export):
+for verb in (
+    models,
+    recipes,
+    train,
+    evaluate,
+    reconstruct,
+    encode,
+    decode,
+    report,
+    doctor,
+    compare,
+    ablate,
+    convert,
+    export,
+):
     app.command()(verb)
 
 

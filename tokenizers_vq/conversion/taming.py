@@ -42,8 +42,8 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     """
     given = first_stage_params(config)
     tensors = _first_stage(read_tensors(path, "state_dict", "model"))
-    tensors = skip(tensors, r"loss\.", "they train")
-    tensors = skip(tensors, r"model_ema\.", "moving averages, which the reference does not read")
+    tensors = skip(tensors, r"loss\.", "losses and discriminator of its training")
+    tensors = skip(tensors, r"model_ema\.", "averages that the reference does not read")
     tensors = skip(tensors, r"colorize$|quantize\.used$", "they change no code")
     if given.get("remap") is not None:
         logger.warning("remap is left out: codes are those of the whole codebook, not of the used ones")

@@ -37,7 +37,8 @@ class PatchGAN(Discriminator):
 
     def __init__(self, channels: int = 3, **fields: Any) -> None:
         super().__init__()
-        config = PatchGANConfig(**fields)
+        config = self.config = PatchGANConfig(**fields)
+        self.channels = channels
         self.smallest = 3 * 2**config.layers
         widths = [config.width * min(2**i, 8) for i in range(config.layers + 1)]
         strides = [2] * config.layers + [1]

@@ -47,7 +47,8 @@ class StyleGAN2(Discriminator):
 
     def __init__(self, channels: int = 3, image_size: tuple[int, int] = (256, 256), **fields: Any) -> None:
         super().__init__()
-        config = StyleGAN2Config(**fields)
+        config = self.config = StyleGAN2Config(**fields)
+        self.channels = channels
         self.image_size, self.stddev_group = tuple(image_size), config.stddev_group
         _check_sides(*image_size)
         short = min(image_size)

@@ -1,0 +1,113 @@
+"""A published checkpoint as a folder of ours: tokenizer, discriminator where there is one, and where both came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers_vq import folders
+from tokenizers_vq.conversion import convert, convert_discriminator
+from tokenizers_vq.discriminators import saved
+from tokenizers_vq.tokenizer import Tokenizer
+
+RECORD = "conversion.json"
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar", ".jit"}
+
+
+class Converted(NamedTuple):
+    """What `convert_to_folder` wrote."""
+
+    tokenizer: Tokenizer
+    discriminator: str | None
+    """kind of the discriminator beside it; None where the file holds none"""
+    left_out: str | None
+    """why a discriminator in the file was not kept"""
+    skipped: tuple[str, ...]
+    """what the checkpoint holds and the tokenizer does not use"""
+    files: dict[str, str]
+    """sha256 of every file of weights that was read, by name"""
+
+
+def convert_to_folder(
+    source: str, weights: str | Path, config: str | Path | None, out: Path, *, name: str | None = None
+) -> Converted:
+    """Convert into the folder `out`, which appears at once and whole; an earlier conversion there is replaced.
+
+    The tokenizer's own three files; `discriminator/`; and `conversion.json` with source, files, their sha256 and what
+    was skipped. `name`: title of the model card, and what it says to load. Raises what `convert` raises, and
+    `ValueError` where `out` holds anything but an earlier conversion.
+    """
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / RECORD).is_file())):
+        raise ValueError(f"{out} holds something else than an earlier conversion: give another --out")
+    said = _Messages()
+    logger = logging.getLogger("tokenizers_vq.conversion")
+    logger.addHandler(said)
+    try:
+        tokenizer = convert(source, weights, config)
+        discriminator, left_out = None, None
+        try:
+            discriminator = convert_discriminator(source, weights, config)
+        except ValueError as error:
+            left_out = str(error)
+    finally:
+        logger.removeHandler(said)
+    files = _checksums(Path(weights))
+    skipped = tuple(dict.fromkeys(said.messages))
+    record: dict[str, Any] = {
+        "source": source,
+        "files": files,
+        "config": None if config is None else Path(config).name,
+        "skipped": list(skipped),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    new, old = aside / "new", aside / "old"
+    try:
+        tokenizer.save_pretrained(new, card=_card(tokenizer, source, files, name or out.name))
+        if discriminator is not None:
+            saved.save(discriminator, new / saved.FOLDER)
+        folders.write_atomically(new / RECORD, json.dumps(record, indent=2) + "\n")
+        if out.exists():
+            out.replace(old)
+        new.replace(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    kind = None if discriminator is None else saved.describe(discriminator)["discriminator"]["kind"]
+    return Converted(tokenizer, kind, left_out, skipped, files)
+
+
+class _Messages(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def _checksums(path: Path) -> dict[str, str]:
+    files = sorted(file for file in path.iterdir() if file.suffix in _WEIGHTS) if path.is_dir() else [path]
+    sums = {}
+    for file in files:
+        digest = hashlib.sha256()
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+        sums[file.name] = digest.hexdigest()
+    return sums
+
+
+def _card(tokenizer: Tokenizer, source: str, files: dict[str, str], name: str) -> dict[str, Any]:
+    listed = "\n".join(f"- `{file}`, sha256 `{checksum}`" for file, checksum in files.items())
+    return {
+        "title": name,
+        "name": name,
+        "data": f"that of the published checkpoint (`{source}`); not recorded in it",
+        "terms": "those of the published checkpoint, which it does not record; ask its publisher before you use it",
+        "notes": f"**Converted** from the layout `{source}` (`tvq convert {source}`):\n\n{listed}",
+    }
