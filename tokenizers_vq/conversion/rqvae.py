@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokenizers_vq.conversion import pickles
 from tokenizers_vq.conversion.checkpoint import below, read_tensors
 from tokenizers_vq.conversion.keys import fill, skip
+from tokenizers_vq.conversion.patchgan import patchgan
 from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
+from tokenizers_vq.discriminators.patchgan import PatchGAN
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
 from tokenizers_vq.quantizers.residual import ResidualQuantizerConfig
 from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
@@ -59,6 +63,16 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
         )
     )
     return fill(tokenizer, ours, path)
+
+
+def convert_discriminator(path: Path, config: dict[str, Any] | None) -> PatchGAN | None:
+    """The PatchGAN that the reference saves beside the tokenizer; None where the file holds none."""
+    if path.suffix == ".safetensors":
+        tensors = below(read_tensors(path), "discriminator.")
+    else:
+        content = pickles.read(path)
+        tensors = content.get("discriminator", {}) if isinstance(content, Mapping) else {}
+    return patchgan(tensors, path) if tensors else None
 
 
 def _codebooks(tensors: dict[str, Tensor], path: Path) -> list[dict[str, Tensor]]:
