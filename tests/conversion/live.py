@@ -40,7 +40,7 @@ def assert_same_codes(tokenizer: Tokenizer, images: Tensor, expected: Tensor, us
 
 
 def assert_close(ours: Tensor, theirs: Tensor) -> None:
-    """Equal but for float32's rounding, of the size of the largest value."""
+    """Equal but for float32's rounding, relative to the largest value."""
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() <= 2e-5 * theirs.abs().max()
 

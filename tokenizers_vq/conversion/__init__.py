@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tokenizers_vq.tokenizer import Tokenizer
 
 SOURCES: dict[str, str] = {
+    "chameleon": "chameleon",
+    "janus": "janus",
     "diffusers": "diffusers",
     "cosmos": "cosmos",
     "dalle": "dalle",

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
+from tokenizers_vq.networks.absent import AbsentDecoderConfig
 from tokenizers_vq.networks.base import Decoder, Encoder
 from tokenizers_vq.networks.cosmos import CosmosDecoderConfig, CosmosEncoderConfig
 from tokenizers_vq.networks.dvae import DvaeDecoderConfig, DvaeEncoderConfig
@@ -27,7 +28,8 @@ EncoderConfig = Annotated[
     Field(discriminator="kind"),
 ]
 DecoderConfig = Annotated[
-    DvaeDecoderConfig
+    AbsentDecoderConfig
+    | DvaeDecoderConfig
     | CosmosDecoderConfig
     | Magvit2DecoderConfig
     | MaskgitDecoderConfig
