@@ -7,7 +7,8 @@ from torch import Tensor
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
 from prior.model import Prior, PriorConfig
-from tokenizers_vq.tokenizer import Tokenizer, load
+from tokenizers_vq.models import load
+from tokenizers_vq.tokenizer import Tokenizer
 
 
 def short(fingerprint: str | None) -> str:

@@ -3,7 +3,7 @@
 ```python
 import tokenizers_vq as tvq
 
-tok = tvq.load("runs/a")  # a run, a saved folder, or a Hub repository
+tok = tvq.load("runs/a")  # a run, a saved folder, a shipped or published name, a Hub repository
 codes = tok.encode(tvq.images.read("cat.jpg"))  # (1, h, w) int64
 image = tvq.images.to_pil(tok.decode(codes)[0])
 ```
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from tokenizers_vq.conversion import convert_discriminator as convert_discriminator
     from tokenizers_vq.encoding import BatchEncoder as BatchEncoder
     from tokenizers_vq.hierarchical import HierarchicalTokenizer as HierarchicalTokenizer
+    from tokenizers_vq.models import list_models as list_models
+    from tokenizers_vq.models import load as load
     from tokenizers_vq.tokenizer import Tokenizer as Tokenizer
     from tokenizers_vq.tokenizer import TokenizerConfig as TokenizerConfig
     from tokenizers_vq.tokenizer import create as create
-    from tokenizers_vq.tokenizer import list_models as list_models
-    from tokenizers_vq.tokenizer import load as load
 
 __version__ = "0.1.0"
 
@@ -40,8 +40,8 @@ _HOMES = {
     "convert": "conversion",
     "convert_discriminator": "conversion",
     "create": "tokenizer",
-    "load": "tokenizer",
-    "list_models": "tokenizer",
+    "load": "models",
+    "list_models": "models",
 }
 __all__ = [
     "BatchEncoder",

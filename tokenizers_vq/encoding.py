@@ -14,8 +14,9 @@ from tokenizers_vq import images
 from tokenizers_vq.codes import CodeLayout, Codes
 from tokenizers_vq.devices import resolve_device, resolve_precision
 from tokenizers_vq.folders import lasting_name
+from tokenizers_vq.models import load
 from tokenizers_vq.tiling import decode_tiled, encode_tiled
-from tokenizers_vq.tokenizer import Tokenizer, load
+from tokenizers_vq.tokenizer import Tokenizer
 
 
 class BatchEncoder:

@@ -28,7 +28,7 @@ from tokenizers_vq.devices import join_processes, resolve_device
 from tokenizers_vq.evaluation import evaluate
 from tokenizers_vq.evaluation.metrics import FeatureStatistics
 from tokenizers_vq.folders import write_atomically
-from tokenizers_vq.tokenizer import load
+from tokenizers_vq.models import load
 from tokenizers_vq.training import runs
 from tokenizers_vq.training.recipe import Recipe
 

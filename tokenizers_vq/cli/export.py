@@ -17,7 +17,7 @@ def export(
 ) -> None:
     """Write a tokenizer for another runtime, compared with the tokenizer itself before it counts as written."""
     from tokenizers_vq.export import export as write
-    from tokenizers_vq.tokenizer import load
+    from tokenizers_vq.models import load
 
     report = write(load(model), to, out)
     if report.get("compared", True) is None:

@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,12 +35,19 @@ class Converted(NamedTuple):
 
 
 def convert_to_folder(
-    source: str, weights: str | Path, config: str | Path | None, out: Path, *, name: str | None = None
+    source: str,
+    weights: str | Path,
+    config: str | Path | Mapping[str, Any] | None,
+    out: Path,
+    *,
+    name: str | None = None,
+    card: Mapping[str, Any] | None = None,
 ) -> Converted:
     """Convert into the folder `out`, which appears at once and whole; an earlier conversion there is replaced.
 
     The tokenizer's own three files; `discriminator/`; and `conversion.json` with source, files, their sha256 and what
-    was skipped. `name`: title of the model card, and what it says to load. Raises what `convert` raises, and
+    was skipped. `name`: title of the model card, and what it says to load; `card`: what else is known, as
+    `save_pretrained` takes it. Raises what `convert` raises, and
     `ValueError` where `out` holds anything but an earlier conversion.
     """
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / RECORD).is_file())):
@@ -61,14 +69,14 @@ def convert_to_folder(
     record: dict[str, Any] = {
         "source": source,
         "files": files,
-        "config": None if config is None else Path(config).name,
+        "config": Path(config).name if isinstance(config, (str, Path)) else None if config is None else dict(config),
         "skipped": list(skipped),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     new, old = aside / "new", aside / "old"
     try:
-        tokenizer.save_pretrained(new, card=_card(tokenizer, source, files, name or out.name))
+        tokenizer.save_pretrained(new, card={**_card(source, files, name or out.name), **(card or {})})
         if discriminator is not None:
             saved.save(discriminator, new / saved.FOLDER)
         folders.write_atomically(new / RECORD, json.dumps(record, indent=2) + "\n")
@@ -102,7 +110,7 @@ def _checksums(path: Path) -> dict[str, str]:
     return sums
 
 
-def _card(tokenizer: Tokenizer, source: str, files: dict[str, str], name: str) -> dict[str, Any]:
+def _card(source: str, files: dict[str, str], name: str) -> dict[str, Any]:
     listed = "\n".join(f"- `{file}`, sha256 `{checksum}`" for file, checksum in files.items())
     return {
         "title": name,

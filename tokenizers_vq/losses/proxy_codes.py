@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenizers_vq.config import Config, Schedule
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.terms import Term
-from tokenizers_vq.tokenizer import load
+from tokenizers_vq.models import load
 
 
 class ProxyCodesConfig(Config):
@@ -19,7 +19,7 @@ class ProxyCodesConfig(Config):
 
     kind: Literal["proxy_codes"] = "proxy_codes"
     tokenizer: str
-    """the tokenizer that gives the codes: a folder or name, as `load` takes it (MaskGIT's, published: 1024 on 16x16)"""
+    """the tokenizer that gives the codes: a folder or name, as `load` takes it (maskgit/imagenet-f16-256)"""
     weight: Schedule = 1.0
     """weight, or a schedule of it"""
 
@@ -41,7 +41,7 @@ class ProxyCodes(Term):
         if len(layout.grids) > 1 or layout.levels > 1 or len(layout.grids[0]) != 2:
             raise ValueError(
                 f"losses.proxy_codes.tokenizer: {config.tokenizer} has no single grid of codes to predict: "
-                "give a tokenizer with one code at each position of an image, such as maskgit-f16-1024, trained"
+                "give a tokenizer with one code at each position of an image, such as maskgit/imagenet-f16-256"
             )
         self.num_codes = layout.sizes[0]
 

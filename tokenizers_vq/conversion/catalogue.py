@@ -1,0 +1,229 @@
+"""The published tokenizers: where they lie, under which licences, how well they reconstruct; found by name, converted.
+
+The facts are data, `catalogue/FAMILY.yaml`: fields of `Published` at the top hold for all of its `models`. What no
+source says is left out, never guessed. Converted copies are kept in a folder of their own, see `cache`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from tokenizers_vq import folders
+from tokenizers_vq.config import Config, ConfigError, nearest, parse, read_yaml
+
+DATA = Path(__file__).with_suffix("")
+REVISION = "1"
+"""part of the cache's path: raised when a converter's result changes, so that no older copy is taken for a new one"""
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Score(Config):
+    """One published reconstruction FID."""
+
+    value: float
+    """the FID"""
+    protocol: str
+    """data, size, reference and tool, as far as the source says"""
+    said_by: str
+    """the source"""
+
+
+class File(Config):
+    """One file of the weights."""
+
+    name: str
+    """path in the repository or archive, may be a pattern on the Hub"""
+    url: str | None = None
+    """direct link"""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """checksum, checked after the download"""
+
+
+class Published(Config):
+    """One published tokenizer."""
+
+    name: str
+    """FAMILY/MODEL"""
+    source: str
+    """`convert`'s source"""
+    about: str
+    """what it is and on what it was trained"""
+    paper: str
+    """where it is described"""
+    code: str
+    """reference implementation"""
+    code_licence: str | None = None
+    """licence of the code; `not stated` where its repository states none"""
+    weights_licence: str | None = None
+    """licence of the weights; `not stated` where their publisher states none"""
+    note: str | None = None
+    """what to know before using it"""
+    parameters: str | None = None
+    """number of parameters as published"""
+    preset: str | None = None
+    """model preset of the same architecture"""
+    image_size: Positive | None = None
+    """side of the images that it was made for"""
+    grids: tuple[tuple[Positive, ...], ...] | None = None
+    """grids of codes at that size"""
+    levels: Positive = 1
+    """codes at one place"""
+    codes: Positive | None = None
+    """codes in the codebook"""
+    dim: Positive | None = None
+    """width of a code vector"""
+    hub: str | None = None
+    """Hub repository of the weights"""
+    page: str | None = None
+    """where they are fetched by hand"""
+    files: tuple[File, ...] = ()
+    """files that are needed"""
+    weights: str | None = None
+    """what of them `convert` takes; unset: the only file"""
+    config: dict[str, Any] | None = None
+    """what `convert` is given beside the weights"""
+    config_file: str | None = None
+    """published config that `tvq convert` needs"""
+    rfid: tuple[Score, ...] = ()
+    """reconstruction FIDs"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.hub is None) == (self.page is None):
+            raise ConfigError(("hub",), "the weights are on the Hub or on a page: give one of both")
+        if self.hub is not None and not self.files:
+            raise ConfigError(("files",), "a Hub repository needs the names of its files")
+        return self
+
+    @property
+    def checkpoint(self) -> str | None:
+        """What `convert` takes, relative to the files' folder; None where it is not known."""
+        return self.weights or (self.files[0].name if len(self.files) == 1 else None)
+
+
+@lru_cache
+def entries() -> Mapping[str, Published]:
+    """Every published tokenizer by name, sorted. Raises `ValueError` naming the file and field of a wrong entry."""
+    found = {}
+    for path in sorted(DATA.glob("*.yaml")):
+        shared = read_yaml(path)
+        for model, fields in shared.pop("models").items():
+            name = f"{path.stem}/{model}"
+            found[name] = parse(Published, {**shared, **fields, "name": name}, f"{path.name}: {model}")
+    return found
+
+
+def entry(name: str) -> Published:
+    """The entry of a name. Raises `ValueError` with near names."""
+    if name not in entries():
+        raise ValueError(f"no published tokenizer '{name}'{nearest(name, entries())}")
+    return entries()[name]
+
+
+def cache() -> Path:
+    """Where converted copies lie: the folder `TVQ_CACHE`, else `tokenizers-vq` in huggingface_hub's."""
+    from huggingface_hub import constants
+
+    return Path(os.environ.get("TVQ_CACHE") or Path(constants.HF_HOME) / "tokenizers-vq").expanduser()
+
+
+def converted(name: str) -> Path:
+    """The folder of the converted copy of a published tokenizer, there or not."""
+    return cache() / f"converted-{REVISION}" / name
+
+
+def fetch(name: str) -> Path:
+    """The folder of a published tokenizer in our layout: the cached copy, else downloaded from the Hub and converted.
+
+    Raises `FileNotFoundError` where the weights are not on the Hub, saying what to fetch and which command converts
+    it, and where the Hub does not give them; `ValueError` for files with another checksum.
+    """
+    published, folder = entry(name), converted(name)
+    if folders.local(folder) is not None:
+        return folder
+    if published.hub is None:
+        raise FileNotFoundError(by_hand(published))
+    from tokenizers_vq.conversion.write import convert_to_folder
+
+    weights, config = _download(published), published.to_dict()["config"]
+    try:
+        convert_to_folder(published.source, weights, config, folder, name=name, card=card(published))
+    except OSError:  # another process may have been first
+        if folders.local(folder) is None:
+            raise
+    return folder
+
+
+def by_hand(published: Published) -> str:
+    """One line: what to fetch, and the command that converts it to where `load` finds it."""
+    links = [file.url or file.name for file in published.files]
+    what = f"{published.page or f'https://huggingface.co/{published.hub}'}" + (
+        f" ({', '.join(links)})" if links else ""
+    )
+    config = f" --config {published.config_file}" if published.config_file else ""
+    checkpoint = "FOLDER" if published.checkpoint == "." else published.checkpoint or "CHECKPOINT"
+    command = f"tvq convert {published.source} {checkpoint}{config}"
+    return (
+        f"the weights of '{published.name}' are not on the Hub: fetch {what}, then "
+        f"`{command} --out {converted(published.name)}`, and load('{published.name}') finds them"
+    )
+
+
+def _download(published: Published) -> Path:
+    """The files of a Hub repository, their checksums checked: the path that `convert` takes."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    assert published.hub is not None
+    patterns = [file.name for file in published.files]
+    try:
+        folder = Path(snapshot_download(published.hub, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise FileNotFoundError(
+            f"'{published.name}' lies in the Hub repository {published.hub}, which cannot be had ({reason}): check the "
+            "network, or HF_TOKEN and the consent that it may ask for on its page"
+        ) from None
+    for file in published.files:
+        if file.sha256 is not None and (found := sha256(folder / file.name)) != file.sha256:
+            raise ValueError(
+                f"{folder / file.name} has sha256 {found[:12]}, the catalogue says {file.sha256[:12]}: "
+                "delete it and load again; if it stays so, the publisher has changed the file"
+            )
+    hits = sorted(folder.glob(published.checkpoint or "*")) if published.checkpoint != "." else [folder]
+    if len(hits) != 1:
+        raise FileNotFoundError(
+            f"the Hub repository {published.hub} holds {len(hits)} files {published.checkpoint}, where one was wanted: "
+            f"give one to `tvq convert {published.source}`"
+        )
+    return hits[0]
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file. Raises `FileNotFoundError` for a missing one."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def card(published: Published) -> dict[str, Any]:
+    """What the model card of a converted copy says beyond where it came from, as `save_pretrained` takes it."""
+    known = published.weights_licence not in (None, "not stated")
+    return {
+        "title": f"{published.name}: {published.about}",
+        "data": f"{published.about}; described in {published.paper}, reference {published.code}",
+        "licence": published.weights_licence if known else None,
+        "terms": f"{published.weights_licence or 'not known'}" + (f"; {published.note}" if published.note else ""),
+        "figures": {f"rFID, {score.protocol} ({score.said_by})": score.value for score in published.rfid} or None,
+    }
