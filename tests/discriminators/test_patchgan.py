@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from tokenizers_vq.discriminators import PatchGANConfig
-from tokenizers_vq.discriminators.normalisation import BatchNorm2d
 from tokenizers_vq.discriminators.patchgan import PatchGAN
+from tokenizers_vq.networks.normalisation import BatchNorm2d
 
 
 @pytest.mark.parametrize(("layers", "size"), [(1, 6), (2, 12), (3, 24)])

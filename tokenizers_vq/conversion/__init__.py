@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tokenizers_vq.tokenizer import Tokenizer
 
 SOURCES: dict[str, str] = {
+    "emu3": "emu3",
     "chameleon": "chameleon",
     "janus": "janus",
     "diffusers": "diffusers",

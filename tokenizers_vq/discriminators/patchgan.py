@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from tokenizers_vq.config import Config
-from tokenizers_vq.discriminators.normalisation import BatchNorm2d
 from tokenizers_vq.judgement import Discriminator, Judgement
+from tokenizers_vq.networks.normalisation import BatchNorm2d
 
 
 class PatchGANConfig(Config):

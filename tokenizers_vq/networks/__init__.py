@@ -9,6 +9,7 @@ from tokenizers_vq.networks.absent import AbsentDecoderConfig
 from tokenizers_vq.networks.base import Decoder, Encoder
 from tokenizers_vq.networks.cosmos import CosmosDecoderConfig, CosmosEncoderConfig
 from tokenizers_vq.networks.dvae import DvaeDecoderConfig, DvaeEncoderConfig
+from tokenizers_vq.networks.emu3 import Emu3DecoderConfig, Emu3EncoderConfig
 from tokenizers_vq.networks.magvit2 import Magvit2DecoderConfig, Magvit2EncoderConfig
 from tokenizers_vq.networks.maskgit import MaskgitDecoderConfig, MaskgitEncoderConfig
 from tokenizers_vq.networks.titok import TitokDecoderConfig, TitokEncoderConfig, TitokProxyDecoderConfig
@@ -19,6 +20,7 @@ from tokenizers_vq.networks.vqvae import VqvaeDecoderConfig, VqvaeEncoderConfig
 EncoderConfig = Annotated[
     DvaeEncoderConfig
     | CosmosEncoderConfig
+    | Emu3EncoderConfig
     | Magvit2EncoderConfig
     | MaskgitEncoderConfig
     | TitokEncoderConfig
@@ -31,6 +33,7 @@ DecoderConfig = Annotated[
     AbsentDecoderConfig
     | DvaeDecoderConfig
     | CosmosDecoderConfig
+    | Emu3DecoderConfig
     | Magvit2DecoderConfig
     | MaskgitDecoderConfig
     | TitokDecoderConfig

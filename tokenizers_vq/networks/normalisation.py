@@ -1,4 +1,4 @@
-"""Group normalisation (Wu and He, arXiv 1803.08494) that trains fast on a CPU."""
+"""Group normalisation (Wu and He, arXiv 1803.08494) that trains fast on a CPU, and batch norm over all processes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from tokenizers_vq import distributed
 
 
 class GroupNorm(nn.GroupNorm):
@@ -66,3 +68,30 @@ class _ChannelsLast(torch.autograd.Function):
         dx = torch.addcmul(shift, x_, slope, out=product).addcmul_(dy, scale).to(x.dtype)
         dw, db = (part.sum(0).view(channels).to(weight.dtype) for part in (sum_dy_xh, sum_dy))
         return dx, dw, db, None, None
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d`, and in train mode with several processes the statistics of the global batch.
+
+    On every device, which `nn.SyncBatchNorm` is not. Processes must hold equal numbers of images.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`(B, C, H, W)` -> the same shape and dtype; reductions in float32."""
+        processes = distributed.world_size()
+        if not self.training or processes == 1:
+            return super().forward(input)
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        features = input.float()
+        # Two rounds: mean of squares less squared mean would cancel where the mean is large.
+        mean = distributed.mean(features.mean(dim=(0, 2, 3)))
+        centred = features - mean.view(1, -1, 1, 1)
+        variance = distributed.mean(centred.square().mean(dim=(0, 2, 3)))
+        count = processes * input.numel() // input.shape[1]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+            self.num_batches_tracked.add_(1)
+        scale = self.weight.float() * (variance + self.eps).rsqrt()
+        return (centred * scale.view(1, -1, 1, 1) + self.bias.float().view(1, -1, 1, 1)).to(input.dtype)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from tokenizers_vq.discriminators.normalisation import BatchNorm2d
+from tokenizers_vq.networks.normalisation import BatchNorm2d
 
 
 def batch() -> tuple[Tensor, Tensor]:
