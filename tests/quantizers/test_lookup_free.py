@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,3 +166,25 @@ def _sparse(rank: int, world: int, codes: Tensor) -> Tensor:
 def test_sparse_perplexity_counts_the_codes_of_all_processes() -> None:
     codes = torch.tensor([5, 2**39, 5, 7, 5, 2**39, 2**39])
     assert all(torch.isclose(found, perplexity(codes, 2**40)) for found in in_processes(2, _sparse, codes))
+
+
+class _Verbs(torch.nn.Module):
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        codes = self.quantizer.encode(features)
+        return codes, self.quantizer.lookup(codes)
+
+
+@pytest.mark.parametrize("quantizer", [LfqQuantizer(bits=40), FsqQuantizer(levels=(16,) * 10)], ids=["lfq", "fsq"])
+def test_onnx_numbers_codes_beyond_float32_exactly(quantizer: Quantizer, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    verbs, z = _Verbs(quantizer.eval()).eval(), torch.randn(2, quantizer.in_dim, 4, 5)
+    torch.onnx.export(verbs, (z,), str(tmp_path / "verbs.onnx"), dynamo=True, verbose=False)
+    session = runtime.InferenceSession(str(tmp_path / "verbs.onnx"))
+    codes, vectors = session.run(None, {session.get_inputs()[0].name: z.numpy()})
+    assert torch.equal(torch.from_numpy(codes), quantizer.encode(z))
+    assert torch.equal(torch.from_numpy(vectors), quantizer.lookup(quantizer.encode(z)))

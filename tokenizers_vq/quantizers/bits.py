@@ -12,13 +12,19 @@ from tokenizers_vq import distributed
 def pack(positive: Tensor) -> Tensor:
     """Bits `(B, d, *grid)` -> int64 `(B, *grid)`, the first channel least significant."""
     rows = positive.long().movedim(1, -1)
-    return (rows << torch.arange(rows.shape[-1], device=rows.device)).sum(-1)
+    return (rows * _powers(rows.shape[-1], rows)).sum(-1)
 
 
 def unpack(codes: Tensor, bits: int) -> Tensor:
     """int64 `(B, *grid)` -> float32 `(B, bits, *grid)` of -1 and 1, the inverse of `pack`."""
-    ones = (codes[..., None] >> torch.arange(bits, device=codes.device)) & 1
-    return (2 * ones - 1).float().movedim(-1, 1)
+    powers = _powers(bits, codes)
+    positive = codes[..., None] % (2 * powers) >= powers
+    return positive.float().mul(2).sub(1).movedim(-1, 1)
+
+
+def _powers(bits: int, like: Tensor) -> Tensor:
+    # Arithmetic, since ONNX shifts no signed integers.
+    return torch.tensor([2**i for i in range(bits)], device=like.device)
 
 
 def bit_entropies(logits: Tensor, group: int) -> tuple[Tensor, Tensor]:

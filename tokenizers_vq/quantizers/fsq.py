@@ -84,7 +84,7 @@ class FsqQuantizer(ImplicitQuantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         """int64 `(B, *grid)` -> float32 `(B, D, *grid)`. Raises `ValueError` for codes out of range."""
         check_codes(codes, self.num_codes)
-        places = torch.div(codes[..., None], self._radix(codes), rounding_mode="floor")
+        places = codes[..., None] // self._radix(codes)  # not torch.div, which ONNX computes in float32
         return self._values(places % self._levels(codes, torch.long)).movedim(-1, 1)
 
     def forward(self, features: Tensor) -> Quantized:
