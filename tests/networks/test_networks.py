@@ -6,13 +6,21 @@ import pytest
 import torch
 
 import tokenizers_vq as tvq
+from tokenizers_vq.networks.emu3 import Emu3Decoder, Emu3Encoder
 from tokenizers_vq.networks.vit import VitDecoder, VitEncoder
-from tokenizers_vq.networks.vqgan import VqganDecoder, VqganEncoder
+from tokenizers_vq.networks.vqgan import SpatialNorm, VqganDecoder, VqganEncoder
 from tokenizers_vq.networks.vqvae import VqvaeDecoder, VqvaeEncoder
 
 NARROW = {"width": 8, "groups": 4, "multipliers": (1, 2, 2), "blocks": 1, "latent_width": 8}
 FAMILIES = {
     "vqgan": lambda c: (VqganEncoder(dim=4, channels=c, **NARROW), VqganDecoder(dim=4, channels=c, **NARROW)),
+    "movq": lambda c: (
+        VqganEncoder(dim=4, channels=c, **NARROW),
+        VqganDecoder(dim=4, channels=c, **NARROW, norm="spatial", heads=2, attention=(1,)),
+    ),
+    "emu3": lambda c: tuple(
+        part(dim=4, channels=c, frames=2, **{**NARROW, "latent_width": None}) for part in (Emu3Encoder, Emu3Decoder)
+    ),
     "vqvae": lambda c: (VqvaeEncoder(dim=4, channels=c, width=8), VqvaeDecoder(dim=4, channels=c, width=8)),
     "vit": lambda c: tuple(
         part(dim=4, channels=c, image_size=(8, 16), patch=4, width=16, layers=2, heads=2)
@@ -138,6 +146,22 @@ def test_without_autograd_in_place_operations_change_no_value(family: str) -> No
     with torch.no_grad():
         tolerance = 1e-6 if family == "vit" else 0.0  # its products may be another library's, which round otherwise
         assert torch.allclose(decoder(encoder(pixels)), with_graph, rtol=0, atol=tolerance)
+
+
+def test_a_spatial_norm_reads_the_code_at_its_place() -> None:
+    norm = SpatialNorm(3, 2, 4)
+    x, code = torch.randn(2, 4, 6, 8), torch.randn(2, 3, 3, 4)
+    shown = torch.nn.functional.interpolate(code, size=(6, 8), mode="nearest")
+    expected = torch.nn.functional.group_norm(x, 2, eps=1e-6) * norm.scale(shown) + norm.bias(shown)
+    assert torch.allclose(norm(x, code), expected, atol=1e-6)
+
+
+def test_emu3s_first_frame_sees_no_later_one() -> None:
+    _, decoder = FAMILIES["emu3"](3)
+    clip = torch.randn(1, 4, 5, 2, 2)
+    later = torch.cat([clip[:, :, :3], torch.randn(1, 4, 2, 2, 2)], dim=2)
+    layer = decoder.time_up[0]
+    assert torch.allclose(layer(clip)[:, :, :3], layer(later)[:, :, :3], atol=1e-6)
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -112,7 +112,7 @@ def _config(tokenizer: Tokenizer) -> dict[str, Any]:
         "out_channels": config.channels,
         "down_block_types": down,
         "up_block_types": up,
-        "block_out_channels": [network["width"] * multiplier for multiplier in network["multipliers"]],
+        "block_out_channels": [round(network["width"] * multiplier) for multiplier in network["multipliers"]],
         "layers_per_block": network["blocks"],
         "act_fn": "silu",
         "latent_channels": network["latent_width"] or tokenizer.quantizer.dim,
