@@ -15,6 +15,7 @@ from tokenizers_vq.cli.doctor import doctor
 from tokenizers_vq.cli.encode import encode
 from tokenizers_vq.cli.evaluate import evaluate
 from tokenizers_vq.cli.export import export
+from tokenizers_vq.cli.info import info
 from tokenizers_vq.cli.models import models
 from tokenizers_vq.cli.recipes import recipes
 from tokenizers_vq.cli.reconstruct import reconstruct
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 for verb in (
     models,
+    info,
     recipes,
     train,
     evaluate,

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 
 def models() -> None:
-    """List the names that `create` (presets, untrained) and `load` (shipped, trained) take."""
+    """List the names that `create` (presets, untrained) and `load` (shipped and published, trained) take."""
     from tokenizers_vq.cli.common import list_names
-    from tokenizers_vq.tokenizer import PRESETS, WEIGHTS, list_models
+    from tokenizers_vq.conversion import catalogue
+    from tokenizers_vq.models import list_models
+    from tokenizers_vq.tokenizer import PRESETS, WEIGHTS
 
     list_names("presets, untrained, for create(NAME):", {name: PRESETS / f"{name}.yaml" for name in list_models()})
     shipped = {name: WEIGHTS / name / "README.md" for name in list_models("shipped")}
     if shipped:
         list_names("trained, for load(NAME) and every verb:", shipped)
+    print("published, for load(NAME) and every verb; * fetched by hand, see tvq info NAME:")
+    entries = catalogue.entries()
+    width = max(map(len, entries)) + 1
+    for name, published in entries.items():
+        mark = "*" if published.hub is None and not catalogue.converted(name).is_dir() else ""
+        grids, codes = catalogue.grid_texts(published), published.codes
+        shape = f"{grids[0]} to {grids[-1]}" if len(grids) > 2 else "+".join(grids)
+        facts = ", ".join(
+            filter(None, [shape and f"{shape} codes" + (f" of {codes:,}" if codes else ""), published.about])
+        )
+        print(f"  {name + mark:{width}}  {facts}")

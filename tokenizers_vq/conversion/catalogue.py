@@ -110,6 +110,12 @@ class Published(Config):
         return self.weights or (self.files[0].name if len(self.files) == 1 else None)
 
 
+def grid_texts(published: Published) -> list[str]:
+    """Each grid as people write it, with its levels: 16x16, or 8x8x4; none where the grids are not known."""
+    tail = (published.levels,) if published.levels > 1 else ()
+    return ["x".join(map(str, (*grid, *tail))) for grid in published.grids or ()]
+
+
 @lru_cache
 def entries() -> Mapping[str, Published]:
     """Every published tokenizer by name, sorted. Raises `ValueError` naming the file and field of a wrong entry."""
