@@ -299,7 +299,6 @@ _FSQ = {
 }
 _SAMPLED = {
     "processes": "processes draw different codes; tests/quantizers/test_estimators.py checks the draws",
-    "estimator": "training draws codes; straight-through as in the case without sampling",
 }
 
 
