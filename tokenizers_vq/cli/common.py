@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from tokenizers_vq.data import DataConfig
     from tokenizers_vq.encoding import BatchEncoder
 
-Model = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="a run, a saved folder, a shipped or published name, owner/name")]
+Model = Annotated[
+    str, typer.Argument(metavar="RUN|MODEL", help="a run, a saved folder, a shipped or published name, owner/name")
+]
 Split = Annotated[str | None, typer.Option(help="split to read")]
 ImageColumn = Annotated[str | None, typer.Option(help="column of the images")]
 Range = Annotated[
