@@ -116,7 +116,7 @@ class _Trunk(nn.Module):
 
     def forward(self, patches: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
         """`(B, N, width)` and `(B, T, width)` -> the same two."""
-        first = self.class_token.to(patches.dtype).expand(len(patches), 1, -1)
+        first = self.class_token.to(patches.dtype).expand(patches.shape[0], 1, -1)
         tokens = torch.cat([first, patches], dim=1) + self.positions.to(patches.dtype)
         tokens = torch.cat([tokens, (latents + self.latent_positions.to(latents.dtype)).to(tokens.dtype)], dim=1)
         tokens = self.norm_in(tokens)
@@ -162,13 +162,13 @@ class TitokEncoder(Encoder):
     def forward(self, pixels: Tensor) -> Tensor:
         patch = self.config.patch
         patches = precise(self.embed, rearrange(pixels, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch))
-        _, latents = self.trunk(patches, self.latents.to(patches.dtype).expand(len(patches), -1, -1))
+        _, latents = self.trunk(patches, self.latents.to(patches.dtype).expand(patches.shape[0], -1, -1))
         return rearrange(precise(self._to_features, latents), "b t d -> b d t")
 
     def _to_features(self, latents: Tensor) -> Tensor:
         latents = self.trunk.norm(latents)
         if self.config.legacy_reshape:
-            latents = latents.reshape(len(latents), self.config.width, self.config.tokens).mT
+            latents = latents.reshape(latents.shape[0], self.config.width, self.config.tokens).mT
         return self.quant_conv(latents)
 
     def trunk_blocks(self) -> Iterator[nn.Module]:
@@ -195,7 +195,7 @@ class _MaskDecoder(Decoder):
             )
         latents = self.post_quant_conv(rearrange(features, "b d t -> b t d"))
         count = self.patches[0] * self.patches[1]
-        masks = self.mask_token.to(latents.dtype).expand(len(latents), count, -1)
+        masks = self.mask_token.to(latents.dtype).expand(latents.shape[0], count, -1)
         patches: Tensor = self.trunk.norm(self.trunk(masks, latents)[0])
         return patches
 
