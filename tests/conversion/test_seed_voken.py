@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.conftest import shared
-from tokenizers_vq.conversion import convert
+from tokenizers_vq.conversion import convert, convert_discriminator
 from tokenizers_vq.conversion.checkpoint import read_config, read_tensors
 
 
@@ -59,3 +61,19 @@ def test_settings_of_training_are_kept_for_fine_tuning() -> None:
     arguments |= {"beta": 0.5, "entropy_temperature": 0.2, "lossconfig": {"params": {"entropy_loss_weight": 0.3}}}
     quantizer = convert("ibq", folder / "weights.safetensors", config).quantizer.config
     assert (quantizer.beta, quantizer.entropy_temperature, quantizer.entropy_weight) == (0.5, 0.2, 0.3)
+
+
+def test_the_discriminator_beside_the_tokenizer_is_kept(tmp_path: Path) -> None:
+    folder = shared("golden/parts/patchgan")
+    case = next(path for path in sorted(folder.iterdir()) if (path / "weights.safetensors").exists())
+    tensors = {f"loss.discriminator.{key}": value for key, value in load_file(case / "weights.safetensors").items()}
+    torch.save({"state_dict": {**tensors, "loss.lpips": torch.ones(1)}}, tmp_path / "model.ckpt")
+    for source in ("ibq", "open-magvit2"):
+        discriminator = convert_discriminator(source, tmp_path / "model.ckpt")
+        assert discriminator is not None
+        counted = sum(parameter.numel() for parameter in discriminator.parameters())
+        assert counted == sum(value.numel() for key, value in tensors.items() if re.search(r"\.(weight|bias)$", key))
+        assert convert_discriminator(source, shared("golden/ibq/dot/weights.safetensors")) is None
+    torch.save({"state_dict": {"loss.discriminator.block_in.0.weight": torch.ones(8, 3, 5, 5)}}, tmp_path / "blur.ckpt")
+    with pytest.raises(ValueError, match="no PatchGAN"):
+        convert_discriminator("open-magvit2", tmp_path / "blur.ckpt")

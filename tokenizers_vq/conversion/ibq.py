@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers_vq.conversion.keys import fill, rename
-from tokenizers_vq.conversion.seed_voken import read, resolution, settings
+from tokenizers_vq.conversion.seed_voken import convert_discriminator, read, resolution, settings
 from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
 from tokenizers_vq.quantizers import IbqQuantizerConfig
 from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
+
+__all__ = ["convert", "convert_discriminator"]
 
 
 def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:

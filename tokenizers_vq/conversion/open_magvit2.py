@@ -12,10 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion.keys import fill, rename
-from tokenizers_vq.conversion.seed_voken import read, resolution, settings
+from tokenizers_vq.conversion.seed_voken import convert_discriminator, read, resolution, settings
 from tokenizers_vq.networks.magvit2 import Magvit2DecoderConfig, Magvit2EncoderConfig
 from tokenizers_vq.quantizers import LfqQuantizerConfig
 from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
+
+__all__ = ["convert", "convert_discriminator"]
 
 _RULES = [
     (r"^encoder\.down\.", "encoder.levels."),

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from tokenizers_vq.conversion.checkpoint import below, read_tensors
 from tokenizers_vq.conversion.keys import skip
+from tokenizers_vq.conversion.patchgan import patchgan
+from tokenizers_vq.discriminators.patchgan import PatchGAN
 
 
 def settings(config: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -45,3 +47,12 @@ def read(path: Path, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
         elif not name.startswith("loss"):
             raise ValueError(f"{path} holds an average, model_ema.{name}, of a parameter that is not there")
     return kept
+
+
+def convert_discriminator(path: Path, config: Mapping[str, Any] | None = None) -> PatchGAN | None:
+    """The PatchGAN below `loss.discriminator.`; None where the file holds none.
+
+    Raises `ValueError` for the blurred one of the pretrained models.
+    """
+    tensors = below(read_tensors(path, "state_dict"), "loss.discriminator.")
+    return patchgan(tensors, path) if tensors else None
