@@ -51,6 +51,18 @@ def test_columns_in_and_out(tokenizer, sources) -> None:
     assert result["key"] == list("abcdefg")
 
 
+def test_arrays_of_many_bands_in_a_range() -> None:
+    bands = tvq.create("vqvae-tiny-64", ["encoder.width=16", "decoder.width=16", "channels=5"]).eval()
+    encoder = BatchEncoder(bands, device="cpu", precision="fp32", range=(-5.0, 300.0))
+    array = np.random.default_rng(0).uniform(-5, 300, (64, 64, 5)).astype(np.float32)
+    image = torch.from_numpy((array + 5) / 152.5 - 1).permute(2, 0, 1)[None]
+    wanted = bands.code_layout().flatten(bands.encode(image))
+    result = encoder({"image": [array, np.moveaxis(array, -1, 0), array.tolist()]})
+    assert (torch.from_numpy(result["codes"]) == wanted).float().mean() > 0.99
+    with pytest.raises(ValueError, match=r"give their range \(data.range="):
+        BatchEncoder(bands, device="cpu")({"image": [array]})
+
+
 def test_full_precision_is_the_tokenizers_own(tokenizer) -> None:
     images = torch.rand(3, 3, 64, 64) * 2 - 1
     encoder = BatchEncoder(tokenizer, device="cpu", precision="fp32")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,25 @@ def test_a_range_maps_every_dtype(channels: int, dtype: str) -> None:
     assert np.array_equal(images.to_array(image[0], (low, high)).round(), array.astype(np.float32))
     beyond = np.full((2, 2, channels), high + 50).astype(dtype)
     assert images.read(beyond, channels, range=(low, high)).unique().tolist() == [1.0]
+
+
+def _colour_png(pixels: np.ndarray) -> bytes:
+    """16-bit RGB, which Pillow cannot write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_sixteen_bit_colour_is_read_with_eight_and_takes_no_range() -> None:
+    pixels = np.random.default_rng(0).integers(0, 65536, (4, 5, 3)).astype(np.uint16)
+    read = images.to_uint8(images.read(_colour_png(pixels)))[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(read, pixels >> 8)
+    with pytest.raises(ValueError, match=r"of 16-bit colour Pillow reads 8 bits.*store it as \.npy"):
+        images.read(_colour_png(pixels), range=(0, 4095))
 
 
 def test_a_range_reads_twelve_bits_in_sixteen(tmp_path: Path) -> None:

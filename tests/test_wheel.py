@@ -48,6 +48,7 @@ for name in prior.list_models("shipped"):
     except SystemExit as stop:
         assert not stop.code
     assert pathlib.Path(f"{name}.png").is_file()
+assert "taming/imagenet-f16-16384" in tvq.list_models("published")
 from tokenizers_vq.cli import main
 main(["models"])
 """

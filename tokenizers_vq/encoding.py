@@ -35,12 +35,14 @@ class BatchEncoder:
         image_column: str = "image",
         image_size: int | tuple[int, int] | None = None,
         on_broken: Literal["skip", "stop"] = "stop",
+        range: images.Range | None = None,
         tile: int | None = None,
     ) -> None:
         """`tokenizer`: a module (moved to the device as it is), or what `load` takes. `precision`: `fp32` computes as
         `Tokenizer.encode` does; `bf16` puts the networks under autocast, channels last, the quantizer stays float32;
         `auto` is bf16 where the device has it in hardware. `image_size`: of the images, unset the tokenizer's.
-        `on_broken="skip"` drops the rows of unreadable images and counts them in `broken`. `tile`: side in pixels of
+        `on_broken="skip"` drops the rows of unreadable images and counts them in `broken`. `range`: values of black and
+        white in arrays, see `images.read`. `tile`: side in pixels of
         the overlapping tiles in which larger images are computed, see `tiling` for what that costs in exactness.
 
         Raises `ValueError` for unknown or absent devices and precisions, and what `load` raises.
@@ -51,7 +53,7 @@ class BatchEncoder:
         if self.precision == "bf16":
             self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.name = None if isinstance(tokenizer, Tokenizer) else lasting_name(tokenizer)
-        self.image_column, self.on_broken, self.tile = image_column, on_broken, tile
+        self.image_column, self.on_broken, self.range, self.tile = image_column, on_broken, range, tile
         self.image_size = self.tokenizer.config.image_size if image_size is None else image_size
         self.layout: CodeLayout = self.tokenizer.code_layout(*_pair(self.image_size))
         self.fingerprint = self.tokenizer.fingerprint
@@ -96,8 +98,8 @@ class BatchEncoder:
             name = source.get("path") or name
             source = source.get("bytes") or source.get("path") or b""
         if isinstance(source, list):  # datasets hands arrays over as lists
-            source = np.asarray(source, dtype=np.uint8)
-        view = resize_center_crop(images.decode(source, self.channels, str(name)), self.image_size)
+            source = np.asarray(source, dtype=np.uint8 if self.range is None else None)
+        view = resize_center_crop(images.decode(source, self.channels, str(name), self.range), self.image_size)
         return view if view.is_floating_point() else images.from_uint8(view)
 
     def encode(self, images_: Tensor) -> Tensor:

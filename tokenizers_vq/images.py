@@ -45,7 +45,8 @@ def read(
     gives RGB; any other number needs an array with that many channels.
 
     `range`: the values of black and white in arrays of any number type and in 16-bit files; beyond them is clipped.
-    Unset: all of uint8 and uint16, and [0, 1] for floats. 8-bit pictures have no other range than their own.
+    Unset: all of uint8 and uint16, and [0, 1] for floats. 8-bit pictures have no other range than their own;
+    16-bit colour is read with 8 bits, as Pillow does.
 
     Raises `FileNotFoundError` for a missing file, `BrokenImage` for an unreadable one, `ValueError` for channels that
     the source cannot give, and for numbers that need a `range`.
@@ -86,12 +87,17 @@ def _from_file(file: Any, channels: int, name: str, range: Range | None, is_arra
             array = np.load(file, allow_pickle=False)
         else:
             picture = Image.open(file)
+            shallow = picture.mode not in (*_DEEP, "F") and any(";16" in str(tile[3]) for tile in picture.tile)
             picture.load()
     except Exception as error:  # decoders raise nearly anything on damaged bytes: OSError, SyntaxError, struct.error
         unknown = isinstance(error, Image.UnidentifiedImageError)
         reason = "not a picture, or an unknown format" if unknown else str(error) or type(error).__name__
         raise BrokenImage(name, reason) from None
-    return _from_array(array, channels, name, range) if is_array else _from_pil(picture, channels, name, range)
+    if is_array:
+        return _from_array(array, channels, name, range)
+    if shallow and range is not None:
+        raise ValueError(f"{name}: of 16-bit colour Pillow reads 8 bits, so no range fits it; store it as .npy")
+    return _from_pil(picture, channels, name, range)
 
 
 def _from_pil(picture: Image.Image, channels: int, name: str, range: Range | None) -> Tensor:

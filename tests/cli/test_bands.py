@@ -37,7 +37,7 @@ def test_train_encode_decode_evaluate(tvq_command, tmp_path, bands: int, dtype: 
         "batch_size=4",
         "precision=fp32",
     )
-    options = (f"data.path={data}", "data.range=[-100, 3000]", "data.workers=0", "trackers=[]")
+    options = (f"data.path={data}", "data.range=[-100, 3000]", "data.workers=0", "trackers=[]", "image_every=1")
     done = tvq_command(
         "train", "vqvae-tiny-64", f"model.channels={bands}", "steps=2", *small, *options, "--out", run
     )  # fmt: skip
