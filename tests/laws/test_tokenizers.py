@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import tokenizers_vq as tvq
+from tokenizers_vq.codes import Codes
 from tokenizers_vq.tokenizer import Tokenizer
 
 NARROW = {
@@ -24,11 +26,14 @@ NARROW = {
         *(f"{part}.{field}" for part in ("encoder", "decoder") for field in ("width=16", "layers=2", "heads=1")),
         *(f"{part}.tokens=5" for part in ("encoder", "decoder")),
     ],
+    "dvae-tiny-64": ["encoder.width=8", "decoder.width=8", "quantizer.num_codes=32", "quantizer.dim=8"],
+    "vqvae2-tiny-64": [f"{part}.{field}" for part in ("encoder", "decoder") for field in ("width=8", "block_width=4")],
 }
-
 
 ONE_SIZE = {"titok-tiny-64"}
 """presets whose codes belong to one image size"""
+STRIDES = {"vqvae2-tiny-64": 8}
+"""where it is not 4"""
 
 
 def narrow(preset: str, *overrides: str) -> Tokenizer:
@@ -40,6 +45,20 @@ def preset(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+def parts(codes: Codes) -> tuple[torch.Tensor, ...]:
+    return codes if isinstance(codes, tuple) else (codes,)
+
+
+def same(first: Codes, second: Codes) -> bool:
+    return len(parts(first)) == len(parts(second)) and all(map(torch.equal, parts(first), parts(second)))
+
+
+def looked_up(tokenizer: Tokenizer, codes: Codes) -> Any:
+    """What the decoder takes."""
+    vectors = tuple(quantizer.lookup(part) for quantizer, part in zip(tokenizer.quantizers, parts(codes), strict=True))
+    return vectors if len(vectors) > 1 else vectors[0]
+
+
 def picture(channels: int = 3, height: int = 16, width: int = 24, batch: int = 2) -> torch.Tensor:
     return torch.rand(batch, channels, height, width) * 2 - 1
 
@@ -47,12 +66,14 @@ def picture(channels: int = 3, height: int = 16, width: int = 24, batch: int = 2
 @pytest.mark.parametrize("channels", [1, 3, 13])
 def test_codes_go_out_and_images_come_back_at_any_size(preset: str, channels: int) -> None:
     tokenizer = narrow(preset, f"channels={channels}")
-    for height, width in [(16, 24)] if preset in ONE_SIZE else [(16, 16), (16, 40), (64, 4)]:
+    stride = STRIDES.get(preset, 4)
+    for height, width in [(16, 24)] if preset in ONE_SIZE else [(16, 16), (16, 40), (64, stride)]:
         images = picture(channels, height, width)
         codes = tokenizer.encode(images)
         layout = tokenizer.code_layout(height, width)
-        assert codes.dtype == torch.int64 and codes.shape == (2, *layout.grids[0])
-        assert torch.equal(layout.unflatten(layout.flatten(codes)), codes)
+        assert all(part.dtype == torch.int64 for part in parts(codes))
+        assert [part.shape for part in parts(codes)] == [(2, *grid) for grid in layout.grids]
+        assert same(layout.unflatten(layout.flatten(codes)), codes)
         decoded = tokenizer.decode(codes)
         assert decoded.shape == images.shape and decoded.abs().max() <= 1
 
@@ -61,12 +82,13 @@ def test_decoding_codes_is_the_forward_reconstruction(preset: str) -> None:
     tokenizer, images = narrow(preset), picture()
     with torch.no_grad():
         out = tokenizer(images)
-    assert torch.equal(tokenizer.encode(images), out.quantized.codes)
+    assert same(tokenizer.encode(images), out.quantized.codes)
     assert torch.equal(tokenizer.decode(out.quantized.codes), out.images.clamp(-1, 1))
 
 
 def test_a_size_that_the_stride_does_not_divide_is_refused(preset: str) -> None:
-    message = r"18x16 is not divisible by the stride 4: .*16 or 20"
+    stride = STRIDES.get(preset, 4)
+    message = rf"18x16 is not divisible by the stride {stride}: .*16 or {16 + stride}"
     if preset in ONE_SIZE:
         message = r"images of 16x24, got 18x16: resize or crop to 16x24"
     with pytest.raises(ValueError, match=message):
@@ -78,7 +100,7 @@ def test_save_and_load_are_bitwise(preset: str, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path, card={"data": "noise", "licence": "cc0-1.0", "figures": {"PSNR": 9.5}})
     for loaded in (tvq.load(tmp_path), Tokenizer.from_pretrained(tmp_path)):
         assert loaded.config == tokenizer.config and not loaded.training
-        assert torch.equal(loaded.encode(images), tokenizer.encode(images))
+        assert same(loaded.encode(images), tokenizer.encode(images))
         assert torch.equal(loaded.decode(loaded.encode(images)), tokenizer.decode(tokenizer.encode(images)))
         assert loaded.fingerprint == tokenizer.fingerprint
     card = (tmp_path / "README.md").read_text()
@@ -128,15 +150,17 @@ def test_what_people_try_with_other_libraries_is_answered(preset: str, tmp_path:
     with pytest.raises(ValueError, match=r"got Image; convert .* with images\.read"):
         tokenizer.encode(Image.new("RGB", (16, 16)))  # type: ignore[arg-type]
     layout = tokenizer.code_layout(16, 24)
-    grid, size = layout.grids[0], layout.sizes[0]
+    (grid, *finer), size = layout.grids, layout.sizes[0]
+    unbatched = r"coarse first, got .*code_layout" if finer else r"got \(\d+,( \d+)?\); add the batch dimension"
     for codes, message in (
-        (torch.zeros(grid, dtype=torch.int64), r"got \(\d+,( \d+)?\); add the batch dimension"),
+        (torch.zeros(grid, dtype=torch.int64), unbatched),
         (torch.full((1, *grid), size), rf"must lie in \[0, {size}\), got values from {size}"),
         (torch.full((1, *grid), -1), r"got values from -1"),
         (torch.zeros(1, *grid), r"got torch\.float32; convert"),
     ):
+        others = [torch.zeros(1, *shape, dtype=torch.int64) for shape in finer]
         with pytest.raises(ValueError, match=message):
-            tokenizer.decode(codes)
+            tokenizer.decode((codes, *others) if finer else codes)
 
 
 def test_the_fingerprint_is_of_what_decides_the_codes(preset: str) -> None:
@@ -147,12 +171,14 @@ def test_the_fingerprint_is_of_what_decides_the_codes(preset: str) -> None:
     other = narrow(preset)
     other.load_state_dict(tokenizer.state_dict())
     torch.nn.init.zeros_(other.decoder.head.weight)
-    other.quantizer.age += 1
+    for quantizer in other.quantizers:
+        quantizer.age += 1
     assert tokenizer.fingerprint == other.fingerprint
     with torch.no_grad():
-        other.quantizer.weight[0] += 0.5
+        other.quantizers[-1].weight[0] += 0.5
     assert tokenizer.fingerprint != other.fingerprint
-    assert tokenizer.fingerprint != narrow(preset, "quantizer.num_codes=16").fingerprint
+    path = next(iter(tokenizer.config.quantizer_paths))
+    assert tokenizer.fingerprint != narrow(preset, f"{path}.num_codes=16").fingerprint
 
 
 @pytest.mark.parametrize(
@@ -222,25 +248,30 @@ def test_pixel_ranges_are_the_networks_business(preset: str) -> None:
     plain, shifted = narrow(preset, *pixels), narrow(preset, *pixels[:1], "pixels={low: 0.0, high: 1.0, clamp: false}")
     shifted.load_state_dict(plain.state_dict())
     with torch.no_grad():
-        assert torch.equal(shifted.encode_features(images), plain.encode_features((images + 1) / 2))
+        assert same(shifted.encode_features(images), plain.encode_features((images + 1) / 2))
         codes = shifted.encode(images)
-        raw = plain.decoder(plain.quantizer.lookup(codes))
+        raw = plain.decoder(looked_up(plain, codes))
     assert torch.allclose(shifted.decode(codes), raw * 2 - 1)
 
 
 def test_halves_of_the_tokenizer_are_differentiable(preset: str) -> None:
     tokenizer, images = narrow(preset), picture().requires_grad_()
-    features = tokenizer.encode_features(images)
-    (gradient,) = torch.autograd.grad(tokenizer.decode_features(features).mean(), images)
-    assert gradient.abs().sum() > 0
+    for features in parts(tokenizer.encode_features(images)):
+        (gradient,) = torch.autograd.grad(features.square().mean(), images, retain_graph=True)
+        assert gradient.abs().sum() > 0
+    vectors = looked_up(tokenizer, tokenizer.encode(images.detach()))
+    leaves = [level.detach().requires_grad_() for level in parts(vectors)]
+    decoded = tokenizer.decode_features(tuple(leaves) if len(leaves) > 1 else leaves[0])
+    assert all(gradient.abs().sum() > 0 for gradient in torch.autograd.grad(decoded.mean(), leaves))
 
 
 def test_both_verbs_compile_into_one_graph(preset: str) -> None:
     tokenizer, images = narrow(preset), picture()
     codes = tokenizer.encode(images)
-    assert torch.equal(torch.compile(tokenizer.encode, fullgraph=True, backend="eager")(images), codes)
+    torch.compiler.reset()  # dynamo counts what other tests compiled against its limit
+    assert same(torch.compile(tokenizer.encode, fullgraph=True, backend="eager")(images), codes)
     compiled = torch.compile(tokenizer.decode, fullgraph=True, backend="eager")
-    assert torch.allclose(compiled(codes), tokenizer.decode(codes), atol=1e-6)
+    assert torch.allclose(compiled(codes), tokenizer.decode(codes), atol=1e-5)
 
 
 def test_foreign_modules_make_a_tokenizer_that_cannot_be_saved(tmp_path: Path) -> None:
