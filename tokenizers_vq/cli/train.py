@@ -16,7 +16,9 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="fields to set, such as data=photos/")
     ] = None,
-    init_from: Annotated[str | None, typer.Option(metavar="MODEL", help="begin with this model's weights")] = None,
+    init_from: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="begin with this model's weights, its discriminator's too")
+    ] = None,
     device: common.Device = "auto",
 ) -> None:
     """Train a tokenizer by a recipe, or go on with a run."""

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from typing_extensions import Self
 
+from tokenizers_vq import folders
 from tokenizers_vq.config import Config, ConfigError, Schedule, Step, apply_overrides, nearest, parse, read_yaml
 from tokenizers_vq.data import DataConfig
 from tokenizers_vq.discriminators import DiscriminatorConfig
@@ -19,6 +20,7 @@ from tokenizers_vq.losses import ObjectiveConfig, RegulariserConfig, TermConfig
 from tokenizers_vq.losses.objectives import Hinge
 from tokenizers_vq.tokenizer import PRESETS as MODELS
 from tokenizers_vq.tokenizer import list_models
+from tokenizers_vq.training import modes
 from tokenizers_vq.training.loop import LoopConfig
 
 RECIPES = Path(__file__).parents[1] / "presets" / "recipes"
@@ -90,7 +92,9 @@ class Recipe(LoopConfig):
     """A tokenizer's training run."""
 
     model: AnyTokenizerConfig
-    """the tokenizer; in a recipe file also a preset's name"""
+    """the tokenizer; in a recipe file also a preset's name, or the folder of a saved model"""
+    train: modes.Mode = "all"
+    """all; frozen_codebook: encoder and decoder learn around the codes; decoder: the codes of every image stay too"""
     data: DataConfig
     """the training images; in a recipe file also a path"""
     losses: Annotated[tuple[TermConfig, ...], Field(min_length=1)]
@@ -110,6 +114,7 @@ class Recipe(LoopConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        modes.check(self.train, self.model.quantizer_paths.values(), self.quantizer_losses, self.anneal)
         kinds = [term.kind for term in self.losses]
         for kind in kinds:
             if kinds.count(kind) > 1:
@@ -147,9 +152,10 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def _expand(data: dict[str, Any]) -> dict[str, Any]:
     if isinstance(data.get("model"), str):
         preset = data["model"]
-        if preset not in list_models("preset"):
+        folder = None if preset in list_models("preset") else folders.local(preset)
+        if folder is None and preset not in list_models("preset"):
             raise ConfigError(("model",), f"no model preset '{preset}'{nearest(preset, list_models('preset'))}")
-        data["model"] = read_yaml(MODELS / f"{preset}.yaml")
+        data["model"] = folders.read_config(folder) if folder else read_yaml(MODELS / f"{preset}.yaml")
     if isinstance(data.get("data"), str):
         data["data"] = {"path": data["data"]}
     return data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from tokenizers_vq.config import read_yaml
+from tokenizers_vq import folders
+from tokenizers_vq.config import ConfigError, parse, read_yaml
 from tokenizers_vq.data.loading import Batches, evaluation_batches, training_batches
+from tokenizers_vq.discriminators import saved
 from tokenizers_vq.folders import write_atomically
 from tokenizers_vq.models import load
+from tokenizers_vq.quantizers.base import training_buffers
 from tokenizers_vq.tokenizer import Tokenizer
 from tokenizers_vq.training import loop
 from tokenizers_vq.training.recipe import Recipe
@@ -26,7 +29,8 @@ from tokenizers_vq.training.tracking import read_log
 def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | None = None) -> int:
     """Train by `recipe` into the folder `out`, going on where it holds a run; returns the last step.
 
-    `init_from`: a model whose weights a new run begins with. Raises `ValueError` where `out` holds a run of another
+    `init_from`: a model whose weights a new run begins with, its discriminator's too where it lies beside and fits.
+    Raises `ValueError` where `out` holds a run of another
     recipe (the fields are named) or on other data, or what `loop.run` raises.
     """
     accelerator = loop.make_accelerator(recipe, out, device)
@@ -37,12 +41,16 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | N
     if init_from is not None and has_checkpoint(out):
         accelerator.print(f"{out} goes on from its checkpoint: --init-from {init_from} is for a new run")
     elif init_from is not None:
-        _fill(tokenizer, init_from)
+        _fill(tokenizer, init_from, accelerator.print)
+    elif recipe.train != "all" and not has_checkpoint(out):
+        raise ValueError(f"train={recipe.train} keeps what was learnt before: give --init-from MODEL")
     tokenizer = tokenizer.to(accelerator.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     accelerator.print(f"training on {accelerator.device}, {recipe.precision}; the run is {out}")
     task = TokenizerTask(
         recipe, tokenizer, _examples(recipe) if recipe.image_every else None, partial(_card, recipe, out)
     )
+    if init_from is not None and not has_checkpoint(out):
+        _fill_discriminator(task, init_from, accelerator.print)
 
     def batches(start: int, rank: int, world: int) -> Batches:
         found = training_batches(
@@ -75,7 +83,7 @@ def claim(
     path = out / "recipe.yaml"
     wanted = recipe.to_dict()
     if path.exists() and has_checkpoint(out):
-        differing = [name for name in differences(read_yaml(path), wanted) if name not in may_change]
+        differing = [name for name in differences(_as_now(recipe, path), wanted) if name not in may_change]
         if differing:
             raise ValueError(
                 f"{out} holds a run of another recipe, which differs in {', '.join(differing)}: "
@@ -85,6 +93,15 @@ def claim(
         raise ValueError(f"{out} is not empty and holds no run: give another --out")
     if write:
         write_atomically(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+
+
+def _as_now(recipe: loop.LoopConfig, path: Path) -> dict[str, Any]:
+    """The kept recipe, with fields that are younger than it at their default."""
+    kept = read_yaml(path)
+    try:
+        return parse(type(recipe), kept).to_dict()
+    except ConfigError:
+        return kept
 
 
 def has_checkpoint(out: Path) -> bool:
@@ -127,19 +144,38 @@ def differences(before: Any, after: Any, where: str = "") -> list[str]:
     return [] if before == after else [where]
 
 
-def _fill(tokenizer: Tokenizer, name: str) -> None:
-    state, wanted = load(name).state_dict(), tokenizer.state_dict()
+def _fill(tokenizer: Tokenizer, name: str, say: Callable[[str], None]) -> None:
+    trained = load(name)
+    state, wanted = trained.state_dict(), tokenizer.state_dict()
+    # Statistics that training alone reads may begin anew: a converted model has none.
+    free = training_buffers(tokenizer) | training_buffers(trained)
     bad = [
         key
         for key in {**state, **wanted}
-        if key not in state or key not in wanted or state[key].shape != wanted[key].shape
+        if key not in free and (key not in state or key not in wanted or state[key].shape != wanted[key].shape)
     ]
     if bad:
         raise ValueError(
             f"--init-from {name}: its weights do not fit the recipe's model, first at {bad[0]}; "
-            "give the recipe the same model"
+            f"give the recipe the same model, model={name} where it is a folder"
         )
-    tokenizer.load_state_dict(state)
+    kept = {key: value for key, value in state.items() if key in wanted and value.shape == wanted[key].shape}
+    tokenizer.load_state_dict({**wanted, **kept})
+    other = differences(trained.config.to_dict(), tokenizer.config.to_dict())
+    if other:
+        say(f"--init-from {name}: the recipe's model differs from it in {', '.join(other)}, and the recipe's holds")
+
+
+def _fill_discriminator(task: TokenizerTask, name: str, say: Callable[[str], None]) -> None:
+    folder = (folders.local(name) or Path(name)) / saved.FOLDER
+    if task.adversary is None:
+        return
+    if not folder.is_dir():
+        say(f"--init-from {name}: no discriminator lies beside it, so the run's begins untrained")
+        return
+    differing = saved.fill(task.adversary.discriminator, folder)
+    if differing:
+        say(f"--init-from {name}: its discriminator is not taken, {differing}: the run's begins untrained")
 
 
 def _examples(recipe: Recipe) -> Tensor | None:

@@ -22,6 +22,7 @@ from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.regularisers import Regulariser
 from tokenizers_vq.losses.terms import Term
 from tokenizers_vq.tokenizer import Tokenizer
+from tokenizers_vq.training import modes
 from tokenizers_vq.training.health import looks_at_usage, usage_warning
 from tokenizers_vq.training.loop import check_finite
 from tokenizers_vq.training.recipe import AdversaryConfig, OptimizerConfig, Recipe
@@ -36,7 +37,7 @@ class TokenizerTask:
 
         self.recipe, self.tokenizer, self.examples, self.card = recipe, tokenizer, examples, card
         self.terms: list[Term] = [config.build().to(tokenizer.device) for config in recipe.losses]
-        self.modules: dict[str, nn.Module] = {"tokenizer": tokenizer.train()}
+        self.modules: dict[str, nn.Module] = {"tokenizer": modes.freeze(tokenizer.train(), recipe.train)}
         self.optimizers: dict[str, Any] = {"tokenizer": recipe.optimizer.build(tokenizer)}
         _check_annealed(recipe, tokenizer)
         self.state: dict[str, nn.Module] = {}
