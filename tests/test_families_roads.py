@@ -83,3 +83,45 @@ def test_from_training_to_samples(name: str, pictures: Path, tmp_path: Path) -> 
     assert (tokens < torch.tensor(layout.sizes)[layout.streams()]).all()
     assert prior.load(tmp_path / "prior").layout == layout
     assert model.decode(layout.unflatten(tokens)).shape == (2, 3, 16, 16)
+
+
+def narrow(preset: str, *overrides: str) -> tvq.Tokenizer:
+    fields = [f"{part}.{field}" for part in ("encoder", "decoder") for field in ("width=8", "groups=4", "blocks=1")]
+    return tvq.create(preset, [*fields, "quantizer.num_codes=32", *overrides]).eval()
+
+
+SCALES = ["image_size=[16, 24]", "quantizer.scales=[1, [2, 2], [2, 3]]"]
+
+
+@pytest.mark.parametrize(("preset", "fields"), [("rqvae-tiny-64", []), ("var-tiny-64", SCALES)])
+def test_what_is_saved_comes_back_and_training_alone_changes_no_fingerprint(
+    preset: str, fields: list[str], tmp_path: Path
+) -> None:
+    tokenizer, images = narrow(preset, "quantizer.revive_after=null", *fields), torch.rand(2, 3, 16, 24) * 2 - 1
+    before = tokenizer.fingerprint
+    if preset.startswith("var"):  # whose codebook no forward moves
+        tokenizer.train()(images)
+        assert tokenizer.eval().quantizer.codebook.age.max() > 0
+        assert tokenizer.fingerprint == before
+    tokenizer.save_pretrained(tmp_path)
+    loaded = tvq.load(tmp_path)
+    layout, codes = tokenizer.code_layout(16, 24), tokenizer.encode(images)
+    assert loaded.config == tokenizer.config and loaded.fingerprint == before
+    assert torch.equal(layout.flatten(loaded.encode(images)), layout.flatten(codes))
+    with torch.no_grad():
+        forward = tokenizer(images).images
+    assert torch.equal(loaded.decode(codes), forward.clamp(-1, 1))
+
+
+def test_images_of_other_sizes_are_taken_or_refused_by_name() -> None:
+    wide = torch.rand(1, 3, 16, 40) * 2 - 1
+    codes = narrow("rqvae-tiny-64").encode(wide)
+    assert codes.shape == (1, 2, 5, 4)
+    var = narrow("var-tiny-64", *SCALES)
+    with pytest.raises(ValueError, match="scales end in a grid of 2x3, the features' is 2x5"):
+        var.encode(wide)
+    coarse_first = var.encode(torch.rand(1, 3, 16, 24) * 2 - 1)
+    assert [part.shape for part in coarse_first] == [(1, 1, 1), (1, 2, 2), (1, 2, 3)]
+    for wrong in (coarse_first[-1], coarse_first[:-1], tuple(part[0] for part in coarse_first)):
+        with pytest.raises(ValueError, match="codes must be"):
+            var.decode(wrong)
