@@ -84,6 +84,20 @@ def test_old_files_name_attention_otherwise(tmp_path: Path) -> None:
     assert torch.equal(renamed.decode(renamed.encode(images)), plain.decode(plain.encode(images)))
 
 
+def test_a_pipelines_folder_holds_one(tmp_path: Path) -> None:
+    folder = shared("golden/diffusers/group")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "LDMSuperResolutionPipeline"}')
+    with pytest.raises(ValueError, match="a pipeline with 0 VQModels"):
+        convert("diffusers", tmp_path)
+    for name, kind in (("unet", "UNet2DModel"), ("vqvae", "VQModel")):
+        (tmp_path / name).mkdir()
+        config = {**json.loads((folder / "config.json").read_text()), "_class_name": kind}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    weights = "diffusion_pytorch_model.safetensors"
+    (tmp_path / "vqvae" / weights).write_bytes((folder / weights).read_bytes())
+    assert convert("diffusers", tmp_path).fingerprint == convert("diffusers", folder).fingerprint
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"_class_name": "AutoencoderKL"}, "is a AutoencoderKL of diffusers, which gives no codes"),
     ({"act_fn": "gelu"}, "its activation is gelu"),

@@ -44,9 +44,10 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     ours = rename(our_keys(tensors), rules)
     codes, dim = shape(ours, "quantizer.weight", path)
     encoder = network_fields(ours, "encoder", path)
+    stride = 2 ** (len(encoder["multipliers"]) - 1)
     tokenizer = Tokenizer(
         TokenizerConfig(
-            image_size=fields.get("resolution", 512),
+            image_size=-(-fields.get("resolution", 512) // stride) * stride,
             channels=shape(ours, "encoder.conv_in.weight", path)[1],
             pixels=PixelRange(clamp=False),
             encoder=VqganEncoderConfig(**encoder, dropout=float(fields.get("dropout", 0.0))),

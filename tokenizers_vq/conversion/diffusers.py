@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tokenizers_vq.conversion.checkpoint import read_config
 from tokenizers_vq.conversion.keys import fill, rename
 from tokenizers_vq.conversion.pretrained import config_beside, read_below, weight_files
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
@@ -36,6 +37,9 @@ DEFAULTS: dict[str, Any] = {
 OF_PIPELINES = ("scaling_factor", "force_upcast", "lookup_from_codebook")
 """fields for the diffusion around a VQModel: they change neither codes nor what codes decode to"""
 
+NAMES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "diffusion_pytorch_model.non_ema")
+"""files of weights, without ending"""
+
 _RULES = [
     (r"\.(?:down|up)_blocks\.(\d+)\.resnets\.", r".levels.\1.blocks."),
     (r"\.(?:down|up)_blocks\.(\d+)\.attentions\.", r".levels.\1.attention."),
@@ -59,11 +63,12 @@ _RULES = [
 
 
 def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
-    """The tokenizer of a VQModel's folder, or of its file of weights with config.json beside it.
+    """The tokenizer of a VQModel's folder, of a pipeline's with one inside, or of a file with config.json beside it.
 
     Pixels are [-1, 1], not clamped. Raises `ValueError` for another class of model, and for fields that would change
     what its networks compute in a way ours do not have.
     """
+    path = _inside_pipeline(path)
     fields = _fields(config_beside(path, config), path)
     widths = fields["block_out_channels"]
     multipliers = tuple(width // widths[0] if width % widths[0] == 0 else width / widths[0] for width in widths)
@@ -103,12 +108,22 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
             ),
         )
     )
-    tensors = read_below(weight_files(path, _names()), "quantize.embedding.weight")
+    tensors = read_below(weight_files(path, NAMES), "quantize.embedding.weight")
     return fill(tokenizer, our_keys(tensors, fields["mid_block_add_attention"]), path)
 
 
-def _names() -> list[str]:
-    return ["diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "diffusion_pytorch_model.non_ema"]
+def _inside_pipeline(path: Path) -> Path:
+    """The folder of the one VQModel in a pipeline's folder; other paths as they are."""
+    if not (path / "model_index.json").is_file():
+        return path
+    found = [file.parent for file in sorted(path.glob("*/config.json")) if _class(file) == "VQModel"]
+    if len(found) != 1:
+        raise ValueError(f"{path} is a pipeline with {len(found)} VQModels: give the folder of the one to convert")
+    return found[0]
+
+
+def _class(file: Path) -> str | None:
+    return (read_config(file) or {}).get("_class_name")
 
 
 def our_keys(tensors: Mapping[str, Tensor], middle_attention: bool) -> dict[str, Tensor]:

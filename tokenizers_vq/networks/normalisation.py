@@ -25,14 +25,23 @@ class GroupNorm(nn.GroupNorm):
         if slow and input.requires_grad and not torch.compiler.is_compiling():
             return _ChannelsLast.apply(input, self.weight, self.bias, self.num_groups, self.eps)
         if slow and input.dtype == torch.float32 and not input.requires_grad and not torch.compiler.is_compiling():
-            input = input - self._near_mean(input)
+            offset = self._offset(input)
+            input = input if offset is None else input - offset
         return super().forward(input)
 
-    def _near_mean(self, x: Tensor) -> Tensor:
-        """`(B, C, 1, 1)`, about the mean of each group: that of one position in 16."""
+    def _offset(self, x: Tensor) -> Tensor | None:
+        """`(B, C, 1, 1)`: about the mean of groups that are far from zero, 0 for others; None where there are none.
+
+        Read off one position in 16, and for each image alone, so that its values do not depend on the others.
+        """
         batch, channels = x.shape[:2]
-        sampled = x[:, :, ::4, ::4].mean(dim=(2, 3)).view(batch, self.num_groups, -1).mean(dim=2, keepdim=True)
-        return sampled.expand(-1, -1, channels // self.num_groups).reshape(batch, channels, 1, 1)
+        variance, mean = torch.var_mean(
+            x[:, :, ::4, ::4].reshape(batch, self.num_groups, -1), dim=2, keepdim=True, correction=0
+        )
+        far = mean.square() > 4 * variance
+        if not far.any():
+            return None
+        return (mean * far).expand(-1, -1, channels // self.num_groups).reshape(batch, channels, 1, 1)
 
 
 class _ChannelsLast(torch.autograd.Function):
