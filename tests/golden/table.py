@@ -7,10 +7,9 @@ import logging
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from tests.conftest import SHARED
-from tests.golden.test_families import as_recorded, cases, source
+from tests.golden.test_families import cases, latent_error, source
 from tokenizers_vq.conversion import convert
 
 
@@ -24,11 +23,10 @@ def row(case: str) -> str:
     parts = codes if isinstance(codes, tuple) else (codes,)
     equal = sum(int((a == b.reshape(a.shape)).sum()) for a, b in zip(parts, recorded, strict=True))
     image = (tokenizer.decode(codes) - io.get("images_out_mapped", io["images_out"])).abs().max()
-    latents = "-"
     with torch.no_grad():
         features = tokenizer.encode_features(io["images"])
-    if "latents" in io and isinstance(features, Tensor):
-        latents = f"{(as_recorded(features, io['latents']) - io['latents']).abs().max():.1e}"
+    error = latent_error(features, io)
+    latents = "-" if error is None else f"{error:.1e}"
     parameters = sum(parameter.numel() for parameter in tokenizer.parameters())
     cells = [case, f"{equal} of {sum(part.numel() for part in parts)}", latents, f"{image:.1e}"]
     return " | ".join([*cells, f"{meta['tolerance_images']:.1e}", f"{parameters:,}"])
