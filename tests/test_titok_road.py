@@ -16,6 +16,8 @@ from tests.prior.conftest import SMALL
 from tests.test_families_roads import pictures, run  # noqa: F401  (pictures is a fixture)
 from tokenizers_vq.cli import main
 from tokenizers_vq.data.shards import read_codes
+from tokenizers_vq.networks.titok import TitokProxyDecoderConfig
+from tokenizers_vq.training.recipe import load_recipe
 
 TRUNK = "tokens: 6, width: 16, layers: 1, heads: 2, patch: 4"
 NETWORK = "{width: 8, multipliers: [1, 1, 2], blocks: 1, groups: 4}"
@@ -75,11 +77,19 @@ def test_two_stages_of_training(pictures: Path, tmp_path: Path) -> None:  # noqa
     told = [json.loads(line) for line in (tmp_path / "one" / "log.jsonl").read_text().splitlines()]
     assert all(0 < line["proxy_codes"] < 10 for line in told if "proxy_codes" in line)
 
-    second = [*MODEL, f"model.decoder={{{TWO_STAGE}, stage: pixels}}", "losses=[{kind: l2}]"]
+    second = [*MODEL, f"model.decoder={{{TWO_STAGE}, stage: pixels}}", "losses=[{kind: l2}]", "train=decoder"]
     run(main, "train", "titok-tiny-64", *second, *common, "--init-from", tmp_path / "one", "--out", tmp_path / "two")
     two = tvq.load(tmp_path / "two")
     assert not torch.equal(two.decoder.proxy.head.weight, proxy.decoder.head.weight)
     assert not torch.equal(two.decoder.codebook, proxy.quantizer.codebook)
+    assert two.fingerprint == one.fingerprint  # the codes of every image stay
+
+
+def test_the_published_stages_train_one_model() -> None:
+    first, second = (load_recipe(name, ["data=photos"]) for name in ("titok-b64", "titok-b64-decoder"))
+    assert isinstance(first.model.decoder, TitokProxyDecoderConfig) and first.model.decoder.stage == "codes"
+    assert first.model.replace(decoder=first.model.decoder.replace(stage="pixels")) == second.model
+    assert second.train == "decoder"
 
 
 def test_pixels_are_refused_where_codes_are_to_be_predicted(
