@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import tokenizers_vq as tvq
 from tests.conftest import shared
 from tokenizers_vq.cli.app import main
+from tokenizers_vq.conversion import catalogue
 from tokenizers_vq.conversion.write import convert_to_folder
 from tokenizers_vq.discriminators import PatchGANConfig, saved
 
@@ -108,3 +109,23 @@ def test_the_package_offers_both_lazily() -> None:
 
     assert tvq.convert is conversion.convert
     assert tvq.convert_discriminator is conversion.convert_discriminator
+
+
+def test_the_card_of_a_file_that_the_catalogue_knows_says_its_licence(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checksum = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    fields = {
+        "source": "taming", "about": "made up", "paper": "p", "code": "c", "page": "https://example.org",
+        "weights_licence": "mit",
+    }  # fmt: skip
+    known = catalogue.Published(name="fam/a", files=(catalogue.File(name="a.ckpt", sha256=checksum),), **fields)
+    other = catalogue.Published(name="fam/b", files=(catalogue.File(name="a.ckpt", sha256="0" * 64),), **fields)
+    monkeypatch.setattr(catalogue, "entries", lambda: {"fam/b": other, "fam/a": known})
+    convert_to_folder("taming", checkpoint, None, tmp_path / "by-checksum")
+    card = (tmp_path / "by-checksum" / "README.md").read_text()
+    assert "license: mit" in card
+    assert 'load("fam/a")' in card
+    monkeypatch.setattr(catalogue, "entries", lambda: {"fam/b": other})
+    convert_to_folder("taming", checkpoint, None, tmp_path / "other-checksum", name="fam/b")
+    assert "license: unknown" in (tmp_path / "other-checksum" / "README.md").read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers_vq import folders
-from tokenizers_vq.conversion import convert, convert_discriminator
+from tokenizers_vq.conversion import catalogue, convert, convert_discriminator
 from tokenizers_vq.discriminators import saved
 from tokenizers_vq.tokenizer import Tokenizer
 
@@ -47,8 +46,8 @@ def convert_to_folder(
 
     The tokenizer's own three files; `discriminator/`; and `conversion.json` with source, files, their sha256 and what
     was skipped. `name`: title of the model card, and what it says to load; `card`: what else is known, as
-    `save_pretrained` takes it. Raises what `convert` raises, and
-    `ValueError` where `out` holds anything but an earlier conversion.
+    `save_pretrained` takes it; without it what the catalogue knows of these files, of `name`, or of what `load` looks
+    for in `out`. Raises what `convert` raises, and `ValueError` where `out` holds anything but an earlier conversion.
     """
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / RECORD).is_file())):
         raise ValueError(f"{out} holds something else than an earlier conversion: give another --out")
@@ -65,6 +64,9 @@ def convert_to_folder(
     finally:
         logger.removeHandler(said)
     files = _checksums(Path(weights))
+    if card is None:
+        known = _published(source, files, name, out)
+        card, name = (catalogue.card(known), known.name) if known is not None else ({}, name)
     skipped = tuple(dict.fromkeys(said.messages))
     record: dict[str, Any] = {
         "source": source,
@@ -76,7 +78,7 @@ def convert_to_folder(
     aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     new, old = aside / "new", aside / "old"
     try:
-        tokenizer.save_pretrained(new, card={**_card(source, files, name or out.name), **(card or {})})
+        tokenizer.save_pretrained(new, card={**_card(source, files, name or out.name), **card})
         if discriminator is not None:
             saved.save(discriminator, new / saved.FOLDER)
         folders.write_atomically(new / RECORD, json.dumps(record, indent=2) + "\n")
@@ -98,16 +100,19 @@ class _Messages(logging.Handler):
         self.messages.append(record.getMessage())
 
 
+def _published(source: str, files: dict[str, str], name: str | None, out: Path) -> catalogue.Published | None:
+    """The catalogue's entry of the files: by checksum, or by name where no checksum says otherwise."""
+    for published in catalogue.entries().values():
+        sums = {file.sha256 for file in published.files} - {None}
+        meant = published.name == name or catalogue.converted(published.name).absolute() == out.absolute()
+        if published.source == source and (sums & set(files.values()) or (meant and not sums)):
+            return published
+    return None
+
+
 def _checksums(path: Path) -> dict[str, str]:
     files = sorted(file for file in path.iterdir() if file.suffix in _WEIGHTS) if path.is_dir() else [path]
-    sums = {}
-    for file in files:
-        digest = hashlib.sha256()
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-        sums[file.name] = digest.hexdigest()
-    return sums
+    return {file.name: catalogue.sha256(file) for file in files}
 
 
 def _card(source: str, files: dict[str, str], name: str) -> dict[str, Any]:
