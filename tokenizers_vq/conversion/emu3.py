@@ -1,4 +1,7 @@
-"""Emu3's tokenizer (arXiv 2409.18869) as transformers saves it: Emu3VQVAE, alone or inside the model."""
+"""Emu3's tokenizer (arXiv 2409.18869): transformers' Emu3VQVAE, alone or inside the model, or BAAI's own files.
+
+BAAI's (Emu3-VisionTokenizer) differ by keys alone, which are those of taming's kin.
+"""
 
 from __future__ import annotations
 
@@ -42,11 +45,11 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     An image is repeated over the frames of one time step, and decoded to the first. Pixels are [-1, 1], not clamped.
     Raises `ValueError` where codes and features differ in width: transformers cannot decode those.
     """
-    fields = vq_config(path, config, "emu3_vqgan")
+    fields = vq_config(path, config, "emu3_vqgan", "Emu3VisionVQ")
     files = weight_files(path, ["model", "pytorch_model"])
     tensors = read_below(files, "quantize.embedding.weight")
-    if not any(key.startswith("encoder.down_block.") for key in tensors):
-        raise ValueError(f"{path} has no encoder.down_block: it is no Emu3VQVAE, give the source that it comes from")
+    if not any(key.startswith("encoder.time_res_stack.") for key in tensors):
+        raise ValueError(f"{path} has no encoder.time_res_stack: it is not Emu3's, give the source that it comes from")
     ours = _our_keys(tensors)
     codes, dim = shape(ours, "quantizer.weight", path)
     post = shape(ours, "decoder.post_quant_conv.weight", path)

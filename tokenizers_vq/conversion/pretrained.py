@@ -93,19 +93,19 @@ def _pickled(file: Path) -> dict[str, Tensor]:
     return read_tensors(file, "state_dict", "model")
 
 
-def vq_config(path: Path, config: Mapping[str, Any] | None, model_type: str) -> dict[str, Any]:
+def vq_config(path: Path, config: Mapping[str, Any] | None, *model_types: str) -> dict[str, Any]:
     """transformers' config of the tokenizer, itself or as `vq_config` of a larger model's; empty where there is none.
 
-    Raises `ValueError` where it is of another `model_type`.
+    Raises `ValueError` where its model_type is none of `model_types`.
     """
     found = config_beside(path, config)
     inner = found.get("vq_config")
     found = dict(inner) if isinstance(inner, Mapping) else found
-    given = found.get("model_type", model_type)
-    if given != model_type:
+    given = found.get("model_type", model_types[0])
+    if given not in model_types:
         raise ValueError(
-            f"{path}: its config is of model_type {given}, not {model_type}: give the source it comes from"
+            f"{path}: its config is of model_type {given}, not {model_types[0]}: give the source it comes from"
         )
-    if found.get("double_latent"):
+    if found.get("double_latent") or found.get("double_z"):
         raise ValueError(f"{path}: double_latent is not supported, nor can transformers quantize with it")
     return found
