@@ -153,8 +153,9 @@ def assert_same(converted: Tokenizer, tokenizer: Tokenizer) -> None:
 def test_maskgit_of_any_widths(shortcut: str, tmp_path: Path) -> None:
     tokenizer = maskgit(shortcut)
     torch.save({"state_dict": maskgit_keys(tokenizer)}, tmp_path / "vqgan.bin")
-    for weights in (tmp_path / "vqgan.bin", tmp_path):
-        converted = convert("maskgit", weights, {"resolution": 24})
+    (tmp_path / "config.json").write_text(json.dumps({"resolution": 24}))
+    for weights, config in ((tmp_path / "vqgan.bin", {"resolution": 24}), (tmp_path, None)):
+        converted = convert("maskgit", weights, config)
         assert converted.config.encoder == tokenizer.config.encoder and converted.config.image_size == 24
         assert_same(converted, tokenizer)
 

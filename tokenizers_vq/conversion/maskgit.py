@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenizers_vq.conversion.checkpoint import below, read_tensors
+from tokenizers_vq.conversion.checkpoint import below, read_config, read_tensors
 from tokenizers_vq.conversion.keys import fill, rename
 from tokenizers_vq.networks.maskgit import MaskgitDecoderConfig, MaskgitEncoderConfig
 from tokenizers_vq.quantizers import VectorQuantizerConfig
@@ -18,11 +18,12 @@ from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
 
 
 def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
-    """The tokenizer of a .bin or .safetensors file, or of a folder that holds one.
+    """The tokenizer of a .bin or .safetensors file, or of a folder that holds one, with its `config.json` or not.
 
     Everything is read from the keys but the image size (config: `resolution`; 256 without). Pixels are [0, 1], clamped
     on decoding as the reference clamps. Raises `ValueError` for keys that are missing or surplus.
     """
+    config = folder_config(path, config)
     path = weights_file(path)
     tensors = read_tensors(path, "state_dict", "model")
     book = wanted(tensors, "quantize.embedding.weight", path)
@@ -43,6 +44,13 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
         **{key: value for key, value in tensors.items() if not key.startswith(("encoder.", "decoder."))},
     }
     return fill(tokenizer, rename(ours, [(r"^quantize\.embedding\.weight$", "quantizer.weight")]), path)
+
+
+def folder_config(path: Path, config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """`config`, or where none is given the `config.json` of a folder."""
+    if config is None and (path / "config.json").is_file():
+        return read_config(path / "config.json")
+    return config
 
 
 def weights_file(path: Path) -> Path:

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenizers_vq.conversion.checkpoint import below, read_config, read_tensors
+from tokenizers_vq.conversion.checkpoint import below, read_tensors
 from tokenizers_vq.conversion.keys import fill, rename, skip
-from tokenizers_vq.conversion.maskgit import decoder_tensors, network_fields, wanted, weights_file
+from tokenizers_vq.conversion.maskgit import decoder_tensors, folder_config, network_fields, wanted, weights_file
 from tokenizers_vq.networks.maskgit import MaskgitDecoderConfig
 from tokenizers_vq.networks.titok import TitokDecoderConfig, TitokEncoderConfig, TitokProxyDecoderConfig
 from tokenizers_vq.quantizers import VectorQuantizerConfig
@@ -29,8 +29,7 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     are legacy and L2-normalised, single-stage ones neither. Pixels are [0, 1], clamped on decoding. Raises `ValueError`
     for keys that are missing or surplus, for a config that contradicts them, and for a file of stage 1 alone.
     """
-    if config is None and path.is_dir() and (path / "config.json").is_file():
-        config = read_config(path / "config.json")
+    config = folder_config(path, config)
     path, given = weights_file(path), _vq_model(config)
     tensors = skip(read_tensors(path, "state_dict", "model"), r"quantize\.embed_prob", "a statistic of training")
     if given.get("quantize_mode", "vq") != "vq":
