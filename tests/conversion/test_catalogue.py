@@ -15,7 +15,7 @@ from tests.conversion.test_taming import tensors_without_middle_attention
 from tokenizers_vq import folders, models
 from tokenizers_vq.config import ConfigError
 from tokenizers_vq.conversion import SOURCES, catalogue, convert
-from tokenizers_vq.tokenizer import WEIGHTS, Tokenizer, preset_config
+from tokenizers_vq.tokenizer import WEIGHTS, preset_config
 
 ENTRIES = catalogue.entries()
 
@@ -42,10 +42,10 @@ def test_the_facts_hold_together(name: str) -> None:
         assert f"`tvq convert {published.source} " in message and "\n" not in message and published.page in message
     if published.preset is not None:
         with torch.device("meta"):
-            tokenizer = Tokenizer(preset_config(published.preset))
+            tokenizer = preset_config(published.preset).build()
         layout = tokenizer.code_layout(published.image_size, published.image_size)
         assert (layout.grids, layout.levels) == (published.grids, published.levels)
-        assert set(layout.sizes) == {published.codes} and tokenizer.quantizer.dim == published.dim
+        assert set(layout.sizes) == {published.codes} and {part.dim for part in tokenizer.quantizers} == {published.dim}
 
 
 def test_wrong_entries_are_refused() -> None:
