@@ -12,12 +12,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from tokenizers_vq import folders
 from tokenizers_vq.config import ConfigError, parse, read_yaml
 from tokenizers_vq.data.loading import Batches, evaluation_batches, training_batches
 from tokenizers_vq.discriminators import saved
 from tokenizers_vq.folders import write_atomically
-from tokenizers_vq.models import load
+from tokenizers_vq.models import find, load
 from tokenizers_vq.quantizers.base import training_buffers
 from tokenizers_vq.tokenizer import Tokenizer
 from tokenizers_vq.training import loop
@@ -167,9 +166,9 @@ def _fill(tokenizer: Tokenizer, name: str, say: Callable[[str], None]) -> None:
 
 
 def _fill_discriminator(task: TokenizerTask, name: str, say: Callable[[str], None]) -> None:
-    folder = (folders.local(name) or Path(name)) / saved.FOLDER
     if task.adversary is None:
         return
+    folder = find(name) / saved.FOLDER
     if not folder.is_dir():
         say(f"--init-from {name}: no discriminator lies beside it, so the run's begins untrained")
         return
