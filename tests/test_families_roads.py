@@ -23,7 +23,25 @@ QUANTIZERS = {
     "residual": "{kind: residual, levels: 3, num_codes: [16, 12, 8], dim: 4, revive_after: 4}",
     "multiscale": "{kind: multiscale, scales: [1, 2, [3, 2], 4], num_codes: 16, dim: 4}",
 }
-LENGTHS = {"residual": 3 * 16, "multiscale": 1 + 4 + 6 + 16}
+MODELS = {
+    name: [f"model.encoder={_NETWORK}", f"model.decoder={_NETWORK}", f"model.quantizer={quantizer}", "adversary=null"]
+    for name, quantizer in QUANTIZERS.items()
+}
+MODELS["hierarchical"] = [
+    *(f"model.{part}={{kind: vqvae2, width: 8, block_width: 4}}" for part in ("encoder", "decoder")),
+    "model.quantizers.0.num_codes=12",
+    "model.quantizers.1.num_codes=16",
+]
+MODELS["dvae"] = [
+    *(f"model.{part}.{field}" for part in ("encoder", "decoder") for field in ("width=8", "blocks=1")),
+    "model.quantizer.num_codes=16",
+    "losses=[{kind: logit_laplace}]",
+]
+RECIPES = {"hierarchical": "vqvae2-tiny-64", "dvae": "dvae-tiny-64"}
+"""where it is not VQGAN's"""
+LENGTHS = {"residual": 3 * 16, "multiscale": 1 + 4 + 6 + 16, "hierarchical": 4 + 16, "dvae": 16}
+GRIDS = {"multiscale": "grid 3x2", "hierarchical": "grid 2x2"}
+"""what a report calls one of several grids"""
 
 
 @pytest.fixture(scope="session")
@@ -43,21 +61,28 @@ def run(command: Callable[[list[str]], object], *arguments: object) -> None:
     assert not stop.value.code
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("name", MODELS)
 def test_from_training_to_samples(name: str, pictures: Path, tmp_path: Path) -> None:
     train = [
         "model.image_size=16",
-        f"model.encoder={_NETWORK}",
-        f"model.decoder={_NETWORK}",
-        f"model.quantizer={QUANTIZERS[name]}",
         "losses=[{kind: l1}]",
-        "adversary=null",
+        *MODELS[name],
         "steps=6",
         "precision=fp32",
         "data.workers=0",
         "image_every=6",
     ]
-    run(main, "train", "vqgan-tiny-64", *train, f"data={pictures}", "--out", tmp_path / "run", "--device", "cpu")
+    run(
+        main,
+        "train",
+        RECIPES.get(name, "vqgan-tiny-64"),
+        *train,
+        f"data={pictures}",
+        "--out",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+    )
     model = tvq.load(tmp_path / "run")
     layout = model.code_layout()
     assert layout.length == LENGTHS[name]
@@ -66,7 +91,8 @@ def test_from_training_to_samples(name: str, pictures: Path, tmp_path: Path) -> 
     streams = json.loads((tmp_path / "report" / "report.json").read_text())["usage"]["streams"]
     assert [stream["size"] for stream in streams] == list(layout.sizes)
     page = (tmp_path / "report" / "report.html").read_text()
-    assert ("level 3" in page) == (name == "residual") and ("grid 3x2" in page) == (name == "multiscale")
+    assert ("level 3" in page) == (name == "residual")
+    assert ("grid " in page) == (name in GRIDS) and GRIDS.get(name, "") in page
 
     run(main, "encode", tmp_path / "run", pictures, "--out", tmp_path / "codes", "--device", "cpu")
     codes = read_codes(tmp_path / "codes")
