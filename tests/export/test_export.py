@@ -12,6 +12,7 @@ from torch import Tensor
 import tokenizers_vq as tvq
 from tests.laws.test_tokenizers import narrow, picture
 from tokenizers_vq.cli import main
+from tokenizers_vq.conversion import convert
 from tokenizers_vq.export import export, graphs, programs
 from tokenizers_vq.tokenizer import Tokenizer
 
@@ -157,6 +158,10 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
         ["encoder.attention=[1]", "decoder.attention=[0, 2]", "channels=1"],
         ["encoder.middle_attention=false", "decoder.middle_attention=false", "quantizer.distance=cosine"],
         ["encoder.latent_width=6", "decoder.latent_width=6", "encoder.blocks=2", "decoder.blocks=3"],
+        [
+            *("decoder.norm=spatial", "decoder.width=32", "encoder.width=32", "decoder.groups=32"),
+            *("decoder.attention=[1]", "encoder.latent_width=null", "decoder.latent_width=null"),
+        ],
         ["encoder.multipliers=[1, 2]", "decoder.multipliers=[1, 2]", "quantizer.codebook=ema", "image_size=[24, 16]"],
     ],
 )
@@ -166,6 +171,11 @@ def test_diffusers_reads_the_folder_as_the_same_model(overrides: list[str], tmp_
     tokenizer = spread("vqgan-tiny-64", *base, *overrides)
     compared = export(tokenizer, "diffusers", tmp_path / "out")["compared"]
     assert compared["encode"]["differ"] == 0 and compared["decode"]["error"] < 1e-4
+    images = picture(tokenizer.config.channels, 16, 24)
+    back = convert("diffusers", tmp_path / "out")
+    assert torch.equal(back.encode(images), tokenizer.encode(images))
+    decoded = back.decode(tokenizer.encode(images))
+    assert torch.allclose(decoded.clamp(-1, 1), tokenizer.decode(tokenizer.encode(images)), atol=1e-5)
     model = diffusers.VQModel.from_pretrained(tmp_path / "out", local_files_only=True)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == sum(tensor.numel() for name, tensor in tokenizer.state_dict().items() if "er.weight" in name) + sum(

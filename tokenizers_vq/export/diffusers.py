@@ -16,7 +16,11 @@ from tokenizers_vq.tokenizer import Tokenizer
 
 FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 
-_HALF = ("kind", "width", "multipliers", "blocks", "attention", "middle_attention", "latent_width", "groups", "dropout")
+_HALF = {
+    *("kind", "width", "multipliers", "blocks", "attention", "middle_attention", "latent_width", "groups", "norm"),
+    "dropout",
+}
+_SPATIAL_GROUPS = 32  # fixed there, whatever the config
 _RENAMES = (
     (r"^(encoder)\.levels\.(\d+)\.", r"\1.down_blocks.\2."),
     (r"^(decoder)\.levels\.(\d+)\.", r"\1.up_blocks.\2."),
@@ -25,10 +29,14 @@ _RENAMES = (
     (r"^(encoder\.\w+\.\d+)\.resample\.", r"\1.downsamplers.0."),
     (r"^(decoder\.\w+\.\d+)\.resample\.", r"\1.upsamplers.0."),
     (r"\.shortcut\.", ".conv_shortcut."),
+    (r"(\.attentions\.\d+)\.norm\.((?:norm|scale|bias)\.\w+)$", r"\1.spatial_norm.\2"),
     (r"(\.attentions\.\d+)\.norm\.", r"\1.group_norm."),
     (r"(\.attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
     (r"(\.attentions\.\d+)\.out\.", r"\1.to_out.0."),
     (r"^(encoder|decoder)\.norm\.", r"\1.conv_norm_out."),
+    (r"(norm\d?|norm_out)\.norm\.", r"\1.norm_layer."),  # spatial: the norm, and what the code makes of it
+    (r"\.scale\.", ".conv_y."),
+    (r"\.bias\.(\w+)$", r".conv_b.\1"),
     (r"^decoder\.head\.", "decoder.conv_out."),
     (r"^(?:encoder|decoder)\.((?:post_)?quant_conv)\.", r"\1."),
 )
@@ -83,10 +91,15 @@ def _problem(tokenizer: Tokenizer) -> str | None:
     if kinds != {"vqgan"}:
         return f"has the network of kind 'vqgan', this tokenizer '{config.encoder.kind}' and '{config.decoder.kind}'"
     encoder, decoder = config.encoder.arguments(), config.decoder.arguments()
-    shared = [name for name in _HALF[1:] if name not in ("blocks", "dropout", "attention")]
+    spatial = decoder["norm"] == "spatial"
+    shared = ["width", "multipliers", "middle_attention", "latent_width", *([] if spatial else ["groups"])]
     differ = [name for name in shared if encoder[name] != decoder[name]]
     if differ:
         return f"has the same {differ[0]} in encoder and decoder"
+    if spatial and decoder["groups"] != _SPATIAL_GROUPS:
+        return f"has {_SPATIAL_GROUPS} groups in every spatial norm, not {decoder['groups']}"
+    if spatial and decoder["latent_width"] not in (None, config.quantizer.dim):
+        return f"has spatial norms of the code's own width, not of latent_width {decoder['latent_width']}"
     if decoder["blocks"] != encoder["blocks"] + 1:
         return f"has one block a level more in the decoder, not {encoder['blocks']} and {decoder['blocks']}"
     if encoder["multipliers"][0] != 1:
@@ -120,7 +133,7 @@ def _config(tokenizer: Tokenizer) -> dict[str, Any]:
         "num_vq_embeddings": tokenizer.quantizer.num_codes,
         "norm_num_groups": network["groups"],
         "vq_embed_dim": tokenizer.quantizer.dim,
-        "norm_type": "group",
+        "norm_type": config.decoder.arguments()["norm"],
         "mid_block_add_attention": network["middle_attention"],
         "lookup_from_codebook": False,
         "force_upcast": False,
@@ -139,6 +152,6 @@ def _tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
         name = re.sub(r"\.middle\.(\d)\.", lambda match: f".mid_block.{middle[int(match[1])]}.", name)
         for pattern, replacement in _RENAMES:
             name = re.sub(pattern, replacement, name)
-        linear = ".attentions." in name and tensor.ndim == 4
+        linear = ".to_" in name and tensor.ndim == 4
         tensors[name] = (tensor.flatten(1) if linear else tensor).contiguous()
     return tensors
