@@ -62,9 +62,7 @@ def test_the_config_is_needed_and_must_be_of_this_checkpoint() -> None:
 def test_the_discriminator_sees_what_it_saw_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("stylegan2-discriminator/px32-batch6-enhancing")
     widths = case.meta["arguments"]["widths"]  # the recorded one was narrowed in the same way
-    monkeypatch.setattr(
-        stylegan2, "layer_width", lambda side, *_: widths[str(side)]
-    )
+    monkeypatch.setattr(stylegan2, "layer_width", lambda side, *_: widths[str(side)])
     save_file({f"loss.discriminator.{key}": value for key, value in case.weights.items()}, tmp_path / "x.safetensors")
     discriminator = convert_discriminator("vitvqgan", tmp_path / "x.safetensors")
     assert discriminator is not None
