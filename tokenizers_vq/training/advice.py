@@ -36,6 +36,8 @@ def against_collapse(recipe: Recipe) -> tuple[Advice, ...]:
     narrow = ("dim=8",) if fields.get("dim", 0) > 32 else ()
     if fields.get("distance") == "euclidean":
         advise("few, L2-normalised dimensions let every code be met", "distance=cosine", *narrow)
+    elif "kl_weight" in fields:  # codes are told by logits, not by where they lie
+        advise("pulls the choice of codes towards an even one", f"kl_weight={3 * fields['kl_weight'] or 0.01:g}")
     elif narrow:
         advise("in few dimensions every code is met", *narrow)
     if "revive_after" in fields and fields["revive_after"] is None:
