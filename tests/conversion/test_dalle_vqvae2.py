@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,24 @@ def test_dalle_is_read_from_two_pickled_modules_as_from_one_file(tmp_path: Path)
     (tmp_path / "decoder.pkl").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no decoder\.pkl"):
         convert("dalle", tmp_path)
+
+
+def test_dalle_in_the_other_forms_people_save(tmp_path: Path) -> None:
+    tensors = dalle_tensors()
+    own = {
+        part: {key.removeprefix(f"{part}."): value for key, value in tensors.items() if key.startswith(part)}
+        for part in ("encoder", "decoder")
+    }
+    save_file(tensors, tmp_path / "plain.safetensors")
+    torch.save(own, tmp_path / "nested.pt")
+    torch.save({part: as_module(inner) for part, inner in own.items()}, tmp_path / "modules.pt")
+    short = {re.sub(r"^(en|de)coder", r"\1c", key): value for key, value in tensors.items()}
+    torch.save(short, tmp_path / "dalle_pytorch.pt")
+    (tmp_path / "folder").mkdir()
+    for part, inner in own.items():
+        torch.save(inner, tmp_path / "folder" / f"{part}.pkl")
+    names = ("plain.safetensors", "nested.pt", "modules.pt", "dalle_pytorch.pt", "folder")
+    assert len({convert("dalle", tmp_path / name).fingerprint for name in names}) == 1
 
 
 def test_dalle_of_other_widths_and_channels(tmp_path: Path) -> None:
@@ -154,3 +173,9 @@ def test_missing_and_surplus_keys_are_named(source: str, make, key: str, missing
     save_file({**tensors, "more.weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"surplus more\.weight"):
         convert(source, path)
+
+
+def test_a_codebook_of_another_layout_is_refused(tmp_path: Path) -> None:
+    save_file({**vqvae2_tensors(), "quantize_t.embed": torch.zeros(5)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"quantize_t\.embed is \(5,\), not \(D, K\)"):
+        convert("vqvae2", tmp_path / "x.safetensors")

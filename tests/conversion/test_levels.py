@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,46 @@ def test_rqvae_with_merged_positions_is_refused() -> None:
     config["arch"]["hparams"]["code_shape"] = [8, 8, 3]
     with pytest.raises(ValueError, match="several merged positions"):
         convert("rqvae", folder / "weights.safetensors", config)
+
+
+def rqvae_case(case: str) -> tuple[dict[str, Tensor], dict]:
+    folder = shared(f"golden/rqvae/{case}")
+    path = folder / "model.pt"
+    tensors = torch.load(path)["state_dict"] if path.exists() else load_file(folder / "weights.safetensors")
+    return tensors, yaml.safe_load((folder / "config.yaml").read_text())
+
+
+def test_rqvae_s_averaged_weights_are_read_where_there_are_no_others(tmp_path: Path) -> None:
+    tensors, config = rqvae_case("separate")
+    torch.save({"epoch": 1, "state_dict_ema": tensors}, tmp_path / "ema.pt")
+    torch.save({"state_dict": tensors, "state_dict_ema": {"x": torch.zeros(1)}}, tmp_path / "both.pt")
+    fingerprints = {convert("rqvae", tmp_path / name, config).fingerprint for name in ("ema.pt", "both.pt")}
+    assert fingerprints == {convert("rqvae", tmp_path / "ema.pt").fingerprint}
+
+
+def test_rqvae_s_shared_codebook_may_be_stored_once(tmp_path: Path) -> None:
+    tensors, config = rqvae_case("shared")
+    once = {key: tensor for key, tensor in tensors.items() if not re.match(r"quantizer\.codebooks\.[1-9]", key)}
+    torch.save(tensors, tmp_path / "all.pt")
+    save_file(once, tmp_path / "once.safetensors")
+    every, one = convert("rqvae", tmp_path / "all.pt", config), convert("rqvae", tmp_path / "once.safetensors", config)
+    assert every.config == one.config and every.fingerprint == one.fingerprint and one.code_layout().levels > 1
+
+
+def test_rqvae_s_codebooks_must_be_those_of_the_config(tmp_path: Path) -> None:
+    tensors, config = rqvae_case("separate")
+    levels = config["arch"]["hparams"]["code_shape"][-1]
+    path = tmp_path / "x.safetensors"
+    save_file({key: value for key, value in tensors.items() if f"codebooks.{levels - 1}." not in key}, path)
+    with pytest.raises(ValueError, match=f"holds {levels - 1} codebooks, the config's code_shape names {levels}"):
+        convert("rqvae", path, config)
+    save_file({key: value for key, value in tensors.items() if "codebooks.0." not in key}, path)
+    with pytest.raises(ValueError, match=r"no quantizer\.codebooks\.0\.weight"):
+        convert("rqvae", path)
+    save_file(tensors, path)
+    config["arch"]["hparams"]["shared_codebook"] = True
+    with pytest.raises(ValueError, match="its codebooks differ"):
+        convert("rqvae", path, config)
 
 
 def _sequence(discriminator: PatchGAN) -> dict[str, Tensor]:
@@ -131,3 +172,20 @@ def test_var_says_what_it_cannot_read(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "var.safetensors")
     with pytest.raises(ValueError, match=r"quantizer\.codebook\.weight"):
         convert("var", tmp_path / "var.safetensors", {"v_patch_nums": [1, 8]})
+
+
+def test_var_lies_in_a_checkpoint_of_its_transformer(tmp_path: Path) -> None:
+    tensors, scales = var_tensors(), {"patch_nums": [1, 2, 3, 4, 8]}
+    trainer = {"config": {}, "var_wo_ddp": {"x": torch.zeros(1)}, "vae_local": tensors, "var_opt": {"state": {}}}
+    torch.save(tensors, tmp_path / "plain.pth")
+    torch.save({"epoch": 1, "trainer": trainer}, tmp_path / "trainer.pth")
+    torch.save({f"vae_local.{key}": tensor for key, tensor in tensors.items()}, tmp_path / "flat.pth")
+    files = ("plain.pth", "trainer.pth", "flat.pth")
+    assert len({convert("var", tmp_path / name, scales).fingerprint for name in files}) == 1
+
+
+@pytest.mark.parametrize("scales", ["1_2_8", 8, [], ["a"], [1, None]])
+def test_var_s_scales_must_be_a_list_of_sides(scales: object) -> None:
+    weights = shared("golden/var/scales-1-2-3-4-8") / "weights.safetensors"
+    with pytest.raises(ValueError, match="v_patch_nums must list the scales' sides"):
+        convert("var", weights, {"v_patch_nums": scales})

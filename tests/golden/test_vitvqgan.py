@@ -14,7 +14,7 @@ from tests.conftest import shared
 from tests.golden.test_parts_losses import Case
 from tokenizers_vq.conversion import convert, convert_discriminator
 from tokenizers_vq.discriminators import stylegan2
-from tokenizers_vq.networks.vit import sincos_positions
+from tokenizers_vq.networks.vit import VitEncoder, sincos_positions
 
 
 def weights(case: str) -> dict[str, Tensor]:
@@ -75,3 +75,23 @@ def test_a_checkpoint_without_a_whole_discriminator_has_none() -> None:
     assert convert_discriminator("vitvqgan", folder / "model.ckpt", folder / "config.yaml") is None
     folder = shared("golden/vitvqgan/patch8")
     assert convert_discriminator("vitvqgan", folder / "weights.safetensors", folder / "config.yaml") is None
+
+
+def test_a_transformer_s_checkpoint_holds_the_tokenizer_as_its_first_stage(tmp_path: Path) -> None:
+    folder = shared("golden/vitvqgan/patch8")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    outer = {f"stage1_model.{key}": tensor for key, tensor in weights("patch8").items()}
+    torch.save({"state_dict": {**outer, "transformer.x": torch.zeros(1)}}, tmp_path / "x.ckpt")
+    second = {"model": {"params": {"stage1": config["model"], "transformer": {"params": {}}}}}
+    one, two = (
+        convert("vitvqgan", folder / "weights.safetensors", config),
+        convert("vitvqgan", tmp_path / "x.ckpt", second),
+    )
+    assert one.fingerprint == two.fingerprint and one.config == two.config
+
+
+def test_heads_need_not_divide_the_width_nor_the_width_the_feed_forward_s() -> None:
+    encoder = VitEncoder(dim=5, image_size=(16, 16), patch=8, width=28, layers=1, heads=3, head_width=5, mlp=61)
+    block = encoder.trunk.blocks[0]
+    assert block.attn.qkv.weight.shape == (45, 28) and block.mlp.fc1.weight.shape == (61, 28)
+    assert encoder(torch.zeros(1, 3, 16, 24)).shape == (1, 5, 2, 3)

@@ -31,8 +31,9 @@ _RULES = [
 
 
 def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
-    """The tokenizer of a folder with `encoder.pkl` and `decoder.pkl`, or of one file with keys `encoder.`, `decoder.`.
+    """The tokenizer of a folder with `encoder.pkl` and `decoder.pkl`, or of one file that holds the two.
 
+    There they lie under `encoder` and `decoder`, or the keys begin so, or with dalle-pytorch's `enc.` and `dec.`.
     Everything is read from the keys but the image size, the published 256 unless the config has an `image_size`.
     Pixels are mapped to [0.1, 0.9]; decoding clamps, as the reference does. The decoder's first convolution, which sees
     one-hot codes, becomes the codebook. Raises `ValueError` for keys that are missing or surplus.
@@ -53,15 +54,22 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_dir():
-        return read_tensors(path, "state_dict", "model")
-    found = {}
+    parts: dict[str, Mapping[str, Any]] = {}
     for part in ("encoder", "decoder"):
         file = path / f"{part}.pkl"
-        if not file.is_file():
+        if path.is_dir() and not file.is_file():
             raise FileNotFoundError(f"{path} holds no {part}.pkl: give the folder of encoder.pkl and decoder.pkl")
-        found.update({f"{part}.{key}": tensor for key, tensor in pickles.module_tensors(file).items()})
-    return found
+        if path.is_dir():
+            parts[part] = read_tensors(file, "state_dict")
+        elif path.suffix != ".safetensors":
+            content = pickles.read(path)
+            inner = content.get(part) if isinstance(content, Mapping) else None
+            if isinstance(inner, (Mapping, pickles.Inert)):
+                parts[part] = pickles.module_tensors(inner) if isinstance(inner, pickles.Inert) else inner
+    if len(parts) == 2:
+        both = {f"{part}.{key}": tensor for part, tensors in parts.items() for key, tensor in tensors.items()}
+        return {key: tensor for key, tensor in both.items() if isinstance(tensor, Tensor)}
+    return rename(read_tensors(path, "state_dict", "model"), [(r"^(en|de)c\.", r"\1coder.")])
 
 
 def _counted_from_0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -71,7 +79,7 @@ def _counted_from_0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _wanted(tensors: Mapping[str, Tensor], key: str, path: Path) -> Tensor:
     if key not in tensors:
-        raise ValueError(f"{path} has no {key}: it is no discrete VAE of DALL-E (keys encoder. and decoder.)")
+        raise ValueError(f"{path} has no {key}: it is no discrete VAE of DALL-E, encoder and decoder")
     return tensors[key]
 
 

@@ -27,11 +27,13 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
     """The tokenizer of `arch` in the published YAML; without it, from the keys, for images of 256 px.
 
     The moving averages are kept for training; the table's last row, a padding that no code names, is left out. Images
-    in [-1, 1] both ways, not clamped. Raises `ValueError` for latents that the reference merges into one code.
+    in [-1, 1] both ways, not clamped. Averaged weights (`state_dict_ema`) are read where there are no others. Raises
+    `ValueError` for latents that the reference merges into one code, and for other levels than the config's.
     """
-    tensors = skip(read_tensors(path, "state_dict", "model"), r"discriminator\.|loss\.", "parts of the training alone")
-    arch = (config or {}).get("arch", config or {})
-    hparams, network = arch.get("hparams", {}), arch.get("ddconfig", {})
+    arch = (config or {}).get("arch", config) or {}
+    hparams, network = arch.get("hparams") or {}, arch.get("ddconfig") or {}
+    read = read_tensors(path, "state_dict", "state_dict_ema", "model")
+    tensors = skip(read, r"discriminator\.|loss\.", "parts of the training alone")
     if hparams.get("latent_shape", [0, 0])[:2] != hparams.get("code_shape", [0, 0])[:2]:
         raise ValueError(
             f"{path}: codes of several merged positions (latent_shape {hparams['latent_shape']}, code_shape "
@@ -39,12 +41,20 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
         )
     ours = our_keys({key: tensor for key, tensor in tensors.items() if not key.startswith("quantizer.")})
     books = _codebooks(tensors, path)
-    shared = bool(hparams.get("shared_codebook", len(books) > 1 and all(_equal(books[0], book) for book in books)))
+    alike = all(_equal(books[0], book) for book in books)
+    shared = bool(hparams.get("shared_codebook", len(books) > 1 and alike))
+    if shared and not alike:
+        raise ValueError(
+            f"{path}: its codebooks differ, but the config has shared_codebook: give the YAML of this file"
+        )
+    levels = (hparams.get("code_shape") or [len(books)])[-1]
+    if levels != len(books) and not (shared and len(books) == 1):  # safetensors keeps what is shared once
+        raise ValueError(f"{path} holds {len(books)} codebooks, the config's code_shape names {levels}: give its YAML")
     for level, book in enumerate(books[:1] if shared else books):
         ours |= {f"quantizer.codebooks.{level}.{name}": tensor for name, tensor in book.items()}
     decay = hparams.get("decay", 0.99)
     quantizer = ResidualQuantizerConfig(
-        levels=len(books),
+        levels=levels,
         num_codes=len(books[0]["weight"]) if shared else tuple(len(book["weight"]) for book in books),
         dim=books[0]["weight"].shape[1],
         shared=shared,
@@ -79,8 +89,11 @@ def _codebooks(tensors: dict[str, Tensor], path: Path) -> list[dict[str, Tensor]
     """Each level's tensors by our names, without the row of padding."""
     levels = {int(match[1]) for key in tensors if (match := re.match(r"quantizer\.codebooks\.(\d+)\.", key))}
     books = [below(tensors, f"quantizer.codebooks.{level}.") for level in sorted(levels)]
-    if not books or any("weight" not in book for book in books):
-        raise ValueError(f"{path} has no quantizer.codebooks.0.weight: it is of another layout, give its source")
+    for level, found in enumerate(sorted(levels) or [-1]):
+        if level != found or "weight" not in books[level]:
+            raise ValueError(
+                f"{path} has no quantizer.codebooks.{level}.weight: it is of another layout, give its source"
+            )
     return [
         {_STATE.get(name, name): tensor[:-1] if name == "weight" else tensor for name, tensor in book.items()}
         for book in books

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from tokenizers_vq.conversion import pickles
 from tokenizers_vq.conversion.checkpoint import below, read_tensors
 from tokenizers_vq.conversion.keys import fill, rename, skip
 from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
@@ -24,20 +26,20 @@ _RULES = [
 def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
     """The tokenizer of the reference's arguments (`v_patch_nums`, `quant_resi`, `beta`); unset, its defaults.
 
-    Images in [-1, 1] both ways, clamped by `decode` as there. Raises `ValueError` for `using_znorm`, which searches
-    normalised and looks up unnormalised vectors, and which no published model has.
+    The file may be a checkpoint of VAR's training, whose `vae_local` the tokenizer is then. Images in [-1, 1] both
+    ways, clamped by `decode` as there. Raises `ValueError` for `using_znorm`, which searches normalised and looks up
+    unnormalised vectors, and which no published model has.
     """
     settings = config or {}
     if settings.get("using_znorm"):
         raise ValueError(f"{path}: using_znorm is not supported: no published model has it")
-    tensors = read_tensors(path, "state_dict", "model", "trainer")
-    tensors = below(tensors, "vae_local.") or tensors
+    tensors = _tensors(path)
     hits = tensors.get("quantize.ema_vocab_hit_SV")
     tensors = skip(tensors, r"quantize\.ema_vocab_hit_SV$", "statistics of the training")
     ours = rename(our_keys(tensors), _RULES)
     codes, dim = shape(ours, "quantizer.codebook.weight", path)
     encoder = network_fields(ours, "encoder", path)
-    scales = _scales(settings.get("v_patch_nums"), hits, path)
+    scales = _scales(settings.get("v_patch_nums", settings.get("patch_nums")), hits, path)
     side = scales[-1] if isinstance(scales[-1], tuple) else (scales[-1], scales[-1])
     stride = 2 ** (len(encoder["multipliers"]) - 1)
     ratio = abs(float(settings.get("quant_resi", 0.5)))
@@ -60,12 +62,27 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
     return fill(tokenizer, ours, path)
 
 
+def _tensors(path: Path) -> dict[str, Tensor]:
+    if path.is_file() and path.suffix != ".safetensors":
+        content = pickles.read(path)
+        outer = content.get("trainer", content) if isinstance(content, Mapping) else None
+        inner = outer.get("vae_local") if isinstance(outer, Mapping) else None
+        if isinstance(inner, Mapping):
+            return {str(key): value for key, value in inner.items() if isinstance(value, Tensor)}
+    tensors = read_tensors(path, "state_dict", "model", "trainer")
+    return below(tensors, "vae_local.") or tensors
+
+
 def _scales(given: Any, hits: Tensor | None, path: Path) -> tuple[Any, ...]:
     published = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
-    if given is not None:
-        scales = tuple(tuple(scale) if isinstance(scale, (list, tuple)) else int(scale) for scale in given)
-    elif hits is None or len(hits) == len(published):
-        scales = published
-    else:
-        raise ValueError(f"{path} is of {len(hits)} scales: give them as v_patch_nums in a config, [1, 2, 4] say")
+    if given is None:
+        if hits is not None and len(hits) != len(published):
+            raise ValueError(f"{path} is of {len(hits)} scales: give them as v_patch_nums in a config, [1, 2, 4] say")
+        return published
+    try:
+        scales = tuple(tuple(map(int, scale)) if isinstance(scale, (list, tuple)) else int(scale) for scale in given)
+    except (TypeError, ValueError):
+        scales = ()
+    if not scales or isinstance(given, str):
+        raise ValueError(f"v_patch_nums must list the scales' sides, coarse first, [1, 2, 4] say: got {given!r}")
     return scales

@@ -40,11 +40,12 @@ _RULES = [
 def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     """The tokenizer of a Lightning checkpoint or a plain file; `config` is the repository's YAML.
 
+    Both may be of a transformer on top of it, whose `stage1_model` the tokenizer is then.
     Pixels are [0, 1], not clamped. Codes of a Gumbel model are the arguments of its largest logits, without the noise
     that the reference draws. Raises `ValueError` without a config, which alone tells heads and levels.
     """
     params = _params(config, path)
-    tensors = read_tensors(path, "state_dict")
+    tensors = _stage1(read_tensors(path, "state_dict"))
     channels, *patch = _wanted(tensors, "encoder.to_patch_embedding.0.weight", path).shape[1:]
     if patch[0] != patch[1]:
         raise ValueError(f"{path}: patches of {patch[0]}x{patch[1]} pixels are not square, which our networks need")
@@ -108,11 +109,18 @@ def _discriminator_key(key: str) -> str:
 
 def _params(config: Mapping[str, Any] | None, path: Path) -> Mapping[str, Any]:
     params = config or {}
-    for name in ("model", "params"):
+    for name in ("model", "params", "stage1", "params"):
         params = params[name] if isinstance(params.get(name), Mapping) else params
     if not all(isinstance(params.get(part), Mapping) for part in ("encoder", "decoder")):
         raise ValueError(f"{path} needs its YAML as config, with model.params.encoder and .decoder: it tells the heads")
     return params
+
+
+def _stage1(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    inside = "stage1_model."
+    if not any(key.startswith(inside) for key in tensors):
+        return tensors
+    return below(skip(tensors, rf"(?!{inside})", "they belong to the model on top of the tokenizer"), inside)
 
 
 def _wanted(tensors: Mapping[str, Tensor], key: str, path: Path) -> Tensor:
@@ -144,7 +152,7 @@ def _fields(params: Mapping[str, Any], tensors: Mapping[str, Tensor], part: str,
         "mlp": sizes["mlp_dim"],
         "activation": "tanh",
         "qkv_bias": False,
-        "projection": f"{part}.transformer.layers.0.0.fn.to_out.weight" in tensors,
+        "projection": any(re.match(rf"{part}\.transformer\.layers\.\d+\.0\.fn\.to_out\.", key) for key in tensors),
         "positions": "sincos",
         "tanh_head": False,
     }

@@ -42,6 +42,9 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     read = read_tensors(path, "state_dict", "model")
     if all(key.startswith("module.") for key in read):
         read = rename(read, [(r"^module\.", "")])
+    for key, tensor in read.items():
+        if key.endswith((".embed", ".embed_avg")) and tensor.ndim != 2:
+            raise ValueError(f"{path}: {key} is {tuple(tensor.shape)}, not (D, K): it is of another layout")
     tensors = {_our_key(key, read): tensor for key, tensor in read.items()}
     tensors = {
         key: tensor.T.contiguous() if re.match(r"quantizer\.\d\.(weight|cluster_sum)$", key) else tensor

@@ -99,14 +99,14 @@ class _Trunk(nn.Module):
         self.blocks = nn.ModuleList(
             Block(
                 config.width,
-                config.heads,
-                mlp_ratio=inner / config.width,
+                1,  # its attention is replaced below
+                mlp_ratio=(inner + 0.5) / config.width,  # it rounds the product down
                 norm_layer=nn.LayerNorm,
                 act_layer=_Tanh if config.activation == "tanh" else nn.GELU,
             )
             for _ in range(config.layers)
         )
-        for block in self.blocks:  # here, since a block passes no head width on
+        for block in self.blocks:  # a block passes no head width on, and takes no heads that do not divide the width
             block.attn = Attention(
                 config.width, config.heads, attn_head_dim=config.head_width, qkv_bias=config.qkv_bias
             )
