@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -35,6 +37,25 @@ def test_the_config_says_what_no_file_holds(tmp_path: Path) -> None:
     other = convert("llamagen", path, {"codebook_l2_norm": False, "image_size": 384})
     assert (usual.config.quantizer.distance, usual.config.image_size) == ("cosine", 256)
     assert (other.config.quantizer.distance, other.config.image_size) == ("euclidean", 384)
+
+
+@pytest.mark.parametrize("wrapper", ["model", "ema"])
+def test_the_arguments_of_training_say_it_too_and_a_config_has_the_last_word(wrapper: str, tmp_path: Path) -> None:
+    arguments = Namespace(codebook_l2_norm=False, image_size=100, data_path=tmp_path)
+    torch.save({wrapper: recorded(), "args": arguments, "steps": 1}, tmp_path / "a.pt")
+    trained = convert("llamagen", tmp_path / "a.pt")
+    other = convert("llamagen", tmp_path / "a.pt", {"codebook_l2_norm": True})
+    assert (trained.config.quantizer.distance, other.config.quantizer.distance) == ("euclidean", "cosine")
+    stride = trained.encoder.stride
+    assert trained.config.image_size == 100 // stride * stride
+    torch.save({wrapper: recorded(), "args": {"codebook_l2_norm": "no"}}, tmp_path / "a.pt")
+    assert convert("llamagen", tmp_path / "a.pt").config.quantizer.distance == "cosine"
+
+
+def test_the_config_of_another_model_is_refused() -> None:
+    path = shared("golden/llamagen/vq8-like/weights.safetensors")
+    with pytest.raises(ValueError, match=r"the config says codebook_embed_dim 3, its tensors \d+: give the config"):
+        convert("llamagen", path, {"codebook_embed_dim": 3})
 
 
 def test_encoder_and_decoder_of_other_widths_and_depths(tmp_path: Path) -> None:

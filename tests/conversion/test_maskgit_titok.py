@@ -192,6 +192,10 @@ def without(part: str) -> Callable[[Tensors], Tensors]:
         (lambda t: t, settings(False), "says is_legacy: false, but its decoder predicts codes"),
         (lambda t: t, settings(True, quantize_mode="vae"), "quantize_mode vae has no codes"),
         (lambda t: t, {"dataset": {"preprocessing": {"crop_size": 64}}}, "no image of 64x64: give the config"),
+        (lambda t: t, {"dataset": {"preprocessing": {"crop_size": "full"}}}, "no image of fullxfull: give the config"),
+        (lambda t: t, settings(True, num_latent_tokens=8), "num_latent_tokens 8, its tensors 7: give the config"),
+        (lambda t: t, settings(True, vit_dec_patch_size=4), "vit_dec_patch_size 4, its tensors 2: give the config"),
+        (lambda t: {**t, "decoder.ffn.0.weight": torch.zeros(())}, settings(True), r"decoder\.expand\.weight is \(\)"),
         (without("encoder."), settings(True), r"has no encoder\.patch_embed\.weight: it is of another layout"),
     ],
 )
@@ -214,6 +218,24 @@ def test_maskgit_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"holds model\.safetensors, other\.safetensors: give the file"):
         convert("maskgit", tmp_path)
+
+
+def test_a_config_of_empty_parts_is_none_and_one_of_another_model_refused(tmp_path: Path) -> None:
+    save_file(titok_keys(titok("two")), tmp_path / "titok.safetensors")
+    for empty in (
+        {"model": None},
+        {"model": {"vq_model": None}},
+        {"dataset": None},
+        {"dataset": {"preprocessing": None}},
+    ):
+        converted = convert("titok", tmp_path / "titok.safetensors", empty)
+        assert converted.config.quantizer.distance == "cosine" and converted.config.image_size == 24
+    save_file(maskgit_keys(maskgit()), tmp_path / "maskgit.safetensors")
+    for resolution, size in ((26, 24), (None, 256)):
+        converted = convert("maskgit", tmp_path / "maskgit.safetensors", {"resolution": resolution})
+        assert converted.config.image_size == size
+    with pytest.raises(ValueError, match=r"channel_mult \(1, 3, 1\), its tensors \(2, 3, 1\)"):
+        convert("maskgit", tmp_path / "maskgit.safetensors", {"channel_mult": [1, 3, 1]})
 
 
 def test_a_statistic_of_training_is_skipped_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -160,3 +160,44 @@ def test_a_small_model_with_the_codebook_alone_says_what_is_missing(tmp_path: Pa
         convert("taming", tmp_path / "missing.ckpt")
     with pytest.raises(ValueError, match="did you mean 'taming'"):
         convert("tamming", tmp_path / "book.safetensors")
+
+
+def test_a_resolution_that_the_stride_does_not_divide_still_decodes(tmp_path: Path) -> None:
+    save_file(tensors_without_middle_attention(), tmp_path / "vq.safetensors")
+    for resolution, size in ((25, 24), (1, 2), (None, 256)):
+        tokenizer = convert("taming", tmp_path / "vq.safetensors", {"ddconfig": {"resolution": resolution}})
+        assert tokenizer.config.image_size == size
+        assert tokenizer.decode(tokenizer.encode(torch.rand(1, 5, 8, 4))).shape == (1, 5, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"n_embed": 25}, "the config says n_embed 25, its tensors 24"),
+        ({"embed_dim": 6}, "embed_dim 6, its tensors 4"),
+        ({"ddconfig": {"ch_mult": [1, 2, 2]}}, r"ch_mult \(1, 2, 2\), its tensors \(1, 2\)"),
+        ({"ddconfig": {"z_channels": 4}}, "z_channels 4, its tensors 6"),
+        ({"ddconfig": [1]}, "ddconfig is no mapping"),
+        ({"ddconfig": {"resolution": "256"}}, "image_size: .* got '256'"),
+    ],
+)
+def test_the_config_of_another_model_is_refused(config: dict[str, object], said: str, tmp_path: Path) -> None:
+    save_file(tensors_without_middle_attention(), tmp_path / "vq.safetensors")
+    with pytest.raises(ValueError, match=said):
+        convert("taming", tmp_path / "vq.safetensors", {"model": {"target": "VQModel", "params": config}})
+
+
+def test_what_the_networks_lack_or_codes_are_not_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tensors = tensors_without_middle_attention()
+    linear = {"encoder.mid.attn_1.to_qkv.weight": torch.zeros(192, 64, 1, 1)}
+    torch.save(tensors | linear, tmp_path / "vq.ckpt")
+    with pytest.raises(ValueError, match="linear attention"):
+        convert("latent-diffusion", tmp_path / "vq.ckpt")
+    torch.save(tensors | {"quantize.used": torch.arange(3)}, tmp_path / "vq.ckpt")
+    with caplog.at_level(logging.WARNING):
+        convert("taming", tmp_path / "vq.ckpt")
+    assert "codes are those of the whole codebook" in caplog.text
+    for name in ("encoder.conv_in.weight", "quant_conv.weight", "quantize.embedding.weight"):
+        torch.save(tensors | {name: torch.zeros(())}, tmp_path / "vq.ckpt")
+        with pytest.raises(ValueError, match=r"is \(\), where a layer's weight or a codebook is wanted"):
+            convert("taming", tmp_path / "vq.ckpt")

@@ -12,7 +12,7 @@ from tokenizers_vq.conversion import pickles
 from tokenizers_vq.conversion.checkpoint import read_tensors
 from tokenizers_vq.conversion.keys import fill, rename, skip
 from tokenizers_vq.conversion.patchgan import patchgan
-from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
+from tokenizers_vq.conversion.vqgan_keys import agree, image_side, network_fields, our_keys, shape
 from tokenizers_vq.discriminators.patchgan import PatchGAN
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
 from tokenizers_vq.quantizers import VectorQuantizerConfig
@@ -22,29 +22,43 @@ from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
 def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     """The tokenizer of a file; its averaged weights (`ema`) where it has them, as the reference prefers.
 
-    A config may say `codebook_l2_norm` (true in all that is published) and `image_size` (256). Pixels are [-1, 1], not
-    clamped. Raises `ValueError` for another layout.
+    A config may say `codebook_l2_norm` (true in all that is published) and `image_size` (256); where it does not, a
+    training checkpoint's `args` do. Pixels are [-1, 1], not clamped. Raises `ValueError` for another layout, and for a
+    config that contradicts the keys.
     """
-    given = dict(config or {})
+    given = {**_arguments(path), **(config or {})}
     tensors = read_tensors(path, "ema", "model", "state_dict")
     if not any(key.startswith("encoder.conv_blocks.") for key in tensors):
         raise ValueError(f"{path} has no encoder.conv_blocks: it is no tokenizer of LlamaGen")
     tensors = skip(tensors, r"quantize\.codebook_used$", "statistics of training")
     ours = rename(our_keys(tensors), [(r"^quantize\.embedding\.weight$", "quantizer.weight")])
     codes, dim = shape(ours, "quantizer.weight", path)
+    encoder, decoder = (network_fields(ours, part, path) for part in ("encoder", "decoder"))
+    said = {"encoder_ch_mult": encoder["multipliers"], "z_channels": encoder["latent_width"]}
+    agree(config, {"codebook_size": codes, "codebook_embed_dim": dim, **said}, path)
+    normalised = given.get("codebook_l2_norm", True)
     tokenizer = Tokenizer(
         TokenizerConfig(
-            image_size=given.get("image_size", 256),
+            image_size=image_side(given.get("image_size"), len(encoder["multipliers"])),
             channels=shape(ours, "encoder.conv_in.weight", path)[1],
             pixels=PixelRange(clamp=False),
-            encoder=VqganEncoderConfig(**network_fields(ours, "encoder", path)),
-            quantizer=VectorQuantizerConfig(
-                num_codes=codes, dim=dim, distance="cosine" if given.get("codebook_l2_norm", True) else "euclidean"
-            ),
-            decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
+            encoder=VqganEncoderConfig(**encoder),
+            quantizer=VectorQuantizerConfig(num_codes=codes, dim=dim, distance="cosine" if normalised else "euclidean"),
+            decoder=VqganDecoderConfig(**decoder),
         )
     )
     return fill(tokenizer, ours, path)
+
+
+def _arguments(path: Path) -> dict[str, Any]:
+    """What the trainer's command line says in a checkpoint of the two things that its tensors do not tell."""
+    content = pickles.read(path) if path.suffix != ".safetensors" else {}
+    arguments = content.get("args") if isinstance(content, Mapping) else None
+    said = arguments.attributes() if isinstance(arguments, pickles.Inert) else arguments
+    if not isinstance(said, Mapping):
+        return {}
+    wanted = (("codebook_l2_norm", bool), ("image_size", int))
+    return {name: said[name] for name, kind in wanted if type(said.get(name)) is kind}
 
 
 def convert_discriminator(path: Path, config: Mapping[str, Any] | None = None) -> PatchGAN | None:

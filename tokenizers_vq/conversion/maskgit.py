@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokenizers_vq.conversion.checkpoint import below, read_config, read_tensors
 from tokenizers_vq.conversion.keys import fill, rename
+from tokenizers_vq.conversion.vqgan_keys import agree, image_side
 from tokenizers_vq.networks.maskgit import MaskgitDecoderConfig, MaskgitEncoderConfig
 from tokenizers_vq.quantizers import VectorQuantizerConfig
 from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
@@ -21,19 +22,24 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     """The tokenizer of a .bin or .safetensors file, or of a folder that holds one, with its `config.json` or not.
 
     Everything is read from the keys but the image size (config: `resolution`; 256 without). Pixels are [0, 1], clamped
-    on decoding as the reference clamps. Raises `ValueError` for keys that are missing or surplus.
+    on decoding as the reference clamps. Raises `ValueError` for keys that are missing or surplus, and for a config that
+    contradicts them.
     """
     config = folder_config(path, config)
     path = weights_file(path)
     tensors = read_tensors(path, "state_dict", "model")
     book = wanted(tensors, "quantize.embedding.weight", path)
     channels = wanted(tensors, "encoder.conv_in.weight", path).shape[1]
+    encoder = network_fields(below(tensors, "encoder."), "down", path)
+    said = {"hidden_channels": encoder["width"], "channel_mult": encoder["multipliers"], "num_channels": channels}
+    said |= {"num_res_blocks": encoder["blocks"], "num_embeddings": book.shape[0], "z_channels": book.shape[1]}
+    agree(config, said, path)
     tokenizer = Tokenizer(
         TokenizerConfig(
-            image_size=int((config or {}).get("resolution", 256)),
+            image_size=image_side((config or {}).get("resolution"), len(encoder["multipliers"])),
             channels=channels,
             pixels=PixelRange(low=0.0, high=1.0),
-            encoder=MaskgitEncoderConfig(**network_fields(below(tensors, "encoder."), "down", path)),
+            encoder=MaskgitEncoderConfig(**encoder),
             quantizer=VectorQuantizerConfig(num_codes=book.shape[0], dim=book.shape[1]),
             decoder=MaskgitDecoderConfig(**network_fields(below(tensors, "decoder."), "up", path)),
         )
@@ -66,9 +72,11 @@ def weights_file(path: Path) -> Path:
 
 
 def wanted(tensors: Mapping[str, Tensor], key: str, path: Path) -> Tensor:
-    """The tensor of `key`. Raises `ValueError` where there is none."""
+    """The tensor of two or more dimensions at `key`. Raises `ValueError` where there is none."""
     if key not in tensors:
         raise ValueError(f"{path} has no {key}: it is of another layout, give the source that it comes from")
+    if tensors[key].ndim < 2:
+        raise ValueError(f"{path}: {key} is {tuple(tensors[key].shape)}, where a table or a layer's weight is wanted")
     return tensors[key]
 
 
@@ -83,7 +91,9 @@ def network_fields(tensors: Mapping[str, Tensor], levels: str, path: Path) -> di
     base = wanted(tensors, "conv_in.weight", path).shape[0] if levels == "down" else math.gcd(*widths)
     if any(width % base for width in widths):
         raise ValueError(f"{path}: the widths {widths} of its levels are no multiples of {base}")
-    shortcuts = [value.shape for key, value in tensors.items() if key.endswith("nin_shortcut.weight")]
+    shortcuts = [
+        value.shape for key, value in tensors.items() if key.endswith("nin_shortcut.weight") and value.ndim == 4
+    ]
     return {
         "width": base,
         "multipliers": tuple(width // base for width in widths),

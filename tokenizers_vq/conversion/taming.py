@@ -17,10 +17,10 @@ from torch import Tensor
 from tokenizers_vq.conversion.checkpoint import below, read_tensors
 from tokenizers_vq.conversion.keys import fill, rename, skip
 from tokenizers_vq.conversion.patchgan import patchgan
-from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
+from tokenizers_vq.conversion.vqgan_keys import agree, image_side, network_fields, network_said, our_keys, shape
 from tokenizers_vq.discriminators.patchgan import PatchGAN
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
-from tokenizers_vq.quantizers import QuantizerConfig, VectorQuantizerConfig
+from tokenizers_vq.quantizers import VectorQuantizerConfig
 from tokenizers_vq.quantizers.gumbel import GumbelQuantizerConfig
 from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
 
@@ -37,16 +37,20 @@ _CODEBOOK = [
 def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     """The tokenizer of a file; everything that decides codes and images is read from its keys.
 
-    From the config, where given: `resolution` (the size it is made for; 256 without) and Gumbel's `kl_weight`. Pixels
-    are [-1, 1], not clamped. Raises `ValueError` for another layout, and for options that the networks lack.
+    From the config, where given: `resolution` (the size it is made for, cut to a multiple of the stride; 256 without)
+    and Gumbel's `kl_weight`. Pixels are [-1, 1], not clamped. Raises `ValueError` for another layout, for options that
+    the networks lack, and for a config that contradicts the keys.
     """
     given = first_stage_params(config)
     tensors = _first_stage(read_tensors(path, "state_dict", "model"))
     tensors = skip(tensors, r"loss\.", "losses and discriminator of its training")
     tensors = skip(tensors, r"model_ema\.", "averages that the reference does not read")
-    tensors = skip(tensors, r"colorize$|quantize\.used$", "they change no code")
-    if given.get("remap") is not None:
-        logger.warning("remap is left out: codes are those of the whole codebook, not of the used ones")
+    tensors = skip(tensors, r"colorize$", "they serve to show segmentations")
+    if given.get("remap") is not None or "quantize.used" in tensors:
+        tensors.pop("quantize.used", None)
+        logger.warning("remap (quantize.used) is left out: codes are those of the whole codebook, not of the used ones")
+    if any(".to_qkv." in key for key in tensors):
+        raise ValueError(f"{path} has linear attention (attn_type: linear), which the VQGAN networks lack")
     # Descendants that search otherwise would convert, and give other codes.
     if any(key.startswith("encoder.conv_blocks.") for key in tensors):
         raise ValueError(f"{path} has encoder.conv_blocks: it is no tokenizer of taming-transformers")
@@ -54,21 +58,27 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
         raise ValueError(f"{path}: its config names IBQ, whose codes are found otherwise: give source 'ibq'")
     ours = rename(our_keys(tensors), _CODEBOOK)
     if "quantizer.projection.weight" in ours:  # a 1x1 convolution
+        shape(ours, "quantizer.projection.weight", path)
         ours["quantizer.projection.weight"] = ours["quantizer.projection.weight"].flatten(1)
     channels, output = shape(ours, "encoder.conv_in.weight", path)[1], shape(ours, "decoder.head.weight", path)[0]
     if channels != output:
         raise ValueError(f"{path} reads images of {channels} channels and gives {output}: it is no autoencoder of them")
     ddconfig = given.get("ddconfig") or {}
+    if not isinstance(ddconfig, Mapping):
+        raise ValueError(f"{path}: its config's ddconfig is no mapping: give the reference's config of this model")
     for option, usual in (("tanh_out", False), ("double_z", False), ("resamp_with_conv", True)):
         if ddconfig.get(option, usual) != usual:
             raise ValueError(f"{path}: ddconfig.{option}={ddconfig[option]} is not supported by the VQGAN networks")
+    encoder, quantizer = network_fields(ours, "encoder", path), _quantizer(ours, given, path)
+    agree(ddconfig, network_said(encoder, channels), path)
+    agree(given, {"n_embed": quantizer.num_codes, "embed_dim": quantizer.dim}, path)
     tokenizer = Tokenizer(
         TokenizerConfig(
-            image_size=ddconfig.get("resolution", 256),
+            image_size=image_side(ddconfig.get("resolution"), len(encoder["multipliers"])),
             channels=channels,
             pixels=PixelRange(clamp=False),
-            encoder=VqganEncoderConfig(**network_fields(ours, "encoder", path)),
-            quantizer=_quantizer(ours, given, path),
+            encoder=VqganEncoderConfig(**encoder),
+            quantizer=quantizer,
             decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
         )
     )
@@ -102,7 +112,9 @@ def _first_stage(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return below(skip(tensors, rf"(?!{FIRST_STAGE})", "they belong to the model on top of the tokenizer"), FIRST_STAGE)
 
 
-def _quantizer(ours: Mapping[str, Tensor], given: Mapping[str, Any], path: Path) -> QuantizerConfig:
+def _quantizer(
+    ours: Mapping[str, Tensor], given: Mapping[str, Any], path: Path
+) -> VectorQuantizerConfig | GumbelQuantizerConfig:
     if "quantizer.weight" not in ours:
         raise ValueError(f"{path} has no codebook (quantize.embedding.weight): it is no VQ or Gumbel tokenizer")
     codes, dim = shape(ours, "quantizer.weight", path)

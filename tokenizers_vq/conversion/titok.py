@@ -13,6 +13,7 @@ from torch import Tensor
 from tokenizers_vq.conversion.checkpoint import below, read_tensors
 from tokenizers_vq.conversion.keys import fill, rename, skip
 from tokenizers_vq.conversion.maskgit import decoder_tensors, folder_config, network_fields, wanted, weights_file
+from tokenizers_vq.conversion.vqgan_keys import agree
 from tokenizers_vq.networks.maskgit import MaskgitDecoderConfig
 from tokenizers_vq.networks.titok import TitokDecoderConfig, TitokEncoderConfig, TitokProxyDecoderConfig
 from tokenizers_vq.quantizers import VectorQuantizerConfig
@@ -56,6 +57,8 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
         codes, dim = wanted(tensors, "pixel_quantize.embedding.weight", path).shape
         proxy = MaskgitDecoderConfig(**network_fields(below(tensors, "pixel_decoder."), "up", path))
         decoder = TitokProxyDecoderConfig(**trunk, proxy_codes=codes, proxy_dim=dim, proxy=proxy)
+    said = {"codebook_size": book.shape[0], "token_size": book.shape[1], "num_latent_tokens": trunk["tokens"]}
+    agree(given, {**said, "vit_enc_patch_size": patch, "vit_dec_patch_size": decoder_patch}, path)
     tokenizer = Tokenizer(
         TokenizerConfig(
             image_size=size,
@@ -78,18 +81,23 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
 
 def _vq_model(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """The fields of `model.vq_model`, or of a config that is that part alone."""
-    config = config or {}
-    model = config.get("model", config)
-    found = model.get("vq_model", model)
-    return found if isinstance(found, Mapping) else {}
+    return _part(config, "model", "vq_model")
+
+
+def _part(config: Any, *names: str) -> Mapping[str, Any]:
+    """The part of a config below `names`, or of one that begins further down; empty where there is none."""
+    for name in names:
+        config = config.get(name, config) if isinstance(config, Mapping) else {}
+    return config if isinstance(config, Mapping) else {}
 
 
 def _image_size(tensors: Mapping[str, Tensor], patch: int, config: Mapping[str, Any] | None, path: Path) -> int:
     """Side of the images: the encoder has a position a patch, of square images."""
     patches = wanted(tensors, "encoder.positional_embedding", path).shape[0] - 1
     size = math.isqrt(patches) * patch
-    given = (config or {}).get("dataset", {}).get("preprocessing", {}).get("crop_size", size)
-    if given // patch * patch != size or math.isqrt(patches) ** 2 != patches:
+    given = _part(config, "dataset", "preprocessing").get("crop_size")
+    given = size if given is None else given
+    if not isinstance(given, int) or given // patch * patch != size or math.isqrt(patches) ** 2 != patches:
         raise ValueError(
             f"{path} has positions for {patches} patches of {patch} pixels, which is no image of {given}x{given}: "
             "give the config that belongs to these weights"
@@ -150,7 +158,7 @@ def _ours(tensors: Mapping[str, Tensor], two_stage: bool) -> dict[str, Tensor]:
     ours = rename(plain, [*_TRUNK, (r"^decoder\.ffn\.0\.", "decoder.expand." if two_stage else "decoder.to_pixels.")])
     # Patches and 1x1 convolutions are linear layers here.
     for name in ("encoder.embed", "encoder.quant_conv", "decoder.expand", "decoder.to_pixels", "decoder.logits"):
-        if f"{name}.weight" in ours:
+        if f"{name}.weight" in ours and ours[f"{name}.weight"].ndim > 1:
             ours[f"{name}.weight"] = ours[f"{name}.weight"].flatten(1)
     proxy = decoder_tensors(below(tensors, "pixel_decoder."))
     return {**ours, **{f"decoder.proxy.{key}": value for key, value in proxy.items()}}

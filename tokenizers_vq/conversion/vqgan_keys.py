@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,44 @@ def our_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def shape(tensors: Mapping[str, Tensor], key: str, path: Path) -> tuple[int, ...]:
-    """Shape of the tensor at our `key`. Raises `ValueError` where there is none."""
+    """Shape of the weight or codebook at our `key`. Raises `ValueError` where there is none."""
     if key not in tensors:
         raise ValueError(f"{path} has no tensor for {key}: it is of another layout, give the source it comes from")
+    if tensors[key].ndim < 2:
+        raise ValueError(
+            f"{path}: {key} is {tuple(tensors[key].shape)}, where a layer's weight or a codebook is wanted"
+        )
     return tuple(tensors[key].shape)
+
+
+def agree(given: Any, found: Mapping[str, Any], path: Path) -> None:
+    """Raises `ValueError` where a config's fields, `given`, contradict what the tensors tell; absent ones pass."""
+    for name, value in found.items():
+        said = given.get(name) if isinstance(given, Mapping) else None
+        if isinstance(said, Sequence) and not isinstance(said, str):
+            said = tuple(said)
+        if said is not None and said != value:
+            raise ValueError(
+                f"{path}: the config says {name} {said}, its tensors {value}: give the config that belongs to them"
+            )
+
+
+def network_said(fields: Mapping[str, Any], channels: int) -> dict[str, Any]:
+    """An encoder's `network_fields`, and the images' channels, by the names in the references' `ddconfig`."""
+    return {
+        "ch": fields["width"],
+        "ch_mult": fields["multipliers"],
+        "num_res_blocks": fields["blocks"],
+        "z_channels": fields["latent_width"],
+        "in_channels": channels,
+        "out_ch": channels,
+    }
+
+
+def image_side(given: Any, levels: int) -> Any:
+    """`given`, 256 without, cut to what networks of so many levels give back: a multiple of their stride."""
+    side, stride = 256 if given is None else given, 2 ** (levels - 1)
+    return max(side // stride * stride, stride) if isinstance(side, int) and side > 0 else side
 
 
 def network_fields(tensors: Mapping[str, Tensor], part: str, path: Path) -> dict[str, Any]:
@@ -94,7 +128,7 @@ def network_fields(tensors: Mapping[str, Tensor], part: str, path: Path) -> dict
         "attention": tuple(attention),
         "middle_attention": f"{part}.middle.1.q.weight" in tensors,
         "latent_width": inner[1] if part == "decoder" else shape(tensors, "encoder.conv_out.weight", path)[0],
-        "quant_kernel": tensors[beside_codes].shape[-1] if beside_codes in tensors else 1,
+        "quant_kernel": shape(tensors, beside_codes, path)[-1] if beside_codes in tensors else 1,
     }
 
 
