@@ -114,7 +114,8 @@ def test_the_discriminator_comes_with_its_running_statistics(source: str, case: 
     io, meta = load_file(folder / "io.safetensors"), json.loads((folder / "meta.json").read_text())
     weights = load_file(folder / "weights.safetensors")
     below_loss = {f"loss.discriminator.{key}": value for key, value in weights.items()}
-    content = {"state_dict": below_loss} if source == "taming" else {"model": {}, "discriminator": weights}
+    wrapped = {f"module.{key}": value for key, value in weights.items()}
+    content = {"state_dict": below_loss} if source == "taming" else {"model": {}, "discriminator": wrapped}
     torch.save(content, tmp_path / "last.ckpt")
     discriminator = convert_discriminator(source, tmp_path / "last.ckpt")
     assert discriminator is not None

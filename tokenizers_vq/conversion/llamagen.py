@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,4 +68,7 @@ def convert_discriminator(path: Path, config: Mapping[str, Any] | None = None) -
     state = content.get("discriminator") if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):
         return None
-    return patchgan({str(key): value for key, value in state.items() if isinstance(value, Tensor)}, path)
+    prefixes = r"^(?:module\.|_orig_mod\.)+"  # of DDP and torch.compile
+    return patchgan(
+        {re.sub(prefixes, "", str(key)): value for key, value in state.items() if isinstance(value, Tensor)}, path
+    )
