@@ -10,7 +10,6 @@ from pathlib import Path
 
 import prior
 import tokenizers_vq as tvq
-from tokenizers_vq.data.transforms import resize_center_crop
 
 PRIOR = "gpt-tiny-imagenet-64"
 
@@ -20,8 +19,7 @@ def main(picture: str, out: str, name: str = "goldfish") -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     tokenizer = tvq.load("vit-vqgan-tiny-64")
-    image = resize_center_crop(tvq.images.read(picture)[0], tokenizer.config.size)
-    codes = tokenizer.encode(image[None])  # (1, h, w) int64
+    codes = tokenizer.encode(tvq.images.read(picture, size=tokenizer.config.image_size))  # (1, h, w) int64
     tvq.images.to_pil(tokenizer.decode(codes)[0]).save(folder / "reconstruction.png")
     print(f"{codes.numel()} codes: {codes.flatten()[:8].tolist()} ...")
 

@@ -24,9 +24,11 @@ import tokenizers_vq as tvq
 from prior import model as priors
 from prior.model import Prior
 from tokenizers_vq import folders, tokenizer
+from tokenizers_vq.ablation.judges import Judge, judge_of, resemblance
 from tokenizers_vq.config import read_yaml
 from tokenizers_vq.evaluation.tables import label
 from tokenizers_vq.tokenizer import Tokenizer
+from tokenizers_vq.training.recipe import load_recipe
 from tokenizers_vq.training.tracking import read_log
 
 ONE, ALL = 8_000_000, 24_000_000  # bytes
@@ -37,6 +39,11 @@ TERMS = (
     "for research and education use only, as the images that they were trained on; the package's own licence covers "
     "its code, not these weights"
 )
+FLATTERED = {
+    "": "",
+    "same": "; flattered: a loss compared this very network's features",
+    "family": "; may be flattered: a loss compared features of a relative of this network",
+}
 ROUNDING = (
     "Weights are stored as float16 and loaded as float32. Rounding moves some codes against the run they came from, so "
     "the fingerprint is that of this file: what it shall decode must be encoded with it."
@@ -117,13 +124,13 @@ def make_card(options: argparse.Namespace, model: Tokenizer | Prior, is_prior: b
         "terms": options.terms,
         "command": options.command or f"{command} --out {options.run.name}",
         "seed": recipe["seed"],
-        "figures": {name: value for file in options.evaluation for name, value in figures(file, options.name, model)},
+        "figures": dict(row for file in options.evaluation for row in figures(file, options.name, model, options.run)),
         "notes": f"{ROUNDING.split('. ')[0]}." if is_prior else ROUNDING,
         "recipe": yaml.safe_dump(portable(recipe), sort_keys=False, allow_unicode=True),
     }
 
 
-def figures(file: Path, name: str, model: Tokenizer | Prior) -> list[tuple[str, float | int]]:
+def figures(file: Path, name: str, model: Tokenizer | Prior, run: Path) -> list[tuple[str, float | int]]:
     """Rows of the card from an evaluation, which must be of the shipped files."""
     found = json.loads(file.read_text())
     again = f"{file} is not of {name} as it is shipped: evaluate it by that name"
@@ -139,12 +146,17 @@ def figures(file: Path, name: str, model: Tokenizer | Prior) -> list[tuple[str, 
     if found["tokenizer"].get("fingerprint") != model.fingerprint:
         raise SystemExit(f"ship.py: {again}")
     data, usage = found["data"], found["usage"]
+    recipe = load_recipe(str(run / "recipe.yaml"))
     split = f" {data['split']}" if data.get("split") else ""
     where = f", {Path(data['name']).name}{split} at {'x'.join(map(str, model.config.size))}, {data['images']:,} images"
     rows = []
     for metric, measured in found["metrics"].items():
         unit = f" ({measured['unit']})" if measured["unit"] else ""
-        rows.append((f"{label(metric)}{unit}{where}", measured["value"]))
+        judge, of = judge_of(metric), ""
+        if "backbone" in measured:
+            judge, of = Judge("features", measured["backbone"], measured["layer"]), f" of {measured['backbone']}"
+        flattered = FLATTERED[resemblance(judge, recipe)] if judge else ""
+        rows.append((f"{label(metric)}{of}{unit}{where}{flattered}", measured["value"]))
     return [*rows, (f"share of codes used{where}", usage["usage"])]
 
 

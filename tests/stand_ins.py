@@ -30,6 +30,9 @@ def run_of(folder: Path, model: tvq.Tokenizer | Prior) -> Path:
     """A finished run that holds the model."""
     model.save_pretrained(folder / "model")
     recipe = {"steps": 7, "batch_size": 4, "seed": 3, "data": {"path": "/home/somebody/tiny-imagenet-64"}}
+    if isinstance(model, tvq.Tokenizer):
+        losses = [{"kind": "l1"}, {"kind": "perceptual", "backbone": "tf_efficientnet_lite1"}]
+        recipe |= {"model": model.config.to_dict(), "losses": losses}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (folder / "log.jsonl").write_text(json.dumps({"step": 7}) + "\n")
     return folder

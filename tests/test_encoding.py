@@ -13,10 +13,10 @@ from PIL import Image
 
 import tokenizers_vq as tvq
 from tokenizers_vq import devices
-from tokenizers_vq.data.transforms import resize_center_crop
 from tokenizers_vq.encoding import BatchEncoder
 from tokenizers_vq.images import BrokenImage
 from tokenizers_vq.quantizers import vector
+from tokenizers_vq.resizing import resize_center_crop
 
 
 @pytest.fixture

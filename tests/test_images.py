@@ -229,3 +229,13 @@ def test_check_lets_images_pass() -> None:
 def test_broken_image_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(images.BrokenImage("a.png", "cut\nshort")))
     assert (error.name, error.reason) == ("a.png", "cut short")
+
+
+def test_a_picture_is_read_at_a_size(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((30, 50, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    assert images.read(tmp_path / "a.png", size=16).shape == (1, 3, 16, 16)
+    assert images.read(tmp_path / "a.png", channels=1, size=(8, 64)).shape == (1, 1, 8, 64)
+    assert images.read(tmp_path / "a.png").shape == (1, 3, 30, 50)
+    ramp = np.linspace(-1, 3, 900, dtype=np.float32).reshape(30, 30, 1).repeat(5, axis=2)
+    small = images.read(ramp, channels=5, range=(-1, 3), size=15)
+    assert small.shape == (1, 5, 15, 15) and small.abs().max() <= 1 and small[0, 0, 0, 0] < -0.9

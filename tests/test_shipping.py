@@ -126,10 +126,16 @@ def test_figures_are_those_of_the_shipped_file(
     again = [str(tmp_path / "run"), "--name", TOKENIZER, "--evaluation"]
     with pytest.raises(SystemExit, match=r"run\.json is not of stand-in-16 as it is shipped"):
         ship()([*again, str(tmp_path / "run.json")])
+    evaluation = json.loads((tmp_path / "shipped.json").read_text())
+    distance = {"value": 1.5, "unit": "", "backbone": "tf_efficientnet_lite0", "layer": "head"}
+    evaluation["metrics"] |= {"feature_distance": distance, "lpips_squeeze": {"value": 0.25, "unit": ""}}
+    (tmp_path / "shipped.json").write_text(json.dumps(evaluation))
     ship()([*again, str(tmp_path / "shipped.json")])
     measured = json.loads((tmp_path / "shipped.json").read_text())["metrics"]["psnr"]["value"]
     card = (places[0] / TOKENIZER / "README.md").read_text()
     assert f"| PSNR (dB), photos at 16x16, 2 images | {measured:.4g} |" in card
+    assert "of tf_efficientnet_lite0, photos at 16x16, 2 images; may be flattered" in card  # the run has lite1 in a loss
+    assert "| LPIPS squeeze, photos at 16x16, 2 images | 0.25 |" in card
 
     found = {"images": 9, "bits_per_token": 3.25, "bits_per_image": 52.0, "entropies": [3.5]}
     again = [str(tmp_path / "prior-run"), "--name", PRIOR, "--evaluation", str(tmp_path / "prior.json")]

@@ -4,7 +4,7 @@
 import tokenizers_vq as tvq
 
 tok = tvq.load("runs/a")  # a run, a saved folder, a shipped or published name, a Hub repository
-codes = tok.encode(tvq.images.read("cat.jpg"))  # (1, h, w) int64
+codes = tok.encode(tvq.images.read("cat.jpg", size=64))  # (1, h, w) int64
 image = tvq.images.to_pil(tok.decode(codes)[0])
 ```
 

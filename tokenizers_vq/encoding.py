@@ -92,7 +92,7 @@ class BatchEncoder:
         return {**result, "codes": codes.numpy(), "fingerprint": [self.fingerprint] * len(kept)}
 
     def _view(self, source: Any, name: str) -> Tensor:
-        from tokenizers_vq.data.transforms import resize_center_crop
+        from tokenizers_vq.resizing import resize_center_crop
 
         if isinstance(source, Mapping):
             name = source.get("path") or name

@@ -35,7 +35,10 @@ class BrokenImage(ValueError):  # noqa: N818 (names what is broken, not the act)
 
 
 def read(
-    source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray, channels: int = 3, range: Range | None = None
+    source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray,
+    channels: int = 3,
+    range: Range | None = None,
+    size: int | tuple[int, int] | None = None,
 ) -> Tensor:
     """A picture as float32 `(1, channels, H, W)` in [-1, 1].
 
@@ -48,10 +51,17 @@ def read(
     Unset: all of uint8 and uint16, and [0, 1] for floats. 8-bit pictures have no other range than their own;
     16-bit colour is read with 8 bits, as Pillow does.
 
+    `size`: one side, or height and width: the shorter side is resized to it (bicubic, antialiased, small pictures
+    enlarged) and the centre cropped, as evaluation and encoding do. Unset: the picture's own.
+
     Raises `FileNotFoundError` for a missing file, `BrokenImage` for an unreadable one, `ValueError` for channels that
     the source cannot give, and for numbers that need a `range`.
     """
     image = decode(source, channels, range=range)
+    if size is not None:
+        from tokenizers_vq.resizing import resize_center_crop
+
+        image = resize_center_crop(image, size)
     return (image if image.is_floating_point() else from_uint8(image)).unsqueeze(0)
 
 

@@ -247,7 +247,8 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
         )
         usage = (
             f'import tokenizers_vq as tvq\n\ntok = tvq.load("{card.pop("name", "PATH")}")\n'
-            f'codes = tok.encode(tvq.images.read("cat.jpg"))\nimage = tvq.images.to_pil(tok.decode(codes)[0])'
+            f'codes = tok.encode(tvq.images.read("cat.jpg", size={config.image_size}))\n'
+            f"image = tvq.images.to_pil(tok.decode(codes)[0])"
         )
         return model_card(summary, usage, ["image-tokenizer"], **{"title": "Image tokenizer", **card})
 

@@ -10,7 +10,7 @@ import pytest
 
 import tokenizers_vq as tvq
 from tokenizers_vq.data.shards import read_codes
-from tokenizers_vq.data.transforms import resize_center_crop
+from tokenizers_vq.resizing import resize_center_crop
 
 CPU = ("--device", "cpu", "--precision", "fp32")
 RANGE = ("--range", "-100", "3000")

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from tokenizers_vq.data.sources import DataConfig
-from tokenizers_vq.data.transforms import augment, resize_center_crop
+from tokenizers_vq.data.transforms import augment
+from tokenizers_vq.resizing import resize_center_crop
 
 
 def _noise(channels: int, height: int, width: int) -> torch.Tensor:

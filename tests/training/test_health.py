@@ -60,11 +60,17 @@ def test_a_healthy_log_is_healthy_at_every_step() -> None:
     assert summary(recipe(), lines)["loss at first"] == pytest.approx(1.2)
 
 
-@pytest.mark.parametrize("figures", [{"quantizer__usage": 0.02}, {"quantizer__perplexity": 3.0}])
-def test_a_collapsed_codebook(figures: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("figures", "what"),
+    [
+        ({"quantizer__usage": 0.02}, "the codebook collapsed"),
+        ({"quantizer__perplexity": 3.0}, "few codes carry a batch"),
+    ],
+)
+def test_a_collapsed_codebook(figures: dict[str, float], what: str) -> None:
     plain = recipe("model.quantizer={kind: vector, num_codes: 1024, dim: 256}")
     finding = only(diagnose(plain, log(**figures)))
-    assert finding.what == "the codebook collapsed"
+    assert finding.what == what
     advice = " ".join(map(str, finding.advice))
     assert "model.quantizer.revive_after=100" in advice and "distance=cosine model.quantizer.dim=8 " in advice
     factorised = " ".join(map(str, only(diagnose(recipe(), log(**figures))).advice))
@@ -84,7 +90,7 @@ def test_the_window_is_one_of_updates_not_of_steps() -> None:
 def test_a_batch_of_few_tokens_is_no_collapse() -> None:
     few = recipe("model.quantizer.num_codes=65536", "batch_size=4")
     assert diagnose(few, log(quantizer__perplexity=700.0)) == []
-    assert only(diagnose(few, log(quantizer__perplexity=50.0))).what == "the codebook collapsed"
+    assert only(diagnose(few, log(quantizer__perplexity=50.0))).what == "few codes carry a batch"
 
 
 def test_a_discriminator_that_wins() -> None:

@@ -51,6 +51,15 @@ def parse_judge(text: str) -> Judge:
     return Judge("features", network, layer)
 
 
+def judge_of(metric: str) -> Judge | None:
+    """The judge whose metric has this name in an evaluation; None for a metric without a network."""
+    if metric.startswith("lpips_"):
+        return parse_judge(f"lpips/{metric.removeprefix('lpips_')}")
+    if metric.startswith("feature_distance/"):
+        return parse_judge(metric.removeprefix("feature_distance/"))
+    return None
+
+
 def default_judges() -> tuple[Judge, ...]:
     """EfficientNet-Lite0, and LPIPS-squeeze where its trunk is at hand, else EfficientNet-Lite2 or else 1."""
     second = "lpips/squeeze" if find_trunk("squeeze") else f"tf_efficientnet_lite{2 if is_packaged(2) else 1}/head"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers_vq.ablation.grid import write_grid
-from tokenizers_vq.ablation.judges import Judge, parse_judge, resemblance
+from tokenizers_vq.ablation.judges import judge_of, resemblance
 from tokenizers_vq.ablation.report import CODES, SPREAD, as_csv, markdown
 from tokenizers_vq.ablation.table import Plan, Row
 from tokenizers_vq.config import read_yaml
@@ -120,7 +120,7 @@ def collect(plan: Plan, out: Path) -> dict[str, Any]:
             "done": len(done),
             "mean": {name: spread([run[name] for run in done])._asdict() for name in names},
         }
-    judges = _judges(plan, [name for name in definitions if name not in CODES])
+    judges = [judge for name in definitions if (judge := judge_of(name)) is not None]
     for row in plan.rows:
         rows[row.name]["resembles"] = {
             judge.metric: kind for judge in judges if (kind := resemblance(judge, row.recipe))
@@ -142,16 +142,6 @@ def collect(plan: Plan, out: Path) -> dict[str, Any]:
         "where": list(places),
         "rows": rows,
     }
-
-
-def _judges(plan: Plan, metrics: Sequence[str]) -> list[Judge]:
-    found = []
-    for name in metrics:
-        if name.startswith("lpips_"):
-            found.append(parse_judge(f"lpips/{name.removeprefix('lpips_')}"))
-        elif name.startswith("feature_distance/"):
-            found.append(parse_judge(name.removeprefix("feature_distance/")))
-    return found
 
 
 def write(plan: Plan, out: Path) -> None:

@@ -14,6 +14,9 @@ from torch import Tensor
 from tokenizers_vq.config import read_yaml
 from tokenizers_vq.conversion import pickles
 
+_WRAPPED = ("module.", "_orig_mod.", "_forward_module.")
+"""what DDP, torch.compile and DeepSpeed put before every key"""
+
 
 def read_config(config: str | Path | Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The content of a YAML or JSON file, or of a mapping. Raises one line for a file that is missing or malformed."""
@@ -26,9 +29,12 @@ def read_config(config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]
         raise FileNotFoundError(f"no config file {path}")
     if path.suffix == ".json":
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is not valid JSON ({error})") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} holds no JSON object, where the config of a model is wanted")
+        return content
     return read_yaml(path)
 
 
@@ -58,9 +64,10 @@ def read_tensors(path: Path, *wrappers: str) -> dict[str, Tensor]:
         tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{path} holds no tensors by name, where a checkpoint is wanted")
-    for prefix in ("module.", "_orig_mod."):
-        if all(key.startswith(prefix) for key in tensors):
-            tensors = below(tensors, prefix)
+    while (prefix := next(iter(tensors)).split(".")[0] + ".") in _WRAPPED and all(
+        key.startswith(prefix) for key in tensors
+    ):
+        tensors = below(tensors, prefix)
     return tensors
 
 

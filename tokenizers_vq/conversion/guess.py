@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from tokenizers_vq.conversion import pickles
 
@@ -37,7 +37,7 @@ def guess(path: Path) -> str | None:
                 keys = list(file.keys())
         else:
             keys = list(_keys(pickles.read(path), 2))
-    except (ValueError, OSError, RuntimeError):
+    except (ValueError, OSError, RuntimeError, SafetensorError):
         return None
     return next((source for source, mark in _MARKS.items() if any(re.match(mark, key) for key in keys)), None)
 

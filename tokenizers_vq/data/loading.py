@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from tokenizers_vq import images
 from tokenizers_vq.data.order import MicroBatches, micro_batch_size
 from tokenizers_vq.data.sources import DataConfig, Item, Source, open_source, open_stream
-from tokenizers_vq.data.transforms import augment, resize_center_crop
+from tokenizers_vq.data.transforms import augment
+from tokenizers_vq.resizing import resize_center_crop
 
 Size = int | tuple[int, int] | None
 Batch = dict[str, Any]

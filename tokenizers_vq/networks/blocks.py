@@ -19,7 +19,7 @@ def stride_grid(height: int, width: int, stride: int) -> tuple[int, int]:
         rows, columns = (" or ".join(map(str, nearest_multiples(size, stride))) for size in (height, width))
         raise ValueError(
             f"image size {height}x{width} is not divisible by the stride {stride}: "
-            f"resize or crop to a height of {rows} and a width of {columns}"
+            f"resize or crop to a height of {rows} and a width of {columns} (`images.read(x, size=...)` does both)"
         )
     return height // stride, width // stride
 
