@@ -134,7 +134,7 @@ def test_figures_are_those_of_the_shipped_file(
     measured = json.loads((tmp_path / "shipped.json").read_text())["metrics"]["psnr"]["value"]
     card = (places[0] / TOKENIZER / "README.md").read_text()
     assert f"| PSNR (dB), photos at 16x16, 2 images | {measured:.4g} |" in card
-    assert "of tf_efficientnet_lite0, photos at 16x16, 2 images; may be flattered" in card  # the run has lite1 in a loss
+    assert "of tf_efficientnet_lite0, photos at 16x16, 2 images; may be flattered" in card  # lite1 is in a loss
     assert "| LPIPS squeeze, photos at 16x16, 2 images | 0.25 |" in card
 
     found = {"images": 9, "bits_per_token": 3.25, "bits_per_image": 52.0, "entropies": [3.5]}
