@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import tokenizers_vq as tvq
 from tests.conftest import shared
 from tokenizers_vq.conversion import convert, convert_discriminator
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
@@ -82,3 +83,17 @@ def test_encoder_and_decoder_of_other_widths_and_depths(tmp_path: Path) -> None:
         assert torch.equal(tokenizer.encoder(images), encoder.eval()(images))
         features = torch.randn(1, 4, 4, 6)
         assert torch.equal(tokenizer.decoder(features), decoder.eval()(features))
+
+
+@pytest.mark.parametrize(
+    ("preset", "count"),
+    [
+        # FoundationVision/LlamaGen at commit ce98ec4: VQ_models["VQ-16"] and ["VQ-8"](codebook_size=16384,
+        # codebook_embed_dim=8), parameters without the buffer codebook_used.
+        ("llamagen-f16", 71_883_403),
+        ("llamagen-f8", 70_109_835),
+    ],
+)
+def test_published_sizes_are_the_references(preset: str, count: int) -> None:
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in tvq.create(preset).parameters()) == count
