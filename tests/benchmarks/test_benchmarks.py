@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def test_a_benchmark_prints_its_figures(
         importlib.import_module(f"tests.benchmarks.{name}").main()
     finally:
         torch.set_num_threads(threads)
+        logging.disable(logging.NOTSET)
     assert re.search(r"\d\.\d", capsys.readouterr().out)
 
 
