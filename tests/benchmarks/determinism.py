@@ -183,7 +183,8 @@ def why(tokenizer: Tokenizer, exact: Result, other: Result) -> str:
     off = float(torch.cat([((b - a).norm(dim=1) / a.norm(dim=1)).flatten() for a, b in pairs]).median())
     said = f"the same features have the same codes; rounding moved features by {off:.1e} of their length"
     quantizer = tokenizer.quantizers[0]
-    return said + (_margins(quantizer, exact, other) if isinstance(quantizer, VectorQuantizer) else "")
+    single = len(tokenizer.quantizers) == 1 and isinstance(quantizer, VectorQuantizer)
+    return said + (_margins(quantizer, exact, other) if single else "")
 
 
 def _margins(quantizer: VectorQuantizer, exact: Result, other: Result) -> str:
@@ -228,20 +229,24 @@ def main(arguments: list[str] | None = None) -> None:
         if untrained:
             spread(tokenizer, images[: max(8, len(images) // 2)])
         exact: Result | None = None
-        found = {}
+        found: dict[str, str] = {}
+        reasons: dict[str, list[str]] = {}
         for title, run in ways(tokenizer, images, given.backends):
             try:
                 result = run()
             except Exception as error:  # a backend that is not there, or cannot take the graph
                 found[title] = "-"
                 reason = str(error).strip().splitlines() or [""]
-                notes.append(f"{name}, {title}: not computed, {type(error).__name__}: {reason[0][:160]}")
+                text = f"not computed, {type(error).__name__}: {reason[0][:160]}"
+                reasons.setdefault(text, []).append(title)
                 continue
             exact = exact or result
             differ, total = changed(exact, result), sum(part.numel() for part in exact.codes)
             found[title] = "0" if not differ else f"{differ / total:.2%}"
             if differ:
-                notes.append(f"{name}, {title}: {differ} of {total:,} codes; {why(tokenizer, exact, result)}")
+                text = f"{differ} of {total:,} codes; {why(tokenizer, exact, result)}"
+                reasons.setdefault(text, []).append(title)
+        notes += [f"{name}, {' and '.join(found_in)}: {text}" for text, found_in in reasons.items()]
         assert exact is not None
         if not titles:
             titles = list(found)[1:]
