@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,10 @@ def test_the_discriminator_beside_the_model_is_taken_where_it_fits(
     assert "untrained" not in capsys.readouterr().out
     assert torch.equal(taken["head.weight"], judge.head.weight)
     other = second("other", "adversary.discriminator.width=8")
-    assert "its discriminator is not taken, width is 4, here 8" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "its discriminator is not taken, width is 4, here 8" in said
+    again = second("again", *re.findall(r"give '(adversary\.discriminator=[^']*)'", said))
+    assert torch.equal(again["head.weight"], judge.head.weight)
     assert other["head.weight"].shape[1] == 16
 
 

@@ -33,7 +33,7 @@ def export(tokenizer: Tokenizer, to: str, out: str | Path) -> dict[str, Any]:
     codes that differ, or an `out` that holds anything but an earlier export.
     """
     if to not in FORMATS:
-        raise ValueError(f"no format '{to}'{nearest(to, sorted(FORMATS))}; there are: {', '.join(sorted(FORMATS))}")
+        raise ValueError(f"no format '{to}'{nearest(to, sorted(FORMATS))}")
     out = Path(out)
     writer = importlib.import_module(f"tokenizers_vq.export.{FORMATS[to]}")
     found = {path.name for path in out.iterdir()} if out.is_dir() else set()

@@ -15,7 +15,7 @@ from torch import Tensor
 from tokenizers_vq.config import ConfigError, parse, read_yaml
 from tokenizers_vq.data.loading import Batches, evaluation_batches, training_batches
 from tokenizers_vq.discriminators import saved
-from tokenizers_vq.folders import write_atomically
+from tokenizers_vq.folders import read_config, write_atomically
 from tokenizers_vq.models import find, load
 from tokenizers_vq.quantizers.base import training_buffers
 from tokenizers_vq.tokenizer import Tokenizer
@@ -174,7 +174,11 @@ def _fill_discriminator(task: TokenizerTask, name: str, say: Callable[[str], Non
         return
     differing = saved.fill(task.adversary.discriminator, folder)
     if differing:
-        say(f"--init-from {name}: its discriminator is not taken, {differing}: the run's begins untrained")
+        own = json.dumps(read_config(folder)["discriminator"]).replace('"', "")
+        say(
+            f"--init-from {name}: its discriminator is not taken, {differing}: the run's begins untrained; to go on with "
+            f"it give 'adversary.discriminator={own}' adversary.start=0 adversary.warmup=0"
+        )
 
 
 def _examples(recipe: Recipe) -> Tensor | None:
