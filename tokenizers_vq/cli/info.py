@@ -59,7 +59,7 @@ def _described(tokenizer: Tokenizer) -> Rows:
         ("images", f"{config.size[0]}x{config.size[1]}, {config.channels} channels"),
         ("codes", f"{layout.length:,} an image ({grids}{levels}) of {sizes}"),
         ("bits", f"{layout.bits:,.0f} an image, {layout.bits / pixels:.4g} a pixel"),
-        ("quantizer", " + ".join(str(part.config.kind) for part in tokenizer.quantizers)),
+        ("quantizer", " + ".join(part.kind for part in config.quantizer_paths.values())),
     ]
 
 

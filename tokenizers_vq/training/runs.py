@@ -176,8 +176,8 @@ def _fill_discriminator(task: TokenizerTask, name: str, say: Callable[[str], Non
     if differing:
         own = json.dumps(read_config(folder)["discriminator"]).replace('"', "")
         say(
-            f"--init-from {name}: its discriminator is not taken, {differing}: the run's begins untrained; to go on with "
-            f"it give 'adversary.discriminator={own}' adversary.start=0 adversary.warmup=0"
+            f"--init-from {name}: its discriminator is not taken, {differing}: the run's begins untrained; to go on "
+            f"with it give 'adversary.discriminator={own}' adversary.start=0 adversary.warmup=0"
         )
 
 
