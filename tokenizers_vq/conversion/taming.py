@@ -17,7 +17,15 @@ from torch import Tensor
 from tokenizers_vq.conversion.checkpoint import below, read_tensors
 from tokenizers_vq.conversion.keys import fill, rename, skip
 from tokenizers_vq.conversion.patchgan import patchgan
-from tokenizers_vq.conversion.vqgan_keys import agree, image_side, network_fields, network_said, our_keys, shape
+from tokenizers_vq.conversion.vqgan_keys import (
+    agree,
+    class_named,
+    image_side,
+    network_fields,
+    network_said,
+    our_keys,
+    shape,
+)
 from tokenizers_vq.discriminators.patchgan import PatchGAN
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
 from tokenizers_vq.quantizers import VectorQuantizerConfig
@@ -54,9 +62,15 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     # Descendants that search otherwise would convert, and give other codes.
     if any(key.startswith("encoder.conv_blocks.") for key in tensors):
         raise ValueError(f"{path} has encoder.conv_blocks: it is no tokenizer of taming-transformers")
-    if "IBQ" in str((config or {}).get("model")):
+    if "IBQ" in str((config or {}).get("model")) or "IBQ" in class_named(config):
         raise ValueError(f"{path}: its config names IBQ, whose codes are found otherwise: give source 'ibq'")
     ours = rename(our_keys(tensors), _CODEBOOK)
+    if not class_named(config) and not {"quantizer.projection.weight", "quantizer.cluster_size"} & set(ours):
+        logger.warning(
+            "%s: its keys are IBQ's too and do not tell how codes are searched; taken for the nearest by distance, "
+            "which a config that names the class would settle (of IBQ's file, give source 'ibq')",
+            path,
+        )
     if "quantizer.projection.weight" in ours:  # a 1x1 convolution
         shape(ours, "quantizer.projection.weight", path)
         ours["quantizer.projection.weight"] = ours["quantizer.projection.weight"].flatten(1)

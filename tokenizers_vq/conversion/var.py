@@ -27,8 +27,8 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
     """The tokenizer of the reference's arguments (`v_patch_nums`, `quant_resi`, `beta`); unset, its defaults.
 
     The file may be a checkpoint of VAR's training, whose `vae_local` the tokenizer is then. Images in [-1, 1] both
-    ways, clamped by `decode` as there. Raises `ValueError` for `using_znorm`, which searches normalised and looks up
-    unnormalised vectors, and which no published model has.
+    ways, clamped by `decode` as there. Raises `ValueError` for a file that nothing marks as VAR's, and for
+    `using_znorm`, which searches normalised and looks up unnormalised vectors, and which no published model has.
     """
     settings = config or {}
     if settings.get("using_znorm"):
@@ -39,7 +39,14 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
     ours = rename(our_keys(tensors), _RULES)
     codes, dim = shape(ours, "quantizer.codebook.weight", path)
     encoder = network_fields(ours, "encoder", path)
-    scales = _scales(settings.get("v_patch_nums", settings.get("patch_nums")), hits, path)
+    given = settings.get("v_patch_nums", settings.get("patch_nums"))
+    marked = hits is not None or any(key.startswith("quantizer.phis.") for key in ours)
+    if not marked and given is None and settings.get("quant_resi") != 0:
+        raise ValueError(
+            f"{path} has no quantize.quant_resi, by which VAR's files are known: give the source it comes from, or, "
+            "if it is VAR's without those convolutions, v_patch_nums or quant_resi: 0 in a config"
+        )
+    scales = _scales(given, hits, path)
     side = scales[-1] if isinstance(scales[-1], tuple) else (scales[-1], scales[-1])
     stride = 2 ** (len(encoder["multipliers"]) - 1)
     ratio = abs(float(settings.get("quant_resi", 0.5)))

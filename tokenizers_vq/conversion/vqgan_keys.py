@@ -93,6 +93,18 @@ def network_said(fields: Mapping[str, Any], channels: int) -> dict[str, Any]:
     }
 
 
+def class_named(config: Any) -> str:
+    """The class that a config names for the tokenizer (`target`, `class_path`), "" where it names none."""
+    found = ""
+    for inner in ("model", "params", "init_args", "first_stage_config"):
+        part = config.get(inner) if isinstance(config, Mapping) else None
+        for level in (config, part):
+            if isinstance(level, Mapping):
+                found = str(level.get("target") or level.get("class_path") or found)
+        config = part if isinstance(part, Mapping) else config
+    return found
+
+
 def image_side(given: Any, levels: int) -> Any:
     """`given`, 256 without, cut to what networks of so many levels give back: a multiple of their stride."""
     side, stride = 256 if given is None else given, 2 ** (levels - 1)

@@ -1,0 +1,83 @@
+"""Every source against every recorded file: another's is refused, or the pair is allowed here and the reason said."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import shared
+from tests.golden.test_families import cases, source
+from tokenizers_vq.conversion import SOURCES, convert
+
+SAME_MODEL = "taming's networks and quantizer, under another name: the codes are the same"
+KEYS_ALIKE = "IBQ's keys are taming's; without a config only a warning can be given"
+VQ = ("taming/vq-f4-ch32", "taming/vq-f8-z24-e12", "taming/vq-lightning-noattn")
+WITH_CONFIG = {(name, case): SAME_MODEL for name in ("latent-diffusion", "chameleon") for case in VQ}
+WITHOUT = {
+    **WITH_CONFIG,
+    **{("ibq", case): KEYS_ALIKE for case in VQ},
+    **{(name, "ibq/dot"): KEYS_ALIKE for name in ("taming", "latent-diffusion", "chameleon")},
+}
+"""(source, case) of what another family's file may be converted as -> why"""
+
+
+def accepted(case: str, *, with_config: bool) -> set[tuple[str, str]]:
+    """(source, case) of the sources beside its own that convert a file."""
+    folder = shared("golden" if case == "none" else f"golden/{case}")
+    weights, config = source(folder)
+    taken = set()
+    for name in sorted(set(SOURCES) - {folder.parent.name}):
+        try:
+            convert(name, weights, config if with_config else None)
+        except (ValueError, FileNotFoundError) as error:
+            assert "\n" not in str(error)
+        else:
+            taken.add((name, case))
+    return taken
+
+
+@pytest.mark.parametrize("case", cases())
+def test_a_file_of_another_source_is_refused_or_allowed_for_a_reason(case: str) -> None:
+    assert accepted(case, with_config=True) == {
+        pair for pair in (WITH_CONFIG if source(shared(f"golden/{case}"))[1] else WITHOUT) if pair[1] == case
+    }
+    assert accepted(case, with_config=False) == {pair for pair in WITHOUT if pair[1] == case}
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [*((n, c) for n in ("taming", "latent-diffusion", "chameleon", "ibq") for c in (VQ[0], "ibq/dot"))],
+)
+def test_where_keys_do_not_tell_the_search_it_is_said(name: str, case: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        convert(name, source(shared(f"golden/{case}"))[0])
+    assert "do not tell how codes are searched" in caplog.text
+
+
+@pytest.mark.parametrize("case", ["taming/gumbel-f4", "taming/vq-f4-ch32", "ibq/dot"])
+def test_nothing_is_said_where_a_config_or_the_keys_tell(case: str, caplog: pytest.LogCaptureFixture) -> None:
+    weights, config = source(shared(f"golden/{case}"))
+    with caplog.at_level(logging.WARNING):
+        convert(case.split("/")[0], weights, None if "gumbel" in case else config)
+    assert "do not tell" not in caplog.text
+
+
+def test_a_gumbel_file_is_not_latent_diffusions() -> None:
+    with pytest.raises(ValueError, match="Gumbel tokenizer, which latent-diffusion lacks: give source 'taming'"):
+        convert("latent-diffusion", source(shared("golden/taming/gumbel-f4"))[0])
+
+
+@pytest.mark.parametrize("config", [{"v_patch_nums": [1, 2, 4]}, {"quant_resi": 0}])
+def test_a_var_file_without_its_convolutions_needs_a_config_that_says_so(config: dict, tmp_path: Path) -> None:
+    tensors = load_file(source(shared("golden/var/scales-1-2-3-4-8"))[0])
+    plain = {key: value for key, value in tensors.items() if "quant_resi" not in key and "vocab_hit" not in key}
+    save_file(plain, tmp_path / "var.safetensors")
+    with pytest.raises(ValueError, match=r"no quantize\.quant_resi, by which VAR's files are known"):
+        convert("var", tmp_path / "var.safetensors")
+    tokenizer = convert("var", tmp_path / "var.safetensors", config)
+    assert tokenizer.config.quantizer.phis == 0
+    assert torch.equal(tokenizer.quantizer.codebook.weight, plain["quantize.embedding.weight"])
