@@ -81,3 +81,20 @@ def test_a_var_file_without_its_convolutions_needs_a_config_that_says_so(config:
     tokenizer = convert("var", tmp_path / "var.safetensors", config)
     assert tokenizer.config.quantizer.phis == 0
     assert torch.equal(tokenizer.quantizer.codebook.weight, plain["quantize.embedding.weight"])
+
+
+NEEDS_CONFIG = ("diffusers", "vitvqgan")
+"""sources whose config is not optional, and refused for what it lacks"""
+
+
+@pytest.mark.parametrize("case", [case for case in cases() if case.split("/")[0] not in NEEDS_CONFIG])
+@pytest.mark.parametrize("config", [{"unheard": 1}, {"model": {"vq_model": {"unheard": 1}}}])
+def test_the_config_of_another_model_is_refused_by_what_was_expected(case: str, config: dict) -> None:
+    folder = shared("golden" if case == "none" else f"golden/{case}")
+    with pytest.raises(ValueError, match=r"config has none of \w+, .*: it is of another model, give this"):
+        convert(folder.parent.name, source(folder)[0], config)
+
+
+def test_an_empty_config_is_none() -> None:
+    weights = source(shared("golden/taming/vq-f4-ch32"))[0]
+    assert convert("taming", weights, {}).fingerprint == convert("taming", weights).fingerprint

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,20 @@ def read_config(config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]
             raise ValueError(f"{path} holds no JSON object, where the config of a model is wanted")
         return content
     return read_yaml(path)
+
+
+def expect(config: Mapping[str, Any] | None, given: Mapping[str, Any], names: Iterable[str], path: Path) -> None:
+    """Raises `ValueError` for a `config`, if not empty, whose part with the model's fields, `given`, has none of
+    `names`: it is another model's."""
+    names = list(names)
+    if _says(config) and not set(names) & set(given):
+        raise ValueError(
+            f"{path}: its config has none of {', '.join(names)}: it is of another model, give this one's or none"
+        )
+
+
+def _says(value: Any) -> bool:
+    return any(map(_says, value.values())) if isinstance(value, Mapping) else value is not None
 
 
 def read_tensors(path: Path, *wrappers: str) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion import torchscript
-from tokenizers_vq.conversion.checkpoint import read_tensors
+from tokenizers_vq.conversion.checkpoint import expect, read_tensors
 from tokenizers_vq.conversion.keys import fill, skip
 from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
 from tokenizers_vq.networks.cosmos import CosmosDecoderConfig, CosmosEncoderConfig
@@ -30,6 +30,8 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     a quantizer or patching other than FSQ and Haar.
     """
     settings = dict(config or {})
+    names = ("levels", "in_channels", "resolution", "quantizer", "patch_method", "embedding_dim", "z_channels")
+    expect(config, settings, names, path)
     for name, only in (("quantizer", "FSQ"), ("patch_method", "haar")):
         if settings.get(name, only) != only:
             raise ValueError(f"{path}: {name} {settings[name]!r} of the config is not published; only {only} is read")

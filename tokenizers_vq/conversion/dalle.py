@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion import pickles
-from tokenizers_vq.conversion.checkpoint import read_tensors
+from tokenizers_vq.conversion.checkpoint import expect, read_tensors
 from tokenizers_vq.conversion.keys import fill, rename
 from tokenizers_vq.networks.dvae import DvaeDecoderConfig, DvaeEncoderConfig
 from tokenizers_vq.quantizers.gumbel import GumbelQuantizerConfig
@@ -38,6 +38,7 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     Pixels are mapped to [0.1, 0.9]; decoding clamps, as the reference does. The decoder's first convolution, which sees
     one-hot codes, becomes the codebook. Raises `ValueError` for keys that are missing or surplus.
     """
+    expect(config, config or {}, ("image_size", "group_count", "n_hid", "n_blk_per_group", "vocab_size"), path)
     tensors = rename(_counted_from_0(_tensors(path)), _RULES)
     first = _wanted(tensors, "decoder.blocks.input.weight", path)
     tensors["quantizer.weight"] = first[:, :, 0, 0].T.contiguous()

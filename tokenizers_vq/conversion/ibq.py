@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenizers_vq.conversion.checkpoint import expect
 from tokenizers_vq.conversion.keys import fill, rename
-from tokenizers_vq.conversion.seed_voken import convert_discriminator, read, resolution, settings
+from tokenizers_vq.conversion.seed_voken import CONFIGURED, convert_discriminator, read, resolution, settings
 from tokenizers_vq.conversion.vqgan_keys import class_named, network_fields, our_keys, shape
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
 from tokenizers_vq.quantizers import IbqQuantizerConfig
@@ -37,6 +38,7 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
             path,
         )
     arguments = settings(config)
+    expect(config, arguments, CONFIGURED, path)
     tensors = rename(our_keys(read(path, arguments)), [(r"^quantize\.embedding\.weight$", "quantizer.weight")])
     codes, dim = shape(tensors, "quantizer.weight", path)
     lossconfig = (arguments.get("lossconfig") or {}).get("params") or {}

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion import pickles
-from tokenizers_vq.conversion.checkpoint import read_tensors
+from tokenizers_vq.conversion.checkpoint import expect, read_tensors
 from tokenizers_vq.conversion.keys import fill, rename, skip
 from tokenizers_vq.conversion.patchgan import patchgan
 from tokenizers_vq.conversion.vqgan_keys import agree, image_side, network_fields, our_keys, shape
@@ -28,6 +28,8 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     config that contradicts the keys.
     """
     given = {**_arguments(path), **(config or {})}
+    names = ("codebook_size", "codebook_embed_dim", "codebook_l2_norm", "encoder_ch_mult", "z_channels", "image_size")
+    expect(config, config or {}, names, path)
     tensors = read_tensors(path, "ema", "model", "state_dict")
     if not any(key.startswith("encoder.conv_blocks.") for key in tensors):
         raise ValueError(f"{path} has no encoder.conv_blocks: it is no tokenizer of LlamaGen")

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenizers_vq.conversion.checkpoint import below, read_config, read_tensors
+from tokenizers_vq.conversion.checkpoint import below, expect, read_config, read_tensors
 from tokenizers_vq.conversion.keys import fill, rename
 from tokenizers_vq.conversion.vqgan_keys import agree, image_side
 from tokenizers_vq.networks.maskgit import MaskgitDecoderConfig, MaskgitEncoderConfig
@@ -27,6 +27,8 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     """
     config = folder_config(path, config)
     path = weights_file(path)
+    names = ("resolution", "hidden_channels", "channel_mult", "num_res_blocks", "num_embeddings", "z_channels")
+    expect(config, config or {}, names, path)
     tensors = read_tensors(path, "state_dict", "model")
     book = wanted(tensors, "quantize.embedding.weight", path)
     channels = wanted(tensors, "encoder.conv_in.weight", path).shape[1]

@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from tokenizers_vq.conversion.checkpoint import expect
 from tokenizers_vq.conversion.keys import fill, rename
-from tokenizers_vq.conversion.seed_voken import convert_discriminator, read, resolution, settings
+from tokenizers_vq.conversion.seed_voken import CONFIGURED, convert_discriminator, read, resolution, settings
 from tokenizers_vq.networks.magvit2 import Magvit2DecoderConfig, Magvit2EncoderConfig
 from tokenizers_vq.quantizers import LfqQuantizerConfig
 from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
@@ -40,6 +41,7 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     missing or surplus.
     """
     arguments = settings(config)
+    expect(config, arguments, CONFIGURED, path)
     tensors = read(path, arguments)
     finest = _count(tensors, r"decoder\.up\.(\d+)\.") - 1
     counted = {

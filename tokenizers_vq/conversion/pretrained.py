@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tokenizers_vq.conversion.checkpoint import read_config, read_tensors
+from tokenizers_vq.conversion.checkpoint import expect, read_config, read_tensors
 
 
 def config_beside(path: Path, config: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -108,4 +108,5 @@ def vq_config(path: Path, config: Mapping[str, Any] | None, *model_types: str) -
         )
     if found.get("double_latent") or found.get("double_z"):
         raise ValueError(f"{path}: double_latent is not supported, nor can transformers quantize with it")
+    expect(found, found, ("model_type", "embed_dim", "num_embeddings", "base_channels", "resolution"), path)
     return found

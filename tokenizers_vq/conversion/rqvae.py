@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.conversion import pickles
-from tokenizers_vq.conversion.checkpoint import below, read_tensors
+from tokenizers_vq.conversion.checkpoint import below, expect, read_tensors
 from tokenizers_vq.conversion.keys import fill, skip
 from tokenizers_vq.conversion.patchgan import patchgan
 from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
@@ -32,6 +32,7 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
     """
     arch = (config or {}).get("arch", config) or {}
     hparams, network = arch.get("hparams") or {}, arch.get("ddconfig") or {}
+    expect(config, arch, ("hparams", "ddconfig"), path)
     read = read_tensors(path, "state_dict", "state_dict_ema", "model")
     tensors = skip(read, r"discriminator\.|loss\.", "parts of the training alone")
     if hparams.get("latent_shape", [0, 0])[:2] != hparams.get("code_shape", [0, 0])[:2]:

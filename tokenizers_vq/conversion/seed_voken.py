@@ -13,6 +13,9 @@ from tokenizers_vq.conversion.keys import skip
 from tokenizers_vq.conversion.patchgan import patchgan
 from tokenizers_vq.discriminators.patchgan import PatchGAN
 
+CONFIGURED = ("ddconfig", "n_embed", "embed_dim", "lossconfig", "use_ema")
+"""fields by which a config is known"""
+
 
 def settings(config: Mapping[str, Any] | None) -> dict[str, Any]:
     """The model's arguments, whether they stand under `model.init_args`, `model.params` or at the top."""

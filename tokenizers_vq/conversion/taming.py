@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenizers_vq.conversion.checkpoint import below, read_tensors
+from tokenizers_vq.conversion.checkpoint import below, expect, read_tensors
 from tokenizers_vq.conversion.keys import fill, rename, skip
 from tokenizers_vq.conversion.patchgan import patchgan
 from tokenizers_vq.conversion.vqgan_keys import (
@@ -64,6 +64,7 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
         raise ValueError(f"{path} has encoder.conv_blocks: it is no tokenizer of taming-transformers")
     if "IBQ" in str((config or {}).get("model")) or "IBQ" in class_named(config):
         raise ValueError(f"{path}: its config names IBQ, whose codes are found otherwise: give source 'ibq'")
+    expect(config, given, ("ddconfig", "n_embed", "embed_dim", "lossconfig"), path)
     ours = rename(our_keys(tensors), _CODEBOOK)
     if not class_named(config) and not {"quantizer.projection.weight", "quantizer.cluster_size"} & set(ours):
         logger.warning(

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenizers_vq.conversion.checkpoint import below, read_tensors
+from tokenizers_vq.conversion.checkpoint import below, expect, read_tensors
 from tokenizers_vq.conversion.keys import fill, rename, skip
 from tokenizers_vq.conversion.maskgit import decoder_tensors, folder_config, network_fields, wanted, weights_file
 from tokenizers_vq.conversion.vqgan_keys import agree
@@ -32,6 +32,8 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     """
     config = folder_config(path, config)
     path, given = weights_file(path), _vq_model(config)
+    names = ("codebook_size", "token_size", "num_latent_tokens", "use_l2_norm", "is_legacy", "quantize_mode", "dataset")
+    expect(config, {**given, **(config or {})}, names, path)
     tensors = skip(read_tensors(path, "state_dict", "model"), r"quantize\.embed_prob", "a statistic of training")
     if given.get("quantize_mode", "vq") != "vq":
         raise ValueError(f"{path}: quantize_mode {given['quantize_mode']} has no codes; only vq models are tokenizers")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion import pickles
-from tokenizers_vq.conversion.checkpoint import below, read_tensors
+from tokenizers_vq.conversion.checkpoint import below, expect, read_tensors
 from tokenizers_vq.conversion.keys import fill, rename, skip
 from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
@@ -31,6 +31,7 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
     `using_znorm`, which searches normalised and looks up unnormalised vectors, and which no published model has.
     """
     settings = config or {}
+    expect(config, settings, ("v_patch_nums", "patch_nums", "quant_resi", "beta", "vocab_size", "using_znorm"), path)
     if settings.get("using_znorm"):
         raise ValueError(f"{path}: using_znorm is not supported: no published model has it")
     tensors = _tensors(path)

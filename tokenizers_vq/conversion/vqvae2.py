@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenizers_vq.conversion.checkpoint import read_tensors
+from tokenizers_vq.conversion.checkpoint import expect, read_tensors
 from tokenizers_vq.conversion.keys import fill, rename
 from tokenizers_vq.hierarchical import HierarchicalConfig
 from tokenizers_vq.networks.vqvae2 import Vqvae2DecoderConfig, Vqvae2EncoderConfig
@@ -61,6 +61,7 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     }
     books = [_wanted(tensors, f"quantizer.{level}.weight", path) for level in (0, 1)]
     given = config or {}
+    expect(config, given, ("image_size", "size", "channel", "n_res_block", "n_embed", "embed_dim"), path)
     described = HierarchicalConfig(
         image_size=given.get("image_size", given.get("size", 256)),
         channels=first.shape[1],
