@@ -146,7 +146,7 @@ def test_a_missing_trunk_is_one_line_with_both_ways_out(tmp_path: Any, monkeypat
     with pytest.raises(FileNotFoundError) as caught:
         LpipsNetwork("vgg")
     message = str(caught.value)
-    assert "`trunk: path` or --lpips-trunk" in message
+    assert "`trunk: path`, --lpips-trunk or TVQ_LPIPS_VGG" in message
     assert "kind `perceptual`" in message
     assert "pip install tokenizers-vq[backbones]" in message
     assert "\n" not in message
