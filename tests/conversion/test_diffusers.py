@@ -127,7 +127,9 @@ def test_a_folder_must_be_whole(tmp_path: Path) -> None:
     tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
     del tensors["decoder.conv_out.bias"]
     save_file({**tensors, "extra": torch.zeros(1)}, tmp_path / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(ValueError, match=r"missing decoder\.head\.bias; surplus extra"):
+    with pytest.raises(
+        ValueError, match=r"missing decoder\.head\.bias \(in the file: .*conv_out\.bias\); surplus extra"
+    ):
         convert("diffusers", tmp_path)
 
 

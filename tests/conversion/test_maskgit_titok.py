@@ -195,7 +195,7 @@ def without(part: str) -> Callable[[Tensors], Tensors]:
         (lambda t: t, {"dataset": {"preprocessing": {"crop_size": "full"}}}, "no image of fullxfull: give the config"),
         (lambda t: t, settings(True, num_latent_tokens=8), "num_latent_tokens 8, its tensors 7: give the config"),
         (lambda t: t, settings(True, vit_dec_patch_size=4), "vit_dec_patch_size 4, its tensors 2: give the config"),
-        (lambda t: {**t, "decoder.ffn.0.weight": torch.zeros(())}, settings(True), r"decoder\.expand\.weight is \(\)"),
+        (lambda t: {**t, "decoder.ffn.0.weight": torch.zeros(())}, settings(True), r"decoder\.ffn\.0\.weight is \(\)"),
         (without("encoder."), settings(True), r"has no encoder\.patch_embed\.weight: it is of another layout"),
     ],
 )

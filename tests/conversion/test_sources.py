@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,44 @@ def test_the_config_of_another_model_is_refused_by_what_was_expected(case: str, 
 def test_an_empty_config_is_none() -> None:
     weights = source(shared("golden/taming/vq-f4-ch32"))[0]
     assert convert("taming", weights, {}).fingerprint == convert("taming", weights).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("case", "key", "ours"),
+    [
+        ("taming/vq-f8-z24-e12", "encoder.down.0.block.0.conv1.bias", "encoder.levels.0.blocks.0.conv1.bias"),
+        ("taming/vq-f8-z24-e12", "decoder.up.0.block.0.conv1.bias", "decoder.levels.3.blocks.0.conv1.bias"),
+        ("var/scales-1-3-6", "decoder.mid.block_1.norm1.bias", "decoder.middle.0.norm1.bias"),
+        ("open-magvit2/bits6", "decoder.up.0.block.0.conv1.weight", None),
+        ("maskgit/f8", "decoder.up.0.block.0.norm1.bias", "decoder.levels.3.0.norm1.bias"),
+        ("rqvae/separate", "encoder.norm_out.bias", "encoder.norm.bias"),
+        ("diffusers/group", "encoder.mid_block.resnets.1.conv1.bias", "encoder.middle.2.conv1.bias"),
+        ("dalle/narrow", "decoder.blocks.group_1.block_1.res_path.conv_1.b", None),
+        ("vqvae2/narrow", "enc_b.blocks.0.bias", None),
+        ("titok/legacy-base-small", "pixel_decoder.up.0.block.0.norm1.bias", None),
+    ],
+)
+def test_a_misfit_is_named_by_the_file_s_own_key(case: str, key: str, ours: str | None, tmp_path: Path) -> None:
+    weights, config = source(shared(f"golden/{case}"))
+    if weights.is_dir():
+        weights, config = weights / "diffusion_pytorch_model.safetensors", weights / "config.json"
+    tensors, name = load_file(weights), case.split("/")[0]
+    save_file({**tensors, key: torch.zeros(*tensors[key].shape, 1)}, tmp_path / "misshapen.safetensors")
+    with pytest.raises(ValueError, match=re.escape(f"{key} is (")):
+        convert(name, tmp_path / "misshapen.safetensors", config)
+    other = key.rpartition(".")[0]
+    save_file({**tensors, f"{other}.unheard": torch.zeros(1)}, tmp_path / "surplus.safetensors")
+    with pytest.raises(ValueError, match=re.escape(f"surplus {other}.unheard")):
+        convert(name, tmp_path / "surplus.safetensors", config)
+    if ours is not None:
+        save_file({name: tensor for name, tensor in tensors.items() if name != key}, tmp_path / "missing.safetensors")
+        with pytest.raises(ValueError, match=re.escape(f"missing {ours} (in the file: {key})")):
+            convert(name, tmp_path / "missing.safetensors", config)
+
+
+def test_twenty_misfits_are_shown_and_the_others_counted(tmp_path: Path) -> None:
+    tensors = load_file(source(shared("golden/taming/vq-f4-ch32"))[0])
+    tensors |= {f"encoder.down.0.unheard{index:02}": torch.zeros(1) for index in range(23)}
+    save_file(tensors, tmp_path / "more.safetensors")
+    with pytest.raises(ValueError, match=r"surplus encoder\.down\.0\.unheard19; and 3 more$"):
+        convert("taming", tmp_path / "more.safetensors")

@@ -53,7 +53,7 @@ def test_the_config_is_needed_and_must_be_of_this_checkpoint() -> None:
     folder = shared("golden/vitvqgan/patch8")
     with pytest.raises(ValueError, match="needs its YAML as config"):
         convert("vitvqgan", folder / "weights.safetensors")
-    with pytest.raises(ValueError, match=r"does not fit .*surplus encoder.trunk.blocks.1.*"):
+    with pytest.raises(ValueError, match=r"does not fit .*surplus encoder.transformer.layers.1.*"):
         config = yaml.safe_load((folder / "config.yaml").read_text())
         config["model"]["params"]["encoder"]["depth"] = 1
         convert("vitvqgan", folder / "weights.safetensors", config)

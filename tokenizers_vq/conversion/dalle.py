@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenizers_vq.conversion import pickles
 from tokenizers_vq.conversion.checkpoint import expect, read_tensors
-from tokenizers_vq.conversion.keys import fill, rename
+from tokenizers_vq.conversion.keys import fill, rekey, rename
 from tokenizers_vq.networks.dvae import DvaeDecoderConfig, DvaeEncoderConfig
 from tokenizers_vq.quantizers.gumbel import GumbelQuantizerConfig
 from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
@@ -75,7 +75,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 def _counted_from_0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`group_1` -> `group0`, and blocks and convolutions likewise."""
-    return {re.sub(r"_(\d+)(?=\.)", lambda match: str(int(match[1]) - 1), key): value for key, value in tensors.items()}
+    return rekey(tensors, lambda key: re.sub(r"_(\d+)(?=\.)", lambda match: str(int(match[1]) - 1), key))
 
 
 def _wanted(tensors: Mapping[str, Tensor], key: str, path: Path) -> Tensor:

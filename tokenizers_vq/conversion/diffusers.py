@@ -131,10 +131,10 @@ def our_keys(tensors: Mapping[str, Tensor], middle_attention: bool) -> dict[str,
     second = r"\.mid_block\.resnets\.1\.", f".middle.{2 if middle_attention else 1}."
     ours = rename(tensors, [second, *_RULES])
     attention = re.compile(r"\.(?:attention\.\d+|middle\.1)\.(?:q|k|v|out)\.weight$")
-    return {
-        key: tensor[:, :, None, None] if attention.search(key) and tensor.ndim == 2 else tensor
-        for key, tensor in ours.items()
-    }
+    for key, tensor in ours.items():
+        if attention.search(key) and tensor.ndim == 2:
+            ours[key] = tensor[:, :, None, None]
+    return ours
 
 
 def _fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:

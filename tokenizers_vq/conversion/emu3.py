@@ -75,10 +75,10 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
 def _our_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ours = our_keys(rename(tensors, _RULES))
     linear = re.compile(r"\.(?:attention\.\d+|middle\.1)\.(?:q|k|v|out)\.weight$")
-    return {
-        key: tensor[:, :, None, None] if linear.search(key) and tensor.ndim == 2 else tensor
-        for key, tensor in ours.items()
-    }
+    for key, tensor in ours.items():
+        if linear.search(key) and tensor.ndim == 2:
+            ours[key] = tensor[:, :, None, None]
+    return ours
 
 
 def _time(ours: Mapping[str, Tensor], part: str) -> dict[str, Any]:

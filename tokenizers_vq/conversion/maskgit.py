@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion.checkpoint import below, expect, read_config, read_tensors
-from tokenizers_vq.conversion.keys import fill, rename
+from tokenizers_vq.conversion.keys import fill, joined, rekey, rename
 from tokenizers_vq.conversion.vqgan_keys import agree, image_side
 from tokenizers_vq.networks.maskgit import MaskgitDecoderConfig, MaskgitEncoderConfig
 from tokenizers_vq.quantizers import VectorQuantizerConfig
@@ -46,11 +46,11 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
             decoder=MaskgitDecoderConfig(**network_fields(below(tensors, "decoder."), "up", path)),
         )
     )
-    ours = {
-        **{f"encoder.{key}": value for key, value in encoder_tensors(below(tensors, "encoder.")).items()},
-        **{f"decoder.{key}": value for key, value in decoder_tensors(below(tensors, "decoder.")).items()},
-        **{key: value for key, value in tensors.items() if not key.startswith(("encoder.", "decoder."))},
-    }
+    ours = joined(
+        ("encoder.", "encoder.", encoder_tensors(below(tensors, "encoder."))),
+        ("decoder.", "decoder.", decoder_tensors(below(tensors, "decoder."))),
+        ("", "", {key: value for key, value in tensors.items() if not key.startswith(("encoder.", "decoder."))}),
+    )
     return fill(tokenizer, rename(ours, [(r"^quantize\.embedding\.weight$", "quantizer.weight")]), path)
 
 
@@ -119,12 +119,12 @@ def decoder_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     levels = [int(match[1]) for key in tensors if (match := re.match(r"up\.(\d+)\.", key))]
     blocks = [int(match[1]) for key in tensors if (match := re.match(r"up\.\d+\.block\.(\d+)\.", key))]
     last, upsample = max(levels, default=0), 1 + max(blocks, default=0)
-    ours = {}
-    for key, tensor in tensors.items():
+
+    def counted(key: str) -> str:
         level = re.match(r"up\.(\d+)\.(?:block\.|upsample_conv\.)", key)
-        if level:
-            part = key.split(".", 2)[2]
-            part = part.removeprefix("block.").replace("upsample_conv.", f"{upsample}.conv.")
-            key = f"levels.{last - int(level[1])}.{part}"
-        ours[key] = tensor
-    return rename(ours, [*_BLOCK, (r"^conv_in\.", "post_quant_conv."), (r"^conv_out\.", "head.")])
+        if not level:
+            return key
+        part = key.split(".", 2)[2].removeprefix("block.").replace("upsample_conv.", f"{upsample}.conv.")
+        return f"levels.{last - int(level[1])}.{part}"
+
+    return rename(rekey(tensors, counted), [*_BLOCK, (r"^conv_in\.", "post_quant_conv."), (r"^conv_out\.", "head.")])

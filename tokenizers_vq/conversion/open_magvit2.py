@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion.checkpoint import expect
-from tokenizers_vq.conversion.keys import fill, rename
+from tokenizers_vq.conversion.keys import fill, rekey, rename
 from tokenizers_vq.conversion.seed_voken import CONFIGURED, convert_discriminator, read, resolution, settings
 from tokenizers_vq.networks.magvit2 import Magvit2DecoderConfig, Magvit2EncoderConfig
 from tokenizers_vq.quantizers import LfqQuantizerConfig
@@ -44,15 +44,15 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     expect(config, arguments, CONFIGURED, path)
     tensors = read(path, arguments)
     finest = _count(tensors, r"decoder\.up\.(\d+)\.") - 1
-    counted = {
-        re.sub(
+
+    def counted(key: str) -> str:
+        return re.sub(
             r"^decoder\.(up|adaptive)\.(\d+)\.",
             lambda match: f"decoder.levels.{finest - int(match[2])}.{'adaptive.' if match[1] == 'adaptive' else ''}",
             key,
-        ): tensor
-        for key, tensor in tensors.items()
-    }
-    ours = rename(counted, _RULES)
+        )
+
+    ours = rename(rekey(tensors, counted), _RULES)
     for key in ("encoder.conv_in.weight", "encoder.conv_out.weight", "decoder.levels.0.blocks.0.conv1.weight"):
         if key not in ours:
             raise ValueError(f"{path} has no tensor for {key}: it is no Open-MAGVIT2 checkpoint, give its own source")

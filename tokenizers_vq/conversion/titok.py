@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion.checkpoint import below, expect, read_tensors
-from tokenizers_vq.conversion.keys import fill, rename, skip
+from tokenizers_vq.conversion.keys import fill, joined, rename, skip
 from tokenizers_vq.conversion.maskgit import decoder_tensors, folder_config, network_fields, wanted, weights_file
 from tokenizers_vq.conversion.vqgan_keys import agree
 from tokenizers_vq.networks.maskgit import MaskgitDecoderConfig
@@ -163,4 +163,4 @@ def _ours(tensors: Mapping[str, Tensor], two_stage: bool) -> dict[str, Tensor]:
         if f"{name}.weight" in ours and ours[f"{name}.weight"].ndim > 1:
             ours[f"{name}.weight"] = ours[f"{name}.weight"].flatten(1)
     proxy = decoder_tensors(below(tensors, "pixel_decoder."))
-    return {**ours, **{f"decoder.proxy.{key}": value for key, value in proxy.items()}}
+    return joined(("", "", ours), ("decoder.proxy.", "pixel_decoder.", proxy))

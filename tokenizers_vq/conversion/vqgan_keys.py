@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenizers_vq.conversion.keys import rename
+from tokenizers_vq.conversion.keys import rekey, rename
 
 _RULES = [
     (r"^encoder\.(?:down|conv_blocks)\.", "encoder.levels."),
@@ -41,21 +41,22 @@ def our_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     attended = {
         part for part in ("encoder", "decoder") if any(key.startswith(f"{part}.mid.attn_1.") for key in tensors)
     }
-    counted = {}
-    for key, tensor in tensors.items():
+
+    def counted(key: str) -> str:
         key = re.sub(r"^decoder\.up\.(\d+)\.", lambda match: f"decoder.levels.{finest - int(match[1])}.", key)
-        key = re.sub(
+        return re.sub(
             r"^((?:en|de)coder)\.mid\.block_2\.",
             lambda match: f"{match[1]}.middle.{2 if match[1] in attended else 1}.",
             key,
         )
-        if re.match(r"(en|de)coder\..*\.qkv\.", key):
-            counted.update(
-                {key.replace(".qkv.", f".{name}."): third for name, third in zip("qkv", tensor.chunk(3), strict=True)}
-            )
-        else:
-            counted[key] = tensor
-    return rename(counted, _RULES)
+
+    ours = rekey(tensors, counted)
+    for key in [key for key in ours if re.match(r"(en|de)coder\..*\.qkv\.", key)]:
+        joint, theirs = ours.pop(key), ours.original.pop(key)
+        for name, third in zip("qkv", joint.chunk(3), strict=True):
+            part = key.replace(".qkv.", f".{name}.")
+            ours[part], ours.original[part] = third, theirs
+    return rename(ours, _RULES)
 
 
 def shape(tensors: Mapping[str, Tensor], key: str, path: Path) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion.checkpoint import expect, read_tensors
-from tokenizers_vq.conversion.keys import fill, rename
+from tokenizers_vq.conversion.keys import fill, rekey, rename
 from tokenizers_vq.hierarchical import HierarchicalConfig
 from tokenizers_vq.networks.vqvae2 import Vqvae2DecoderConfig, Vqvae2EncoderConfig
 from tokenizers_vq.quantizers.vector import VectorQuantizerConfig
@@ -45,11 +45,10 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     for key, tensor in read.items():
         if key.endswith((".embed", ".embed_avg")) and tensor.ndim != 2:
             raise ValueError(f"{path}: {key} is {tuple(tensor.shape)}, not (D, K): it is of another layout")
-    tensors = {_our_key(key, read): tensor for key, tensor in read.items()}
-    tensors = {
-        key: tensor.T.contiguous() if re.match(r"quantizer\.\d\.(weight|cluster_sum)$", key) else tensor
-        for key, tensor in tensors.items()
-    }
+    tensors = rekey(read, lambda key: _our_key(key, read))
+    for key, tensor in tensors.items():
+        if re.match(r"quantizer\.\d\.(weight|cluster_sum)$", key):
+            tensors[key] = tensor.T.contiguous()
     first = _wanted(tensors, "encoder.levels.1.strided.0.weight", path)
     # A level without residual blocks has no tensor that tells their width.
     inner = tensors.get("encoder.levels.1.blocks.0.conv1.weight")
