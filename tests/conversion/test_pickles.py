@@ -307,3 +307,16 @@ def test_a_module_that_holds_itself_ends(tmp_path: Path) -> None:
     module._modules["self"] = module
     torch.save(module, tmp_path / "loop.pkl")
     assert set(pickles.module_tensors(tmp_path / "loop.pkl")) == {"0.weight", "0.bias"}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_object_that_is_no_module_is_named_by_file_and_class(wrapped: bool, tmp_path: Path) -> None:
+    target, path = tmp_path / "written", tmp_path / "evil.ckpt"
+    evil = next(iter(attacks(target).values()))
+    torch.save({"state_dict": evil} if wrapped else evil, path)
+    with pytest.raises(ValueError, match=r"evil\.ckpt holds an object of [\w.]+\.\w+, not tensors") as error:
+        read_tensors(path, "state_dict")
+    assert "\n" not in str(error.value) and not target.exists()
+    torch.save([1], path)
+    with pytest.raises(ValueError, match=r"holds an object of list, not tensors by name"):
+        pickles.module_tensors(path)

@@ -140,3 +140,9 @@ def test_twenty_misfits_are_shown_and_the_others_counted(tmp_path: Path) -> None
     save_file(tensors, tmp_path / "more.safetensors")
     with pytest.raises(ValueError, match=r"surplus encoder\.down\.0\.unheard19; and 3 more$"):
         convert("taming", tmp_path / "more.safetensors")
+
+
+@pytest.mark.parametrize("config", [[1], 3, b"model.yaml"])
+def test_a_config_of_another_type_is_one_line(config: object) -> None:
+    with pytest.raises(ValueError, match=r"a config is a YAML or JSON file or a mapping: got (list|int|bytes) "):
+        convert("taming", source(shared("golden/taming/vq-f4-ch32"))[0], config)  # type: ignore[arg-type]

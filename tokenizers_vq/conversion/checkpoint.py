@@ -24,6 +24,8 @@ def read_config(config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]
         return None
     if isinstance(config, Mapping):
         return dict(config)
+    if not isinstance(config, (str, Path)):
+        raise ValueError(f"a config is a YAML or JSON file or a mapping: got {type(config).__name__} {config!r}")
     path = Path(config)
     if not path.is_file():
         raise FileNotFoundError(f"no config file {path}")
@@ -73,7 +75,7 @@ def read_tensors(path: Path, *wrappers: str) -> dict[str, Tensor]:
             break
     tensors: dict[str, Tensor] = {}
     if isinstance(content, pickles.Inert):
-        tensors = pickles.module_tensors(content)
+        tensors = pickles.module_tensors(content, path)
     elif isinstance(content, Mapping):
         tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:

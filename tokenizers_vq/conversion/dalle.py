@@ -66,7 +66,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             content = pickles.read(path)
             inner = content.get(part) if isinstance(content, Mapping) else None
             if isinstance(inner, (Mapping, pickles.Inert)):
-                parts[part] = pickles.module_tensors(inner) if isinstance(inner, pickles.Inert) else inner
+                parts[part] = pickles.module_tensors(inner, path) if isinstance(inner, pickles.Inert) else inner
     if len(parts) == 2:
         both = {f"{part}.{key}": tensor for part, tensors in parts.items() for key, tensor in tensors.items()}
         return {key: tensor for key, tensor in both.items() if isinstance(tensor, Tensor)}

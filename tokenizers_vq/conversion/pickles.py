@@ -52,14 +52,19 @@ def read(path: Path) -> Any:
             raise ValueError(f"{path} is truncated or no file of torch.save ({what}): download it again") from None
 
 
-def module_tensors(module: Inert | Path) -> dict[str, Tensor]:
+def module_tensors(module: Inert | Path, path: Path | None = None) -> dict[str, Tensor]:
     """Parameters and saved buffers by dotted name of a module pickled whole, as its `state_dict` would give them.
 
-    `module` is what `read` gives for it, or the file. Raises `ValueError` for something else.
+    `module` is what `read` gives for it, whose file `path` then names, or the file. Raises `ValueError` for something
+    else.
     """
     content = read(module) if isinstance(module, Path) else module
     if not isinstance(content, Inert) or "_modules" not in content.attributes():
-        raise ValueError(f"{module if isinstance(module, Path) else 'the content'} is no module pickled whole")
+        file = module if isinstance(module, Path) else path or "the file"
+        raise ValueError(
+            f"{file} holds an object of {_class_of(content)}, not tensors by name; nothing of it was run: give a "
+            "checkpoint of weights"
+        )
     found: dict[str, Tensor] = {}
     waiting = [("", content, frozenset[int]())]
     while waiting:
@@ -79,6 +84,13 @@ def module_tensors(module: Inert | Path) -> dict[str, Tensor]:
         if len(found) + len(waiting) > _MOST_NAMES:
             raise ValueError("a module pickled whole that holds itself over and over: it is no checkpoint")
     return found
+
+
+def _class_of(content: Any) -> str:
+    if not isinstance(content, Inert):
+        return type(content).__name__
+    name = ".".join(content.name) if isinstance(content.name, Name) else "an unknown class"
+    return " ".join(name.split())
 
 
 def _entries(value: Any) -> list[tuple[str, Any]]:
