@@ -137,3 +137,14 @@ def test_devices_and_precisions_are_resolved(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="'cuda' is not available here"):
         devices.resolve_device("cuda")
+
+
+def test_convolutions_over_time_encode_in_bfloat16_too() -> None:
+    narrow = ["image_size=32", "encoder.width=32", "decoder.width=32", "quantizer.num_codes=16"]
+    tokenizer = tvq.create("emu3-f8", narrow)
+    layouts = {tensor.ndim for tensor in tokenizer.parameters()}
+    assert {4, 5} <= layouts
+    found = BatchEncoder(tokenizer, precision="bf16", device="cpu")({"image": [np.zeros((32, 32, 3), dtype=np.uint8)]})
+    assert np.asarray(found["codes"]).shape == (1, 16)
+    weight = next(tensor for tensor in tokenizer.parameters() if tensor.ndim == 4 and tensor.shape[-1] == 3)
+    assert weight.is_contiguous(memory_format=torch.channels_last)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
+from torch import nn
 
 from tokenizers_vq.config import nearest
 
+M = TypeVar("M", bound=nn.Module)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -71,3 +73,14 @@ def join_processes(device: torch.device) -> Processes:
         state = PartialState(cpu=device.type == "cpu")
         return Processes(state.process_index, state.num_processes)
     return found
+
+
+def channels_last(module: M) -> M:
+    """The module with its four-dimensional weights in channels_last, in place.
+
+    `Module.to(memory_format=)` refuses the weights of convolutions over time, which have five.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return module

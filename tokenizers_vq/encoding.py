@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenizers_vq import images
 from tokenizers_vq.codes import CodeLayout, Codes
-from tokenizers_vq.devices import resolve_device, resolve_precision
+from tokenizers_vq.devices import channels_last, resolve_device, resolve_precision
 from tokenizers_vq.folders import lasting_name
 from tokenizers_vq.models import load
 from tokenizers_vq.tiling import decode_tiled, encode_tiled
@@ -51,7 +51,7 @@ class BatchEncoder:
         self.precision = resolve_precision(precision, self.device)
         self.tokenizer = (tokenizer if isinstance(tokenizer, Tokenizer) else load(tokenizer)).to(self.device).eval()
         if self.precision == "bf16":
-            self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            channels_last(self.tokenizer)
         self.name = None if isinstance(tokenizer, Tokenizer) else lasting_name(tokenizer)
         self.image_column, self.on_broken, self.range, self.tile = image_column, on_broken, range, tile
         self.image_size = self.tokenizer.config.image_size if image_size is None else image_size

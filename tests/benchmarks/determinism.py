@@ -3,10 +3,11 @@
     python -m tests.benchmarks.determinism
     python -m tests.benchmarks.determinism --models vqgan-tiny-64 taming/vq-f4-ch32 --backends aot_eager --count 64
 
-Every cell is against eager float32 in batches of one. Models: all presets with `tiny` in their name, all shipped ones,
-and the recorded ones of `../shared/golden` that `convert` opens. Presets are untrained: their features are scaled to
-mean 0 and deviation 1 a channel, and codebooks filled with features, both from a first batch, so that many codes are
-used; without that all images would share a code or two and no cell could say anything. Prints Markdown.
+Every cell is against eager float32 in batches of one. Models: all presets with `tiny` in their name, narrowed ones
+of the families that have no such preset, all shipped ones, and the recorded ones of `../shared/golden` that `convert`
+opens. Presets are untrained: their features are scaled to mean 0 and deviation 1 a channel, and codebooks filled with
+features, both from a first batch, so that many codes are used; without that all images would share a code or two and no
+cell could say anything. Prints Markdown.
 
 A cell is explained where the tokenizer's own float32 search, given the features of that way, takes the very codes of
 that way: then the search adds nothing, and the networks' rounding (as a share of a feature's length) moved features
@@ -37,6 +38,7 @@ from tokenizers_vq import Tokenizer, create, list_models, load
 from tokenizers_vq.conversion import convert
 from tokenizers_vq.data import DataConfig
 from tokenizers_vq.data.loading import evaluation_batches
+from tokenizers_vq.devices import channels_last
 from tokenizers_vq.export.graphs import parts
 from tokenizers_vq.quantizers import VectorQuantizer
 
@@ -102,11 +104,29 @@ def spread(tokenizer: Tokenizer, images: Tensor) -> Tokenizer:
     return tokenizer
 
 
+_SMALL = ("image_size=64", "encoder.width=32", "decoder.width=32")
+NARROW = {
+    "chameleon-f16": (
+        *_SMALL,
+        "encoder.latent_width=32",
+        "decoder.latent_width=32",
+        "quantizer={kind: vector, dim: 32}",
+    ),
+    "janus-f16": (*_SMALL, "encoder.latent_width=32", "decoder.latent_width=32", "quantizer.num_codes=1024"),
+    "emu3-f8": (*_SMALL, "quantizer.num_codes=1024"),
+    "cosmos-di8x8": _SMALL,
+}
+"""presets of families that have no small one, and what makes them small"""
+
+
 def models(wanted: list[str]) -> Iterator[tuple[str, Callable[[], Tokenizer], tuple[int, int] | None, bool]]:
     """Name, how to open it, its size where not the config's, and whether it is untrained."""
     for name in list_models("preset"):
         if "tiny" in name and (not wanted or name in wanted):
             yield name, lambda name=name: create(name), None, True
+    for name, overrides in NARROW.items():
+        if not wanted or name in wanted:
+            yield f"{name} (narrow)", lambda name=name, overrides=overrides: create(name, overrides), None, True
     for name in list_models("shipped"):
         if not wanted or name in wanted:
             yield f"{name} (trained)", lambda name=name: load(name), None, False
@@ -120,7 +140,7 @@ def models(wanted: list[str]) -> Iterator[tuple[str, Callable[[], Tokenizer], tu
 def ways(tokenizer: Tokenizer, images: Tensor, backends: list[str]) -> Iterator[tuple[str, Callable[[], Result]]]:
     """Column titles and what computes them."""
     eager, count = Both(tokenizer), len(parts(tokenizer.encode_features(images[:1])))
-    last = copy.deepcopy(tokenizer).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    last = channels_last(copy.deepcopy(tokenizer))
     half = Both(last)
 
     def all_of(way: Way, batch: int, autocast: bool = False) -> Result:

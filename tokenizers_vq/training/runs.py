@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
 from tokenizers_vq.config import ConfigError, parse, read_yaml
 from tokenizers_vq.data.loading import Batches, evaluation_batches, training_batches
+from tokenizers_vq.devices import channels_last
 from tokenizers_vq.discriminators import saved
 from tokenizers_vq.folders import read_config, write_atomically
 from tokenizers_vq.models import find, load
@@ -43,7 +43,7 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | N
         _fill(tokenizer, init_from, accelerator.print)
     elif recipe.train != "all" and not has_checkpoint(out):
         raise ValueError(f"train={recipe.train} keeps what was learnt before: give --init-from MODEL")
-    tokenizer = tokenizer.to(accelerator.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    tokenizer = channels_last(tokenizer.to(accelerator.device))
     accelerator.print(f"training on {accelerator.device}, {recipe.precision}; the run is {out}")
     task = TokenizerTask(
         recipe, tokenizer, _examples(recipe) if recipe.image_every else None, partial(_card, recipe, out)
