@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import tokenizers_vq as tvq
-from tests.laws.processes import in_processes
+from tests.processes import in_processes
 from tokenizers_vq.hierarchical import HierarchicalConfig, HierarchicalTokenizer
 from tokenizers_vq.networks.vqvae2 import Vqvae2DecoderConfig, Vqvae2EncoderConfig
 from tokenizers_vq.quantizers.vector import VectorQuantizerConfig

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.processes import in_processes
 from tokenizers_vq.discriminators.patchgan import PatchGAN
 from tokenizers_vq.discriminators.stylegan2 import StyleGAN2
 from tokenizers_vq.judgement import Discriminator
@@ -51,19 +50,13 @@ def discriminator_step(case: str, rank: int, world: int) -> dict[str, Tensor]:
     return {"output": g_adv, **gradients, **dict(discriminator.named_buffers())}
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    results = {case: discriminator_step(case, rank, 2) for case in CASES}
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def every_case(rank: int, world: int) -> dict[str, dict[str, Tensor]]:
+    return {case: discriminator_step(case, rank, world) for case in CASES}
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
-    folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(work, (str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+def two() -> list[dict[str, dict[str, Tensor]]]:
+    return in_processes(2, every_case)
 
 
 @pytest.mark.parametrize("case", CASES)

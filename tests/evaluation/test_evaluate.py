@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from tests.evaluation.toy import ExactTokenizer, SequenceTokenizer, ToyTokenizer, batches
+from tests.processes import in_processes
 from tokenizers_vq.evaluation import evaluate, metrics, print_table
 from tokenizers_vq.evaluation.usage import Histogram
 
@@ -140,15 +139,9 @@ class _Means:
         return pictures.mean((2, 3))
 
 
-def _share(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    results = []
-    for cut in (7, 10):  # uneven shares, and a process without any
-        part = images()[:cut] if rank == 0 else images()[cut:]
-        results.append(everything(part))
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def _shares(rank: int, world: int) -> list[tuple]:
+    """Uneven shares, and a process without any."""
+    return [everything(images()[:cut] if rank == 0 else images()[cut:]) for cut in (7, 10)]
 
 
 def everything(part: torch.Tensor) -> tuple[dict, tuple[float, int], list[list[int]]]:
@@ -163,11 +156,11 @@ def everything(part: torch.Tensor) -> tuple[dict, tuple[float, int], list[list[i
     return {key: value for key, value in result.items() if key != "speed"}, distance.compute(), pairs
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    mp.spawn(_share, args=(str(tmp_path),), nprocs=2, join=True)
+def test_two_processes_equal_one() -> None:
+    results = in_processes(2, _shares)
     whole, distance, pairs = everything(images())
-    for rank in range(2):
-        for joined, joined_distance, joined_pairs in torch.load(tmp_path / f"{rank}.pt"):
+    for result in results:
+        for joined, joined_distance, joined_pairs in result:
             assert joined["usage"] == whole["usage"] and joined["data"] == whole["data"]
             for name, metric in whole["metrics"].items():
                 assert joined["metrics"][name]["value"] == pytest.approx(metric["value"], rel=1e-6)

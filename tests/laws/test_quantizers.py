@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.laws.processes import in_processes
 from tests.laws.quantizers import CASES, LAWS, Case, by_name
+from tests.processes import in_processes
 from tokenizers_vq.codes import Codes
 from tokenizers_vq.quantizers import Quantizer, VectorQuantizer
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from tests.processes import in_processes
 from tokenizers_vq.networks.normalisation import BatchNorm2d
 
 
@@ -39,19 +36,16 @@ def test_one_process_is_torchs() -> None:
     assert torch.equal(norm(batch()[0]), nn.BatchNorm2d(3).eval()(batch()[0]))
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    features, upstream = (tensor.chunk(2)[rank] for tensor in batch())
-    torch.save(forward_backward(BatchNorm2d(3), features, upstream), f"{folder}/{rank}.pt")
+def of_a_share(rank: int, world: int) -> dict[str, Tensor]:
+    features, upstream = (tensor.chunk(world)[rank] for tensor in batch())
+    result = forward_backward(BatchNorm2d(3), features, upstream)
     assert BatchNorm2d(3)(features.bfloat16()).dtype == torch.bfloat16
-    dist.destroy_process_group()
+    return result
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
+def test_two_processes_equal_one() -> None:
+    two = in_processes(2, of_a_share)
     one = forward_backward(nn.BatchNorm2d(3), *batch())
-    two = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     close = {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(torch.cat([part["output"] for part in two]), one["output"], **close)
     # A process's loss is the mean over its half, so gradients at its own images weigh double.

@@ -18,8 +18,8 @@ from prior.data import Data, split
 from prior.evaluation import bits_per_token, entropies, evaluate, unigram
 from prior.recipe import load_recipe
 from prior.training import PriorTask, train
-from tests.laws.processes import in_processes
 from tests.prior.conftest import SMALL, save_tokenizer
+from tests.processes import in_processes
 from tokenizers_vq.data.shards import read_codes
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.laws.processes import in_processes
+from tests.processes import in_processes
 from tokenizers_vq.quantizers import VectorQuantizer, entropy
 from tokenizers_vq.quantizers.entropy import entropy_loss
 

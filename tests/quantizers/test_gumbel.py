@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.laws.processes import in_processes
+from tests.processes import in_processes
 from tokenizers_vq.config import ConfigError
 from tokenizers_vq.quantizers import GumbelQuantizer
 

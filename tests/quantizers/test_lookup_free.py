@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.laws.processes import in_processes
+from tests.processes import in_processes
 from tokenizers_vq.quantizers import BsqQuantizer, FsqQuantizer, LfqQuantizer, Quantizer
 from tokenizers_vq.quantizers.bits import bit_entropies, unpack
 from tokenizers_vq.quantizers.entropy import entropy_loss

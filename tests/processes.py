@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,8 +30,10 @@ def _child(rank: int, world: int, port: int, folder: str, function: Callable[...
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world))
     os.environ.update(LOCAL_RANK=str(rank))
     dist.init_process_group("gloo", rank=rank, world_size=world)
-    try:
-        torch.save(function(rank, world, *arguments), Path(folder) / f"{rank}.pt")
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    torch.save(function(rank, world, *arguments), Path(folder) / f"{rank}.pt")
+    if dist.is_initialized():
+        dist.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Gloo's threads outlive the group; one that wants the interpreter while it is taken down aborts the process.
+    os._exit(0)
