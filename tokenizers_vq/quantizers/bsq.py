@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from tokenizers_vq.codes import Quantized
-from tokenizers_vq.quantizers.base import check_codes, straight_through
-from tokenizers_vq.quantizers.bits import pack, unpack
-from tokenizers_vq.quantizers.implicit import ImplicitQuantizer, as_given, perplexity
-from tokenizers_vq.quantizers.lfq import BitsConfig, entropy_term
+from tokenizers_vq.quantizers.signs import BitsConfig, SignQuantizer
 
 
 class BsqQuantizerConfig(BitsConfig):
@@ -32,7 +27,7 @@ class BsqQuantizerConfig(BitsConfig):
         return BsqQuantizer(**self.arguments())
 
 
-class BsqQuantizer(ImplicitQuantizer):
+class BsqQuantizer(SignQuantizer):
     """Features `(B, bits, *grid)`, u = z / |z|, to sign(u) / sqrt(bits), which lies on the unit sphere too.
 
     Losses: `commitment` = beta |u - q|^2, mean over elements (left out at beta 0); `entropy` as `LfqQuantizer`'s, of
@@ -40,32 +35,16 @@ class BsqQuantizer(ImplicitQuantizer):
     under the normalisation. Fields: `BsqQuantizerConfig`. Stats in training: `perplexity`, and both entropies.
     """
 
+    config: BsqQuantizerConfig
+
     def __init__(self, **fields: Any) -> None:
-        super().__init__()
-        self.config = BsqQuantizerConfig(**fields)
-        self.in_dim = self.dim = self.config.bits
-        self.num_codes = 2**self.config.bits
+        config = BsqQuantizerConfig(**fields)
+        super().__init__(config, scale=config.bits**-0.5)
 
-    def encode(self, features: Tensor) -> Tensor:
-        """`(B, bits, *grid)` -> int64 `(B, *grid)`. Raises `ValueError` for non-finite features."""
-        self._check(features)
-        return pack(features.detach() > 0)
+    def source(self, features: Tensor) -> Tensor:
+        """u = z / |z|."""
+        return F.normalize(features, dim=1)
 
-    def lookup(self, codes: Tensor) -> Tensor:
-        """int64 `(B, *grid)` -> float32 `(B, bits, *grid)`. Raises `ValueError` for codes out of range."""
-        check_codes(codes, self.num_codes)
-        return unpack(codes, self.dim) * self.dim**-0.5
-
-    def forward(self, features: Tensor) -> Quantized:
-        """`(B, bits, *grid)` -> `Quantized`. Raises `ValueError` for non-finite features, in training everywhere."""
-        codes = self.encode(features)
-        with torch.autocast(features.device.type, enabled=False):
-            u = F.normalize(features.float(), dim=1)
-            target = unpack(codes, self.dim) * self.dim**-0.5
-            losses = {"commitment": self.config.beta * F.mse_loss(u, target)} if self.config.beta else {}
-            logits = u * (4 * self.dim**-0.5 / self.config.entropy_temperature)
-            entropy, stats = entropy_term(self.config, logits)
-            quantized = straight_through(target, u)
-        if self.training:
-            stats["perplexity"] = perplexity(codes, self.num_codes)
-        return Quantized(as_given(quantized, features), codes, losses | entropy, stats if self.training else {})
+    def commitment(self, source: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """beta |u - q|^2, mean over elements; none at beta 0."""
+        return super().commitment(source, target) if self.config.beta else {}
