@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -10,51 +10,33 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tokenizers_vq.codes import CodeLayout, Quantized
-from tokenizers_vq.config import Config, ConfigError
+from tokenizers_vq.config import ConfigError
 from tokenizers_vq.quantizers.base import Quantizer, join_levels, split_levels
+from tokenizers_vq.quantizers.books import BooksConfig
 from tokenizers_vq.quantizers.statistics import joined_stats
 from tokenizers_vq.quantizers.vector import VectorQuantizer
 
-Size = Annotated[int, Field(ge=1)]
 
-
-class ProductQuantizerConfig(Config):
+class ProductQuantizerConfig(BooksConfig):
     """Several codes at every position, one for each group of channels."""
 
     kind: Literal["product"] = "product"
     groups: int = Field(default=2, ge=1)
     """groups of channels, and codes at one position"""
-    num_codes: Size | tuple[Size, ...] = 1024
-    """codes in each codebook, or one number a group"""
     dim: int = Field(default=256, ge=1)
     """width of the features; each group has its equal share"""
-    distance: Literal["euclidean", "cosine"] = "euclidean"
-    """cosine: search and lookup on each group's L2-normalised vectors"""
-    codebook: Literal["gradient", "ema"] = "gradient"
-    """how the codebooks learn: by their loss term, or as moving averages of the features (no gradient)"""
-    beta: float = 0.25
-    """weight of the commitment term"""
-    decay: float = Field(default=0.99, ge=0, lt=1)
-    """decay of the moving averages (ema)"""
-    epsilon: float = 1e-5
-    """Laplace smoothing of the moving counts (ema)"""
-    revive_after: int | None = Field(default=None, ge=1)
-    """a code unused for so many updates is moved to a random feature; null = never"""
-    kmeans_batches: int = Field(default=0, ge=0)
-    """first batches that fit the codebooks to the features by k-means; 0 = none"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.dim % self.groups:
             raise ConfigError(("groups",), f"{self.groups} groups do not divide the width {self.dim}")
-        if isinstance(self.num_codes, tuple) and len(self.num_codes) != self.groups:
-            raise ConfigError(("num_codes",), f"{len(self.num_codes)} numbers for {self.groups} groups")
+        self.sizes_of(self.groups, "groups")
         return self
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Codes of each group."""
-        return self.num_codes if isinstance(self.num_codes, tuple) else (self.num_codes,) * self.groups
+        return self.sizes_of(self.groups, "groups")
 
     def build(self) -> ProductQuantizer:
         """The quantizer."""
@@ -72,10 +54,8 @@ class ProductQuantizer(Quantizer):
         super().__init__()
         self.config = config = ProductQuantizerConfig(**fields)
         self.in_dim = self.dim = config.dim
-        own = ("distance", "codebook", "beta", "decay", "epsilon", "revive_after", "kmeans_batches")
-        common = {name: getattr(config, name) for name in own}
         self.groups = nn.ModuleList(
-            VectorQuantizer(num_codes=size, dim=config.dim // config.groups, **common) for size in config.sizes
+            VectorQuantizer(num_codes=size, dim=config.dim // config.groups, **config.book()) for size in config.sizes
         )
 
     def layout(self, grid: tuple[int, ...]) -> CodeLayout:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -11,50 +11,31 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tokenizers_vq.codes import CodeLayout, Quantized
-from tokenizers_vq.config import Config, ConfigError
+from tokenizers_vq.config import ConfigError
 from tokenizers_vq.quantizers.base import Quantizer, join_levels, split_levels, straight_through
+from tokenizers_vq.quantizers.books import BooksConfig
 from tokenizers_vq.quantizers.statistics import joined_stats
 from tokenizers_vq.quantizers.vector import VectorQuantizer
 
-Size = Annotated[int, Field(ge=1)]
 
-
-class ResidualQuantizerConfig(Config):
+class ResidualQuantizerConfig(BooksConfig):
     """Several codes at every position, coarse to fine, whose vectors add up."""
 
     kind: Literal["residual"] = "residual"
     levels: int = Field(default=4, ge=1)
     """codes at one position"""
-    num_codes: Size | tuple[Size, ...] = 1024
-    """codes in each codebook, or one number a level"""
     dim: int = Field(default=256, ge=1)
     """width of a code"""
     shared: bool = False
     """one codebook for all levels (RQ-VAE); each level is then an update of it"""
-    distance: Literal["euclidean", "cosine"] = "euclidean"
-    """cosine: each level's search and lookup on L2-normalised vectors (enhancing-transformers)"""
-    codebook: Literal["gradient", "ema"] = "gradient"
-    """how the codebooks learn: by their loss term, or as moving averages of the residuals (no gradient)"""
-    beta: float = 0.25
-    """weight of the commitment term"""
-    decay: float = Field(default=0.99, ge=0, lt=1)
-    """decay of the moving averages (ema)"""
-    epsilon: float = 1e-5
-    """Laplace smoothing of the moving counts (ema)"""
-    revive_after: int | None = Field(default=None, ge=1)
-    """a code unused for so many updates is moved to a random residual; null = never"""
-    kmeans_batches: int = Field(default=0, ge=0)
-    """first updates that fit the codebooks to the residuals by k-means; 0 = none"""
     dropout: float = Field(default=0.0, ge=0, le=1)
     """share of the training images that reach the decoder without their last levels, how many is drawn evenly"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if isinstance(self.num_codes, tuple):
-            if len(self.num_codes) != self.levels:
-                raise ConfigError(("num_codes",), f"{len(self.num_codes)} numbers for {self.levels} levels")
-            if self.shared and len(set(self.num_codes)) > 1:
-                raise ConfigError(("num_codes",), "a shared codebook has one size: give one number")
+        sizes = self.sizes
+        if self.shared and len(set(sizes)) > 1:
+            raise ConfigError(("num_codes",), "a shared codebook has one size: give one number")
         if self.dropout and self.levels == 1:
             raise ConfigError(("dropout",), "needs at least 2 levels to drop one")
         return self
@@ -62,7 +43,7 @@ class ResidualQuantizerConfig(Config):
     @property
     def sizes(self) -> tuple[int, ...]:
         """Codes of each level."""
-        return self.num_codes if isinstance(self.num_codes, tuple) else (self.num_codes,) * self.levels
+        return self.sizes_of(self.levels, "levels")
 
     def build(self) -> ResidualQuantizer:
         """The quantizer."""
@@ -86,11 +67,10 @@ class ResidualQuantizer(Quantizer):
         super().__init__()
         self.config = config = ResidualQuantizerConfig(**fields)
         self.in_dim = self.dim = config.dim
-        own = ("dim", "distance", "codebook", "beta", "decay", "epsilon", "revive_after", "kmeans_batches")
-        common = {name: getattr(config, name) for name in own}
         sizes = config.sizes[:1] if config.shared else config.sizes
         self.codebooks = nn.ModuleList(
-            VectorQuantizer(num_codes=size, gradient_through_norm=False, **common) for size in sizes
+            VectorQuantizer(num_codes=size, dim=config.dim, gradient_through_norm=False, **config.book())
+            for size in sizes
         )
 
     @property
