@@ -20,6 +20,10 @@ class _Wavelets(Config):
     """side of the patches that wavelets turn into channels; a power of two"""
     resamplings: int = Field(default=2, ge=0)
     """halvings of the size after the wavelets: the first so many levels of the encoder, the coarsest of the decoder"""
+    multipliers: tuple[int, ...] = (2, 4, 4)
+    """channels of each level as multiples of `width`"""
+    latent_width: int | None = 256
+    """channels beside the quantizer, before `quant_conv` and after `post_quant_conv`; null = the code's"""
 
     @field_validator("patch")
     @classmethod
@@ -27,6 +31,13 @@ class _Wavelets(Config):
         if patch & (patch - 1):
             raise ValueError(f"wavelets take patches of a power of two, not {patch}: give 1, 2, 4 or 8")
         return patch
+
+    @model_validator(mode="after")
+    def _check_resamplings(self) -> Self:
+        levels = len(self.multipliers)
+        if self.resamplings > levels:
+            raise ConfigError(("resamplings",), f"{levels} levels hold at most as many, not {self.resamplings}")
+        return self
 
     def network(self, config: type[Config]) -> dict[str, Any]:
         """The fields that are VQGAN's."""
@@ -37,14 +48,6 @@ class CosmosEncoderConfig(_Wavelets, VqganEncoderConfig):
     """VQGAN's encoder behind wavelets; the published DI16x16 is the default, DI8x8 has one resampling."""
 
     kind: Literal["cosmos"] = "cosmos"  # type: ignore[assignment]  # narrows the parent's
-    multipliers: tuple[int, ...] = (2, 4, 4)
-    """channels of each level as multiples of `width`"""
-    latent_width: int | None = 256
-    """channels beside the quantizer, before `quant_conv`; null = the code's"""
-
-    @model_validator(mode="after")
-    def _check_resamplings(self) -> Self:
-        return _check(self, self.resamplings, self.multipliers)
 
     def build(self, *, dim: int, channels: int, image_size: tuple[int, int]) -> CosmosEncoder:
         """The encoder for images of `channels` and features of `dim`."""
@@ -55,24 +58,10 @@ class CosmosDecoderConfig(_Wavelets, VqganDecoderConfig):
     """VQGAN's decoder before the inverse wavelets; `multipliers` are counted from full size, as the encoder's."""
 
     kind: Literal["cosmos"] = "cosmos"  # type: ignore[assignment]  # narrows the parent's
-    multipliers: tuple[int, ...] = (2, 4, 4)
-    """channels of each level as multiples of `width`"""
-    latent_width: int | None = 256
-    """channels beside the quantizer, after `post_quant_conv`; null = the code's"""
-
-    @model_validator(mode="after")
-    def _check_resamplings(self) -> Self:
-        return _check(self, self.resamplings, self.multipliers)
 
     def build(self, *, dim: int, channels: int, image_size: tuple[int, int]) -> CosmosDecoder:
         """The decoder from features of `dim` to images of `channels`."""
         return CosmosDecoder(dim=dim, channels=channels, **self.arguments())
-
-
-def _check(config: Any, resamplings: int, multipliers: tuple[int, ...]) -> Any:
-    if resamplings > len(multipliers):
-        raise ConfigError(("resamplings",), f"{len(multipliers)} levels hold at most as many, not {resamplings}")
-    return config
 
 
 def haar(x: Tensor, patch: int) -> Tensor:
