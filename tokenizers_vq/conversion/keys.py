@@ -11,6 +11,8 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from tokenizers_vq.quantizers.base import training_buffers
+
 logger = logging.getLogger(__name__)
 _SHOWN = 20
 M = TypeVar("M", bound=nn.Module)
@@ -74,11 +76,7 @@ def fill(module: M, tensors: Mapping[str, Tensor], path: Path) -> M:
     Raises `ValueError` naming missing, surplus and misshapen keys, as the file has them where `rename` gave `tensors`.
     """
     wanted = dict(module.state_dict())
-    optional = {
-        f"{name}.{buffer}" if name else buffer
-        for name, part in module.named_modules()
-        for buffer in getattr(part, "training_state", ())
-    }
+    optional = training_buffers(module)
     missing = [name for name in wanted if name not in tensors and name not in optional]
     problems = [f"missing {name}{_beside(tensors, name)}" for name in missing]
     problems += [f"surplus {original(tensors, name)}" for name in tensors if name not in wanted]
