@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.families
     python -m tests.benchmarks.families --pair vit-vqgan-tiny-64 vqgan-tiny-64 --batch 8
+    python -m tests.benchmarks.families --device cuda --batch 32
 
 A pair is two presets, the second given the first's number of codes; where their grids differ it is refused. bfloat16 is
 autocast, as `BatchEncoder` does. The last column is the first preset's images/s over the second's.
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\ngrid {grid}, {num_codes} codes, batch {given.batch}: images/s of {vit} | {cnn} | ratio")
         print("  M parameters " + " | ".join(f"{_parameters(tokenizer):.1f}" for tokenizer in pair.values()))
         for dtype in given.dtype:
-            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            with torch.autocast(given.device, torch.bfloat16, enabled=dtype == "bfloat16"):
                 _print_rates(pair, given.batch, dtype, given.repeats)
 
 

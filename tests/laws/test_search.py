@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tokenizers_vq.quantizers import search
 from tokenizers_vq.quantizers.search import nearest_codes
 
 SCORES = ["euclidean", "cosine", "dot"]
+
+
+@pytest.fixture(params=["processor", "accelerator"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search as a CPU goes about it, and as an accelerator does, on the CPU."""
+    if request.param == "accelerator":
+        monkeypatch.setattr(search, "_blocked", search._launched)
+        monkeypatch.setattr(search, "_LAUNCH", 1 << 18)  # several blocks of vectors and codes at these sizes
 
 
 def unit(x: Tensor) -> Tensor:
@@ -43,8 +52,9 @@ def assert_nearest(x: Tensor, codebook: Tensor, score: str = "euclidean") -> Non
     assert (codes == naive.argmin(1))[clear].all()
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("score", SCORES)
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     count=st.integers(1, 600),
     size=st.sampled_from([1, 2, 15, 16, 17, 255, 257, 1000, 4099]),
@@ -58,6 +68,7 @@ def test_any_size(score: str, count: int, size: int, width: int, seed: int) -> N
     assert_nearest(x, codebook, score)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("width", [8, 160])
 @pytest.mark.parametrize(
@@ -91,6 +102,7 @@ def test_adverse_data(case: str, width: int, score: str) -> None:
     assert_nearest(x, codebook, score)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("width", [8, 160])
 def test_ties_go_to_the_lowest_index(width: int, score: str) -> None:
@@ -103,6 +115,7 @@ def test_ties_go_to_the_lowest_index(width: int, score: str) -> None:
     assert nearest_codes(x, distinct[:1].expand(3000, -1), score=score).eq(0).all()
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("width", [8, 160])
 def test_batch_of_many_equals_batches_of_one(width: int, score: str) -> None:
@@ -114,12 +127,14 @@ def test_batch_of_many_equals_batches_of_one(width: int, score: str) -> None:
     assert torch.equal(codes, torch.cat([nearest_codes(part, codebook, score=score) for part in x.split(37)]))
 
 
+@pytest.mark.usefixtures("either_way")
 def test_float64_stays_float64() -> None:
     codebook = torch.randn(40, 8, dtype=torch.float64)
     codebook = torch.cat([codebook, codebook + 1e-12])  # equal once in float32
     assert torch.equal(nearest_codes(codebook, codebook), torch.arange(80))
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_searched_in_full(dtype: torch.dtype) -> None:
     x, codebook = torch.randn(200, 32).to(dtype), torch.randn(500, 32).to(dtype)
@@ -128,6 +143,7 @@ def test_half_precision_is_searched_in_full(dtype: torch.dtype) -> None:
     assert torch.equal(codes, costs(x, codebook, "euclidean").argmin(1))
 
 
+@pytest.mark.usefixtures("either_way")
 def test_allowing_reduced_products_does_not_change_codes() -> None:
     x, codebook = torch.randn(200, 160), torch.randn(500, 160)
     torch.set_float32_matmul_precision("medium")

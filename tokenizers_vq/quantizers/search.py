@@ -4,13 +4,19 @@ A blocked float32 product scores groups of codes and finds, for each vector, the
 of it. The codes of the best group are scored again in float64. A bound on the rounding of the product (Higham, Accuracy
 and Stability of Numerical Algorithms, section 3.1) tells whether any code outside the group could do as well; the few
 vectors where it could are searched in float64 throughout. So codes depend on neither blocks, nor batch, nor threads.
+
+On an accelerator launches cost more than memory: one product of many vectors with the whole codebook, and float64 only
+for those codes that the same bound leaves in doubt.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Score = Literal["euclidean", "cosine", "dot"]
@@ -20,7 +26,8 @@ _ROWS = 256  # vectors a product: wider ones are slower in MKL when D is small
 _TILE = 1 << 17  # scores a product: they stay in the L2 cache
 _OPERAND = 1 << 18  # numbers a block of vectors or codes: 1 MiB in float32
 _DOUBT = -1  # stands for a code until the scan
-_LAUNCH = 16  # an accelerator gets so many times the rows and scores: there launches cost more than memory
+_LAUNCH = 1 << 25  # scores a product on an accelerator, 128 MiB in float32
+_PAIRS = 1 << 23  # float64 numbers at a time where pairs are scored by themselves there, 64 MiB
 
 
 def nearest_codes(x: Tensor, codebook: Tensor, *, score: Score = "euclidean") -> Tensor:
@@ -28,8 +35,8 @@ def nearest_codes(x: Tensor, codebook: Tensor, *, score: Score = "euclidean") ->
 
     `euclidean` takes the least distance, `dot` the largest dot product, `cosine` the largest dot product of normalised
     vectors (a zero vector stays zero). Among equal scores the lowest index wins. Carries no gradient; float32 inside,
-    whatever the autocast, and float64 for float64. Memory beyond the arguments stays under 10 MB on a CPU at any size.
-    On MPS, which has no float64, near-ties are settled in float32.
+    whatever the autocast, and float64 for float64. Memory beyond the arguments stays under 10 MB on a CPU at any size,
+    and under 400 MB on an accelerator. On MPS, which has no float64, near-ties are settled in float32.
 
     Raises `ValueError` for an empty codebook, widths that differ, an unknown score, and (eager only) NaN or infinity.
     """
@@ -48,7 +55,7 @@ def nearest_codes(x: Tensor, codebook: Tensor, *, score: Score = "euclidean") ->
         if len(x) == 0:
             return torch.empty(0, dtype=torch.int64, device=x.device)
         check_finite(x, "features to quantize hold")
-        return _blocked(x, codebook, score)
+        return (_blocked if x.device.type == "cpu" else _launched)(x, codebook, score)
 
 
 def check_finite(x: Tensor, what: str) -> None:
@@ -93,16 +100,15 @@ def _blocked(x: Tensor, codebook: Tensor, score: Score) -> Tensor:
     """Blocks of vectors against blocks of codes, each block of codes prepared once for many vectors."""
     size, width = codebook.shape
     dtype = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
-    large = 1 if x.device.type == "cpu" else _LAUNCH
     group = 1 if width >= 128 else 16 if size < 1 << 16 else 64
-    rows = min(_ROWS * large, max(1, _OPERAND * large // (width + 1)))
+    rows = min(_ROWS, max(1, _OPERAND // (width + 1)))
     span = rows * max(1, min(16, 2 * _OPERAND // (width + 1) // rows))
     unit = _FAN * group
-    tile = unit * max(1, _TILE * large // (unit * rows))
-    room = max(1, min(2 * _OPERAND * large // (width + 1), _OPERAND * large * group // rows) // unit) * unit
+    tile = unit * max(1, _TILE // (unit * rows))
+    room = max(1, min(2 * _OPERAND // (width + 1), _OPERAND * group // rows) // unit) * unit
     room = min(room, -(-size // unit) * unit)
     tile = min(tile, room)
-    chunk = max(1, _TILE * large // (group * width))
+    chunk = max(1, _TILE // (group * width))
 
     centre = codebook.mean(0, dtype=dtype) if score == "euclidean" else None
     codes = torch.empty(len(x), dtype=torch.int64, device=x.device)
@@ -242,6 +248,77 @@ def _scan(x: Tensor, codebook: Tensor, score: Score) -> Tensor:
         better = cost < best
         best, index = torch.where(better, cost, best), torch.where(better, place + first, index)
     return index
+
+
+def _launched(x: Tensor, codebook: Tensor, score: Score) -> Tensor:
+    """The search in few and large steps; two rounds, of which the second sees the few vectors left in doubt."""
+    size, width = codebook.shape
+    dtype = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
+    centre = codebook.mean(0, dtype=dtype) if score == "euclidean" else None
+    blocks, longest = [], torch.zeros((), dtype=dtype, device=x.device)
+    room = min(size, _LAUNCH >> 9)
+    for some in codebook.split(room):
+        weights, norms = _weights(some, centre, score, some.new_empty(len(some), width + 1, dtype=dtype), 1)
+        blocks.append(weights.T)
+        longest = torch.maximum(longest, norms.amax())
+    rows = _LAUNCH // room
+    codes, bounds = [], []
+    with _full_products():
+        for some in x.split(rows):
+            vectors = _vectors(some, centre, score, dtype)
+            least = torch.full_like(vectors[:, 0], torch.inf)
+            other, index = least, torch.zeros_like(least, dtype=torch.int64)
+            for number, block in enumerate(blocks):
+                scores = vectors @ block
+                best, place = scores.min(1)
+                second = scores.scatter_(1, place[:, None], torch.inf).amin(1)
+                other = torch.minimum(torch.minimum(other, second), torch.maximum(least, best))
+                index = torch.where(best < least, place + number * room, index)
+                least = torch.minimum(least, best)
+            length = torch.linalg.vector_norm(vectors[:, :-1], dim=1)
+            bound = least + 2 * _error(length, longest, width, dtype, score)
+            codes.append(torch.where(other > bound, index, _DOUBT))
+            bounds.append(bound)
+        found, bound = torch.cat(codes), torch.cat(bounds)
+        for few in (found == _DOUBT).nonzero().squeeze(1).split(-(-rows // 8)):
+            vectors = _vectors(x[few], centre, score, dtype)
+            best = torch.full_like(bound[few], torch.inf, dtype=_wide(x))
+            index = torch.zeros_like(few)
+            for number, block in enumerate(blocks):
+                # Negated, so that an overflow (NaN) stays a candidate.
+                row, code = (~(vectors @ block > bound[few, None])).nonzero(as_tuple=True)
+                part = max(1, _PAIRS // width)
+                for r, c in zip(row.split(part), (code + number * room).split(part), strict=True):
+                    cost = _pair_costs(x[few[r]], codebook[c], score)
+                    least = best.scatter_reduce(0, r, cost, "amin")
+                    winner = torch.where(cost == least[r], c, size)
+                    lowest = torch.full_like(index, size).scatter_reduce_(0, r, winner, "amin")
+                    index = torch.where(least < best, lowest, index)
+                    best = least
+            found[few] = index
+    return found
+
+
+@contextmanager
+def _full_products() -> Iterator[None]:
+    """float32 products in float32: with TF32, which the user may have allowed, nearly every code stays in doubt."""
+    before = torch.get_float32_matmul_precision()
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _pair_costs(x: Tensor, codes: Tensor, score: Score) -> Tensor:
+    """`(P, D)`, `(P, D)` -> `(P,)` in float64: squared distances, or dot products negated."""
+    exact, codes = _exact(x, score), _exact(codes, score)
+    terms = (exact - codes).square() if score == "euclidean" else -exact * codes
+    # Rows that begin at the same alignment are summed in the same order, so that equal codes tie exactly.
+    return F.pad(terms, (0, -terms.shape[1] % 4)).sum(1)
 
 
 def _exact(x: Tensor, score: Score) -> Tensor:
