@@ -68,16 +68,20 @@ class Data:
 def split(keys: Sequence[str], share: float, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers, int64 rising: to train on, and held out. The split depends on the keys alone, not on their order.
 
-    Raises `ValueError` where fewer than two rows are there to be split.
+    Rows of one key, the views of an image, stay together. Raises `ValueError` where fewer than two images are there to
+    be split.
     """
     if not share:
         return np.arange(len(keys)), np.arange(0)
-    if len(keys) < 2:
-        raise ValueError(f"{len(keys)} images cannot be split into training and held-out ones: encode more")
-    hashes = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]
-    order = sorted(range(len(keys)), key=hashes.__getitem__)
-    count = min(max(round(share * len(keys)), 1), most, len(keys) - 1)
-    return np.sort(np.array(order[count:])), np.sort(np.array(order[:count]))
+    rows: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        rows.setdefault(key, []).append(row)
+    if len(rows) < 2:
+        raise ValueError(f"{len(rows)} images cannot be split into training and held-out ones: encode more")
+    order = sorted(rows, key=lambda key: hashlib.blake2b(key.encode(), digest_size=8).digest())
+    count = min(max(round(share * len(rows)), 1), max(1, most * len(rows) // len(keys)), len(rows) - 1)
+    train, held = ([row for key in part for row in rows[key]] for part in (order[count:], order[:count]))
+    return np.sort(np.array(train)), np.sort(np.array(held))
 
 
 def frequencies(shards: CodeShards, rows: np.ndarray) -> list[np.ndarray]:

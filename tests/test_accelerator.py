@@ -27,6 +27,7 @@ from tokenizers_vq.discriminators.stylegan2 import StyleGAN2
 from tokenizers_vq.evaluation import evaluate
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.regularisers import R1
+from tokenizers_vq.networks.normalisation import GroupNorm
 from tokenizers_vq.quantizers.search import nearest_codes
 from tokenizers_vq.training.recipe import load_recipe
 from tokenizers_vq.training.runs import train
@@ -157,6 +158,34 @@ def test_the_shipped_tokenizer_on_photographs(tmp_path: Path) -> None:
     for name, metric in ours.metrics.items():
         assert theirs.metrics[name].value == pytest.approx(metric.value, rel=1e-2), name
     assert theirs.usage.streams[0].perplexity == pytest.approx(ours.usage.streams[0].perplexity, rel=1e-2)
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_half_precision_is_normed_as_it_lies(size: int) -> None:
+    norm = GroupNorm(8, 32, eps=1e-6).to(DEVICE)
+    x = (torch.randn(4, 32, size, size, device=DEVICE) + 5).to(torch.bfloat16, memory_format=torch.channels_last)
+    with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
+        found = norm(x)
+    with torch.no_grad():
+        exact = torch.nn.functional.group_norm(x.float(), 8, norm.weight, norm.bias, 1e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert DEVICE == "cpu" or found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, rtol=1e-2, atol=1e-2)
+
+
+def test_fp32_is_float32_where_convolutions_are_allowed_less() -> None:
+    """BatchEncoder's `fp32` takes no TF32, which torch's convolutions take unless told otherwise."""
+    torch.backends.cudnn.allow_tf32 = True
+    here = narrow("vqgan-tiny-64", "quantizer.num_codes=8192")
+    images = picture(3, 64, 64, 8)
+    there = narrow("vqgan-tiny-64", "quantizer.num_codes=8192")
+    there.load_state_dict(here.state_dict())
+    codes = [
+        tvq.BatchEncoder(tokenizer, device=device, precision="fp32").encode(images)
+        for tokenizer, device in ((here, "cpu"), (there, DEVICE))
+    ]
+    assert agreement(*codes) >= 0.999
+    assert torch.backends.cudnn.allow_tf32
 
 
 def penalised(device: str, dtype: torch.dtype | None) -> dict[str, Tensor]:

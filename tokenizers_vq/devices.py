@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -50,6 +52,33 @@ def fast_bf16(device: torch.device) -> bool:
         queries = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
         return any(query is not None and query() for query in queries)
     return False
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """float32 products and convolutions in float32: on CUDA torch convolves in TF32 (10 bits) unless told otherwise."""
+    if device.type != "cuda":
+        yield
+        return
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@contextmanager
+def computing(device: torch.device, half: torch.dtype | None) -> Iterator[None]:
+    """Networks in `half` by autocast; without it in the dtype of their parameters, float32 in full."""
+    if half is None:
+        with torch.autocast(device.type, enabled=False), full_float32(device):
+            yield
+    else:
+        with torch.autocast(device.type, dtype=half):
+            yield
 
 
 class Processes(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from tokenizers_vq import images
 from tokenizers_vq.codes import CodeLayout, Codes
-from tokenizers_vq.devices import channels_last, resolve_device, resolve_precision
+from tokenizers_vq.devices import channels_last, computing, resolve_device, resolve_precision
 from tokenizers_vq.folders import lasting_name
 from tokenizers_vq.models import load
 from tokenizers_vq.tiling import decode_tiled, encode_tiled
@@ -39,11 +40,11 @@ class BatchEncoder:
         tile: int | None = None,
     ) -> None:
         """`tokenizer`: a module (moved to the device as it is), or what `load` takes. `precision`: `fp32` computes as
-        `Tokenizer.encode` does; `bf16` puts the networks under autocast, channels last, the quantizer stays float32;
-        `auto` is bf16 where the device has it in hardware. `image_size`: of the images, unset the tokenizer's.
-        `on_broken="skip"` drops the rows of unreadable images and counts them in `broken`. `range`: values of black and
-        white in arrays, see `images.read`. `tile`: side in pixels of
-        the overlapping tiles in which larger images are computed, see `tiling` for what that costs in exactness.
+        `Tokenizer.encode` does, on CUDA without TF32; `bf16` puts the networks under autocast, channels last, the
+        quantizer stays float32; `auto` is bf16 where the device has it in hardware. `image_size`: of the images, unset
+        the tokenizer's. `on_broken="skip"` drops the rows of unreadable images and counts them in `broken`. `range`:
+        values of black and white in arrays, see `images.read`. `tile`: side in pixels of the overlapping tiles in which
+        larger images are computed, see `tiling` for what that costs in exactness.
 
         Raises `ValueError` for unknown or absent devices and precisions, and what `load` raises.
         """
@@ -125,8 +126,8 @@ class BatchEncoder:
                 decoded = self.tokenizer.decode(codes)
         return decoded.float().clamp(-1, 1).cpu()
 
-    def _computing(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+    def _computing(self) -> AbstractContextManager[None]:
+        return computing(self.device, self.autocast)
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

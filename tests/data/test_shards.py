@@ -20,6 +20,7 @@ import torch
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.data import DataConfig
 from tokenizers_vq.data.shards import read_codes, shard_name, write_codes
+from tokenizers_vq.data.transforms import cut_views, size_for_views
 
 
 class Encoder(SimpleNamespace):
@@ -184,3 +185,45 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(pictures, tmp_path)
     write_codes(Encoder(), data(pictures), tmp_path / "whole")
     assert rows(out) == rows(tmp_path / "whole")
     assert read_codes(out).info["images"] == 22
+
+
+@pytest.mark.parametrize(("views", "count"), [("flip", 2), ("ten-crop", 10)])
+def test_several_views_an_image(views: str, count: int, pictures, tmp_path) -> None:
+    seen = []
+
+    class Looks(Encoder):
+        def encode(self, images):
+            seen.append(images)
+            return super().encode(images)
+
+    info = write_codes(Looks(image_size=20), data(pictures), tmp_path / "many", batch_size=5, shards=2, views=views)
+    assert info["images"] == 22 and info["views"] == views
+    shards = read_codes(tmp_path / "many")
+    assert len(shards) == 22 * count
+    assert [shards.keys[row : row + count] for row in range(0, len(shards), count)] == [
+        [key] * count for key in shards.keys[::count]
+    ]
+    views_of = torch.cat(seen).unflatten(0, (22, count))
+    assert views_of.shape[3:] == (20, 20)
+    assert torch.equal(views_of[:, count // 2 :], views_of[:, : count // 2].flip(-1))
+    columns = pq.read_table(tmp_path / "many" / shard_name(0, 2))
+    assert columns["view"].to_pylist()[: 2 * count] == 2 * list(range(count))
+    plain = write_codes(Encoder(image_size=20), data(pictures), tmp_path / "one", shards=2)
+    assert plain["views"] == "center" and "view" not in pq.read_table(tmp_path / "one" / shard_name(0, 2)).column_names
+    if views == "flip":
+        assert torch.equal(shards.codes[::2], read_codes(tmp_path / "one").codes)
+    with pytest.raises(ValueError, match=f"holds codes made with views = {views}, now center"):
+        write_codes(Encoder(image_size=20), data(pictures), tmp_path / "many")
+
+
+def test_unknown_views_are_refused(pictures, tmp_path) -> None:
+    with pytest.raises(ValueError, match="no views 'flips'; did you mean 'flip'"):
+        write_codes(Encoder(), data(pictures), tmp_path, views="flips")
+
+
+def test_ten_crop_takes_corners_and_centre() -> None:
+    image = torch.arange(22 * 22.0).view(1, 1, 22, 22)
+    assert size_for_views(20, "ten-crop") == (22, 22)
+    views = cut_views(image, 20, "ten-crop")
+    for view, (top, left) in zip(views, [(0, 0), (0, 2), (2, 0), (2, 2), (1, 1)], strict=False):
+        assert torch.equal(view, image[0, :, top : top + 20, left : left + 20])

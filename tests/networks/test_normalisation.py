@@ -40,3 +40,17 @@ def test_channels_last_keeps_its_digits_far_from_zero(offset: float) -> None:
     with torch.no_grad():
         error = (norm(x.contiguous(memory_format=torch.channels_last)) - exact).abs().max()
     assert error <= 1e-6 + 1e-6 * abs(offset)
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.0, 30.0])
+def test_half_precision_is_normed_to_its_last_digit(offset: float) -> None:
+    """What an accelerator takes; float32 inside, so that rounding the result is all that is lost."""
+    norm = GroupNorm(4, 16, eps=1e-6)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = (torch.randn(2, 16, 9, 7) + offset).to(torch.bfloat16, memory_format=torch.channels_last)
+    with torch.no_grad():
+        found = norm._half(x)
+        exact = nn.functional.group_norm(x.float(), 4, norm.weight, norm.bias, 1e-6)
+    assert found.dtype == torch.bfloat16 and found.is_contiguous(memory_format=torch.channels_last)
+    assert (found.float() - exact).abs().max() <= 1.01 * (exact.bfloat16().float() - exact).abs().max() + 1e-4

@@ -277,3 +277,11 @@ def test_a_killed_signal_leaves_a_run_to_go_on_with(codes: Path, tmp_path: Path,
         with pytest.raises(Interrupted):
             run(codes, tmp_path / "run")
     assert_bitwise(whole, everything(run(codes, tmp_path / "run")))
+
+
+def test_views_of_an_image_stay_on_one_side() -> None:
+    keys = [f"{number}" for number in range(50) for _ in range(10)]
+    train, held = split(keys, 0.1, 1000)
+    assert len(train) + len(held) == 500 and len(held) == 50
+    assert not {keys[row] for row in train} & {keys[row] for row in held}
+    assert len(split(keys, 0.5, 30)[1]) == 30

@@ -19,7 +19,7 @@ def decode(
     device: common.Device = "auto",
     precision: common.Precision = "auto",
 ) -> None:
-    """Decode shards of codes to one PNG an image, named after it; to .npy where the data had a range or other bands."""
+    """Decode shards of codes, a PNG a row, named after its image; .npy where the data had a range or other bands."""
     from tokenizers_vq.data.shards import read_codes
     from tokenizers_vq.encoding import BatchEncoder
 

@@ -16,6 +16,10 @@ def encode(
     data: Annotated[str, typer.Argument(help="folder of images, parquet or webdataset files, or a Hub name")],
     out: Annotated[Path, typer.Option(help="folder for the shards; one that is there goes on")],
     shards: Annotated[int | None, typer.Option(min=1, help="number of files; unset: one for 8,192 images")] = None,
+    views: Annotated[
+        str,
+        typer.Option(metavar="center|flip|ten-crop", help="rows an image: 1, with its mirror image 2, as LlamaGen 10"),
+    ] = "center",
     split: common.Split = None,
     image_column: common.ImageColumn = None,
     range: common.Range = None,
@@ -28,7 +32,7 @@ def encode(
     device: common.Device = "auto",
     precision: common.Precision = "auto",
 ) -> None:
-    """Encode images to parquet shards of codes, one row an image; killed and started again it goes on."""
+    """Encode images to parquet shards of codes, one row a view; killed and started again it goes on."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -63,7 +67,15 @@ def encode(
             bar.update(task, description=f"encoded {done:,} images, {rate:,.1f} a second")
 
         info = write_codes(
-            encoder, config, out, batch_size=batch_size, shards=shards, rank=rank, world=world, progress=progress
+            encoder,
+            config,
+            out,
+            batch_size=batch_size,
+            shards=shards,
+            views=views,
+            rank=rank,
+            world=world,
+            progress=progress,
         )
     if done:
         common.note(f"encoded {done:,} images, {done / (time.perf_counter() - start):,.1f} a second")

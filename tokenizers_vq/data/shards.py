@@ -1,4 +1,4 @@
-"""Codes on disk: a folder of parquet shards, one row an image, and `codes.json` beside them.
+"""Codes on disk: a folder of parquet shards, one row an image (or a view of one), and `codes.json` beside them.
 
 One folder holds one layout and one fingerprint. A shard is written aside and renamed, so what exists is done: a run
 killed at any moment and started again loses and doubles nothing.
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.codes import CodeLayout
+from tokenizers_vq.config import nearest
 from tokenizers_vq.data.loading import evaluation_batches
 from tokenizers_vq.data.sources import DataConfig, open_source
-from tokenizers_vq.data.transforms import PREPROCESSING
+from tokenizers_vq.data.transforms import PREPROCESSING, VIEWS, cut_views, size_for_views
 from tokenizers_vq.folders import write_atomically
 
 INFO = "codes.json"
@@ -54,6 +55,7 @@ def write_codes(
     *,
     batch_size: int = 32,
     shards: int | None = None,
+    views: str = "center",
     rank: int = 0,
     world: int = 1,
     progress: Callable[[int], None] | None = None,
@@ -63,11 +65,15 @@ def write_codes(
     Columns: `codes` (fixed-size list of N), `fingerprint`, `key`, `label` (-1 for none). Process `rank` of `world`
     writes shards rank, rank + world, ...; the one that finds all shards there completes `codes.json` with `images` and
     `broken` (name -> reason). `shards`: number of files, unset what the folder has, else by the number of images.
-    `progress` is called with the number of images after every batch.
+    `views`: one of `transforms.VIEWS`; where they are several, an image's rows follow each other and a column `view`
+    numbers them. `progress` is called with the number of images after every batch.
 
-    Raises `ValueError` where `out` holds codes made otherwise, the field named, and what `open_source` raises.
+    Raises `ValueError` for unknown views, where `out` holds codes made otherwise, the field named, and what
+    `open_source` raises.
     """
     out = Path(out)
+    if views not in VIEWS:
+        raise ValueError(f"no views '{views}'{nearest(views, VIEWS)}; there are {', '.join(VIEWS)}")
     before = _read_info(out) if (out / INFO).is_file() else None
     if before is None and out.is_dir() and any(out.glob("*.parquet")):
         raise ValueError(f"{out} holds parquet files but no {INFO}: give another --out")
@@ -83,7 +89,8 @@ def write_codes(
         "layout": encoder.layout.to_dict(),
         "image_size": encoder.image_size if isinstance(encoder.image_size, int) else list(encoder.image_size),
         "channels": encoder.channels,
-        "preprocessing": PREPROCESSING,
+        "views": views,
+        "preprocessing": PREPROCESSING if views == "center" else f"{PREPROCESSING}; {VIEWS[views].text}",
         "precision": encoder.precision,
         "data": {name: value for name, value in data.to_dict().items() if name in _READING},
         "source": None if source is None else source.description,
@@ -123,9 +130,10 @@ def _write_shard(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    views = VIEWS[info["views"]].rows
     batches = evaluation_batches(
         data,
-        image_size=encoder.image_size,
+        image_size=size_for_views(encoder.image_size, info["views"]),
         channels=encoder.channels,
         batch_size=batch_size,
         shard=(part, info["shards"]),
@@ -138,20 +146,23 @@ def _write_shard(
             "fingerprint": pa.string(),
             "key": pa.string(),
             "label": pa.int64(),
+            **({"view": pa.int8()} if views > 1 else {}),
         }
     )
     tables = []
     for batch in batches:
-        codes = encoder.encode(batch["images"]).numpy().astype(dtype)
+        images = cut_views(batch["images"], encoder.image_size, info["views"])
+        codes = np.concatenate([encoder.encode(part).numpy() for part in images.split(batch_size)]).astype(dtype)
         columns = [
             pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), length),
             pa.array([encoder.fingerprint] * len(codes), pa.string()),
-            pa.array(batch["keys"], pa.string()),
-            pa.array(batch["labels"].numpy(), pa.int64()),
+            pa.array([key for key in batch["keys"] for _ in range(views)], pa.string()),
+            pa.array(batch["labels"].repeat_interleave(views).numpy(), pa.int64()),
+            *([pa.array(list(range(views)) * len(batch["keys"]), pa.int8())] if views > 1 else []),
         ]
         tables.append(pa.table(columns, schema=schema))
         if progress is not None:
-            progress(len(codes))
+            progress(len(batch["keys"]))
     # the shard's own broken files travel in its metadata: there with the shard, or not at all
     metadata = {"broken": json.dumps(batches.broken, ensure_ascii=False)}
     table = pa.concat_tables([schema.empty_table(), *tables]).replace_schema_metadata(metadata)
@@ -173,7 +184,7 @@ def _complete(out: Path, info: dict[str, Any]) -> dict[str, Any]:
         if not path.is_file():  # another process is at it
             return info
         file = pq.ParquetFile(path)
-        images += file.metadata.num_rows
+        images += file.metadata.num_rows // VIEWS[info.get("views", "center")].rows
         broken.update(json.loads((file.schema_arrow.metadata or {}).get(b"broken", b"{}")))
     info = {**info, "images": images, "broken": broken}
     if _read_info(out) != info:
@@ -189,7 +200,7 @@ def _refuse_other(out: Path, before: dict[str, Any], now: dict[str, Any]) -> Non
         )
     # a tokenizer or data folder may be written another way and be the same
     names = [name for name in now if name not in ("tokenizer", "fingerprint", "data", "source", "images", "broken")]
-    pairs = {name: (before.get(name), now[name]) for name in names}
+    pairs = {name: (before.get(name, "center" if name == "views" else None), now[name]) for name in names}
     old = before.get("data", {})
     pairs.update({f"data.{name}": (old.get(name), value) for name, value in now["data"].items()})
     pairs["data.path"] = (_resolved(old.get("path")), _resolved(now["data"]["path"]))
@@ -261,7 +272,7 @@ class CodeShards:
 
     @property
     def keys(self) -> list[str]:
-        """Names of the images."""
+        """Names of the images, each as often as it has views."""
         return self._table["key"].to_pylist()
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
@@ -19,6 +20,41 @@ if TYPE_CHECKING:
     from tokenizers_vq.data.sources import DataConfig
 
 PREPROCESSING = "shorter side to the image size (bicubic, antialiased, small images enlarged), centre crop"
+
+
+class Views(NamedTuple):
+    """Ways of looking at one image when a data set is encoded."""
+
+    rows: int
+    text: str
+
+
+VIEWS = {
+    "center": Views(1, "the centre"),
+    "flip": Views(2, "the centre and its mirror image"),
+    "ten-crop": Views(10, "of 1.1 times the size the corners and the centre, and their mirror images"),
+}
+"""`ten-crop` is LlamaGen's (arXiv 2406.06525), whose `crop_range` is 1.1"""
+_ROOM = 1.1
+
+
+def size_for_views(size: int | tuple[int, int], views: str) -> int | tuple[int, int]:
+    """What images are cropped to before `cut_views`."""
+    if views != "ten-crop":
+        return size
+    height, width = pair(size)
+    return int(height * _ROOM), int(width * _ROOM)
+
+
+def cut_views(images: Tensor, size: int | tuple[int, int], views: str) -> Tensor:
+    """`(B, C, *size_for_views)` -> `(B views, C, *size)`: an image's views follow each other, mirrored ones last."""
+    if views == "center":
+        return images
+    if views == "flip":
+        cut = images[:, None]
+    else:
+        cut = torch.stack(functional.five_crop(images, list(pair(size))), dim=1)
+    return torch.cat([cut, cut.flip(-1)], dim=1).flatten(0, 1)
 
 
 def augment(image: Tensor, config: DataConfig, size: int | tuple[int, int], key: str) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from tokenizers_vq import images
 from tokenizers_vq.codes import CodeLayout, Codes
+from tokenizers_vq.devices import computing
 from tokenizers_vq.evaluation.figures import display, image_png
 
 QUALITIES: dict[str, tuple[int, ...]] = {
@@ -133,8 +135,8 @@ class TokenizerCodec:
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "tokenizer", "bits": "log2(number of codes) a code", "rounding": "none"}
 
-    def _computing(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+    def _computing(self) -> AbstractContextManager[None]:
+        return computing(self.device, self.autocast)
 
 
 class PillowCodec:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_vq import distributed
+from tokenizers_vq.devices import computing
 from tokenizers_vq.evaluation import metrics
 from tokenizers_vq.evaluation.measures import (
     Clock,
@@ -148,7 +149,7 @@ def evaluate(
                     f"images of {channels}x{height}x{width} and of {'x'.join(map(str, images.shape[1:]))} in one "
                     "evaluation: resize and crop them to one size"
                 )
-            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            with computing(device, autocast):
                 codes = clock.time("encode", len(images), functools.partial(tokenizer.encode, images))
                 decoded = clock.time("decode", len(images), functools.partial(tokenizer.decode, codes))
             reconstructions = decoded.float().clamp(-1, 1)

@@ -17,6 +17,9 @@ class GroupNorm(nn.GroupNorm):
     That is on a CPU in channels_last, the layout of the fast convolutions: up to 25 times slower in bfloat16. There
     torch takes the variance as the mean square less the squared mean, too, which costs float32 its digits where a group
     is far from zero: without autograd such groups are moved near it first, which changes no norm.
+
+    On an accelerator torch's has no channels_last either, and under autocast it takes float32: most of the bytes that
+    an encoder moves there in bfloat16 are copies for its norms. Without autograd half precision is normed as it lies.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -27,7 +30,29 @@ class GroupNorm(nn.GroupNorm):
         if slow and input.dtype == torch.float32 and not input.requires_grad and not torch.compiler.is_compiling():
             offset = self._offset(input)
             input = input if offset is None else input - offset
+        if (
+            input.device.type != "cpu"
+            and input.dtype in (torch.bfloat16, torch.float16)
+            and input.is_contiguous(memory_format=torch.channels_last)
+            and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        ):
+            with torch.autocast(input.device.type, enabled=False):
+                return self._half(input)
         return super().forward(input)
+
+    def _half(self, x: Tensor) -> Tensor:
+        """The norm of half-precision `(B, C, H, W)` in any layout, which it keeps: float32 inside, half outside."""
+        batch, channels, height, width = x.shape
+        groups = (batch, self.num_groups, channels // self.num_groups)
+        count = height * width * groups[2]
+        sums = x.sum((2, 3), dtype=torch.float32).view(groups)
+        squares = torch.linalg.vector_norm(x, dim=(2, 3), dtype=torch.float32).square().view(groups)
+        mean = sums.sum(2, keepdim=True) / count
+        variance = (squares.sum(2, keepdim=True) / count - mean.square()).clamp(min=0)
+        scale = self.weight.float().view(1, *groups[1:]) * (variance + self.eps).rsqrt()
+        shift = self.bias.float().view(1, *groups[1:]) - mean * scale
+        scale, shift = (part.reshape(batch, channels, 1, 1) for part in (scale, shift))
+        return torch.addcmul(shift, x, scale, out=torch.empty_like(x))
 
     def _offset(self, x: Tensor) -> Tensor | None:
         """`(B, C, 1, 1)`: about the mean of groups that are far from zero, 0 for others; None where there are none.

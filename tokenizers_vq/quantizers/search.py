@@ -11,13 +11,13 @@ for those codes that the same bound leaves in doubt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tokenizers_vq.devices import full_float32
 
 Score = Literal["euclidean", "cosine", "dot"]
 
@@ -263,7 +263,7 @@ def _launched(x: Tensor, codebook: Tensor, score: Score) -> Tensor:
         longest = torch.maximum(longest, norms.amax())
     rows = _LAUNCH // room
     codes, bounds = [], []
-    with _full_products():
+    with full_float32(x.device):  # with TF32, which the user may have allowed, nearly every code stays in doubt
         for some in x.split(rows):
             vectors = _vectors(some, centre, score, dtype)
             least = torch.full_like(vectors[:, 0], torch.inf)
@@ -297,20 +297,6 @@ def _launched(x: Tensor, codebook: Tensor, score: Score) -> Tensor:
                     best = least
             found[few] = index
     return found
-
-
-@contextmanager
-def _full_products() -> Iterator[None]:
-    """float32 products in float32: with TF32, which the user may have allowed, nearly every code stays in doubt."""
-    before = torch.get_float32_matmul_precision()
-    if before == "highest":
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _pair_costs(x: Tensor, codes: Tensor, score: Score) -> Tensor:
