@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -46,11 +47,27 @@ def run_app(app: typer.Typer, name: str, argv: Sequence[str] | None = None) -> N
     debug = "--debug" in arguments
     try:
         app(args=[argument for argument in arguments if argument != "--debug"], prog_name=name)
+    except SystemExit as stop:
+        _exit(stop.code)
     except (ValueError, OSError) as error:
         if debug:
             raise
         print(f"{name}: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
-        sys.exit(2)
+        _exit(2)
+
+
+def _exit(code: str | int | None) -> NoReturn:
+    """Leave Python; as one of several processes without taking it down.
+
+    Gloo's threads outlive the group, and one that asks for the interpreter meanwhile aborts the process (pytorch issue
+    190489): the launcher would take what is done for failed.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1 or "torch.distributed" not in sys.modules
+    if alone or isinstance(code, str):
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
 
 
 def list_names(title: str, paths: Mapping[str, Path]) -> None:
