@@ -16,6 +16,7 @@ from tokenizers_vq.quantizers.bits import bit_entropies, unpack
 from tokenizers_vq.quantizers.entropy import entropy_loss
 from tokenizers_vq.quantizers.implicit import perplexity
 from tokenizers_vq.quantizers.lfq import BitsConfig
+from tokenizers_vq.quantizers.statistics import WINDOW
 
 
 def test_fsq_is_the_papers_example() -> None:
@@ -188,3 +189,22 @@ def test_onnx_numbers_codes_beyond_float32_exactly(quantizer: Quantizer, tmp_pat
     codes, vectors = session.run(None, {session.get_inputs()[0].name: z.numpy()})
     assert torch.equal(torch.from_numpy(codes), quantizer.encode(z))
     assert torch.equal(torch.from_numpy(vectors), quantizer.lookup(quantizer.encode(z)))
+
+
+@pytest.mark.parametrize(
+    "quantizer", [FsqQuantizer(levels=(4, 4)), LfqQuantizer(bits=4), BsqQuantizer(bits=4)], ids=["fsq", "lfq", "bsq"]
+)
+def test_usage_counts_over_many_batches(quantizer: Quantizer) -> None:
+    """One corner in train mode until the window is over: every other code is dead; in eval nothing ages."""
+    corner = torch.full((1, quantizer.in_dim, 2, 2), 5.0)
+    for _ in range(WINDOW):
+        stats = quantizer(corner).stats
+    assert stats["usage"] == 1 / 16 and stats["dead"] == 15 and stats["oldest"] == WINDOW and stats["perplexity"] == 1
+    assert quantizer.eval()(corner).stats == {} and int(quantizer.get_buffer("age").max()) == WINDOW
+    assert "age" not in {name for name, _ in quantizer.named_parameters()}
+
+
+def test_more_codes_than_are_worth_counting_keep_no_ages() -> None:
+    quantizer = LfqQuantizer(bits=18)
+    assert not list(quantizer.buffers())
+    assert "usage" not in quantizer(torch.randn(1, 18, 2, 2)).stats

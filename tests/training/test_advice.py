@@ -20,3 +20,14 @@ def test_gumbel_codes_are_told_by_logits_not_by_where_they_lie() -> None:
     assert any(override.startswith("model.quantizer.kl_weight=") for override in overrides)
     assert not any("dim=" in override for override in overrides)
     load_recipe("dvae-tiny-64", ["data=photos", *overrides])
+
+
+def test_codes_without_a_codebook_become_fewer() -> None:
+    overrides = {
+        recipe: [override for advice in against_collapse(load_recipe(recipe)) for override in advice.overrides]
+        for recipe in ("fsq-tiny-64", "lfq-tiny-64")
+    }
+    assert overrides["fsq-tiny-64"] == ["model.quantizer.levels=[8, 5, 5]"]
+    assert overrides["lfq-tiny-64"] == ["model.quantizer.bits=7"]
+    for recipe, listed in overrides.items():
+        load_recipe(recipe, listed).model.build()

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenizers_vq.codes import Quantized
 from tokenizers_vq.config import Config
 from tokenizers_vq.quantizers.base import check_codes, straight_through
-from tokenizers_vq.quantizers.implicit import ImplicitQuantizer, as_given, check_num_codes, perplexity
+from tokenizers_vq.quantizers.implicit import ImplicitQuantizer, as_given, check_num_codes
 
 
 class FsqQuantizerConfig(Config):
@@ -36,15 +36,15 @@ class FsqQuantizer(ImplicitQuantizer):
 
     Channel i becomes q = round(bound(z)) / (L // 2), so values lie in [-1, 1] (appendix A.1); the estimator is
     straight-through the rounding, so its gradient is the bound's. A code is the mixed-radix number of the digits
-    round(bound(z)) + L // 2, first channel fastest. Fields: `FsqQuantizerConfig`. Stats in training: `perplexity`.
+    round(bound(z)) + L // 2, first channel fastest. Fields: `FsqQuantizerConfig`.
     """
 
     def __init__(self, **fields: Any) -> None:
-        super().__init__()
-        self.config = config = FsqQuantizerConfig(**fields)
+        config = FsqQuantizerConfig(**fields)
+        check_num_codes(math.prod(config.levels))
+        super().__init__(math.prod(config.levels))
+        self.config = config
         self.in_dim = self.dim = len(config.levels)
-        self.num_codes = math.prod(config.levels)
-        check_num_codes(self.num_codes)
 
     def _levels(self, like: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.tensor(self.config.levels, device=like.device, dtype=dtype)
@@ -96,5 +96,5 @@ class FsqQuantizer(ImplicitQuantizer):
             codes = (digits * self._radix(digits)).sum(-1)
             half = self._levels(bounded, torch.float32).div(2, rounding_mode="floor")
             quantized = straight_through(self._values(digits), bounded / half).movedim(-1, 1)
-        stats = {"perplexity": perplexity(codes, self.num_codes)} if self.training else {}
+        stats = self._stats(codes) if self.training else {}
         return Quantized(as_given(quantized, features), codes, {}, stats)

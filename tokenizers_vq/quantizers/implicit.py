@@ -9,19 +9,37 @@ from tokenizers_vq import distributed
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.quantizers.base import Quantizer, check_in_all_processes
 from tokenizers_vq.quantizers.search import check_finite
+from tokenizers_vq.quantizers.statistics import code_stats, count
 
 _DENSE = 1 << 20
+_AGED = 1 << 16
+"""most codes whose ages are kept"""
 _INT64 = (1 << 63) - 1
 
 
 class ImplicitQuantizer(Quantizer):
-    """A quantizer whose codes are digits of the features; it has neither parameters nor buffers."""
+    """A quantizer whose codes are digits of the features; it has no parameters, and up to 65,536 codes' ages as state.
 
-    num_codes: int
+    Stats in training: `perplexity`; where ages are kept, also `usage`, `dead` and `oldest` as `code_stats` has them.
+    """
+
+    def __init__(self, num_codes: int) -> None:
+        super().__init__()
+        self.num_codes = num_codes
+        if num_codes <= _AGED:
+            self.training_state = ("age",)  # type: ignore[misc]
+            self.register_buffer("age", torch.zeros(num_codes, dtype=torch.long))
 
     def layout(self, grid: tuple[int, ...]) -> CodeLayout:
         """One code of K at every position of `grid`."""
         return CodeLayout((grid,), 1, (self.num_codes,))
+
+    def _stats(self, codes: Tensor) -> dict[str, Tensor]:
+        """Of one batch in training; one update of the ages."""
+        age = self._buffers.get("age")
+        if age is None:
+            return {"perplexity": perplexity(codes, self.num_codes)}
+        return code_stats(count(codes, self.num_codes), age)
 
     def _check(self, features: Tensor) -> None:
         if self.training and not torch.compiler.is_compiling():

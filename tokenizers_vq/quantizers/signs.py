@@ -13,7 +13,7 @@ from tokenizers_vq.codes import Quantized
 from tokenizers_vq.config import Config
 from tokenizers_vq.quantizers.base import check_codes, straight_through
 from tokenizers_vq.quantizers.bits import bit_entropies, pack, unpack
-from tokenizers_vq.quantizers.implicit import ImplicitQuantizer, as_given, perplexity
+from tokenizers_vq.quantizers.implicit import ImplicitQuantizer, as_given
 
 
 class BitsConfig(Config):
@@ -38,10 +38,9 @@ class SignQuantizer(ImplicitQuantizer):
     """
 
     def __init__(self, config: Any, scale: float) -> None:
-        super().__init__()
+        super().__init__(2**config.bits)
         self.config, self.scale = config, scale
         self.in_dim = self.dim = config.bits
-        self.num_codes = 2**config.bits
 
     def source(self, features: Tensor) -> Tensor:
         """float32 `(B, bits, *grid)` -> what is compared with the codes' vectors, signs kept."""
@@ -74,9 +73,8 @@ class SignQuantizer(ImplicitQuantizer):
             entropy, stats = entropy_term(self.config, logits)
             losses = self.commitment(source, target) | entropy
             quantized = straight_through(target, source)
-        if self.training:
-            stats["perplexity"] = perplexity(codes, self.num_codes)
-        return Quantized(as_given(quantized, features), codes, losses, stats if self.training else {})
+        stats = stats | self._stats(codes) if self.training else {}
+        return Quantized(as_given(quantized, features), codes, losses, stats)
 
 
 def entropy_term(config: BitsConfig, logits: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

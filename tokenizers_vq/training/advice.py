@@ -49,6 +49,10 @@ def against_collapse(recipe: Recipe) -> tuple[Advice, ...]:
     num_codes = fields.get("num_codes", 0)
     if isinstance(num_codes, int) and num_codes > 1024:
         advise("fewer codes", f"num_codes={num_codes // 8}")
+    if fields.get("bits", 0) > 8:
+        advise("fewer codes", f"bits={fields['bits'] - 3}")
+    if quantizer.kind == "fsq" and len(fields["levels"]) > 2:
+        advise("fewer codes", f"levels={list(fields['levels'][:-1])}")
     return tuple(advice) or slower(recipe)
 
 
