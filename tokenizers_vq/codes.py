@@ -31,7 +31,7 @@ class Output(NamedTuple):
     """What a tokenizer's forward gives."""
 
     images: Any
-    """`(B, C, H, W)`, mapped to [-1, 1] but never clamped"""
+    """`(B, C, H, W)`, mapped to [-1, 1] but never clamped; None where they were not asked for"""
     output: Any
     """the decoder's raw output"""
     features: Any

@@ -165,16 +165,17 @@ class HierarchicalTokenizer(Tokenizer):
                 got = [tuple(part.shape[1:3]) for part in codes]
                 raise ValueError(f"codes of grids {got} are not of one image, whose grids are as {list(layout.grids)}")
 
-    def forward(self, images_: Tensor) -> Output:
+    def forward(self, images_: Tensor, render: bool = True) -> Output:
         """Autoencode `(B, C, H, W)` for training: everything on the way, nothing clamped.
 
-        `quantized` joins the levels: features and codes are tuples; losses of one name are summed; statistics are
-        joined as `joined_stats` does, and stand for each level too (`level 1/usage`, coarse first), as do the losses.
+        `render=False` leaves the images out. `quantized` joins the levels: features and codes are tuples; losses of one
+        name are summed; statistics are joined as `joined_stats` does, and stand for each level too (`level 1/usage`,
+        coarse first), as do the losses.
         """
         features, levels = self._quantize(images_, _by_forward)
         quantized = joined(levels)
         output = self.decoder(quantized.features)
-        return Output(self.render(output), output, features, quantized)
+        return Output(self.render(output) if render else None, output, features, quantized)
 
 
 def _by_lookup(quantizer: Quantizer, latents: Tensor) -> tuple[Tensor, Codes]:

@@ -188,12 +188,15 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
             )
         return self.decode_features(self.quantizer.lookup(codes))
 
-    def forward(self, images_: Tensor) -> Output:
-        """Autoencode `(B, C, H, W)` for training: everything on the way, nothing clamped."""
+    def forward(self, images_: Tensor, render: bool = True) -> Output:
+        """Autoencode `(B, C, H, W)` for training: everything on the way, nothing clamped.
+
+        `render=False` leaves the images out, for losses of the decoder's output alone.
+        """
         features = self.encode_features(images_)
         quantized = self.quantizer(features)
         output = self.decoder(quantized.features)
-        return Output(self.render(output), output, features, quantized)
+        return Output(self.render(output) if render else None, output, features, quantized)
 
     def render(self, output: Tensor) -> Tensor:
         """The decoder's raw output -> images mapped to [-1, 1], not clamped."""

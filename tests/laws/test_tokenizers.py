@@ -314,3 +314,11 @@ def test_names_that_do_not_exist_are_answered_with_near_ones() -> None:
         tvq.load("vqgan-f8")
     with pytest.raises(FileNotFoundError, match="called 'nothing'"):
         tvq.load("nothing")
+
+
+def test_images_are_rendered_where_they_are_asked_for(preset: str) -> None:
+    tokenizer = narrow(preset)
+    images = picture(3, *tokenizer.config.size)
+    whole, bare = tokenizer(images), tokenizer(images, render=False)
+    assert bare.images is None and whole.images.shape == images.shape
+    assert torch.equal(bare.output, whole.output) and torch.equal(tokenizer.render(bare.output), whole.images)

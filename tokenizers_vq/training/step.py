@@ -62,7 +62,7 @@ class TokenizerTask:
             self.tokenizer.get_buffer(name).fill_(schedule_value(schedule, step))
         prepared = list(self.modules.values())
         with accelerator.accumulate(*prepared):
-            out = self.modules["tokenizer"](images)
+            out = self.modules["tokenizer"](images, render=False)  # the record renders what a loss asks for
             record = Record(
                 images,
                 out.output,
