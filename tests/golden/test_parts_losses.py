@@ -17,7 +17,7 @@ from tokenizers_vq.judgement import Discriminator, Judgement
 from tokenizers_vq.losses.objectives import Hinge, NonSaturating, Objective, adaptive_weight
 from tokenizers_vq.losses.perceptual import Lpips, LpipsNetwork
 from tokenizers_vq.losses.record import Record
-from tokenizers_vq.losses.regularisers import R1
+from tokenizers_vq.losses.regularisers import R1, LeCam
 
 
 class Case:
@@ -177,6 +177,30 @@ def test_r1(name: str) -> None:
     case.equal("r1", penalty)
     for key in ("0.weight", "2.weight", "5.weight"):
         case.equal(f"r1_grad.{key}", critic.network.get_parameter(key).grad)
+
+
+@pytest.mark.parametrize("name", ["decay-0.9", "decay-0.999"])
+def test_lecam(name: str) -> None:
+    """TiTok's: the batch's means against averages of the steps before."""
+    case = Case(f"lecam/{name}")
+    arguments = case.meta["arguments"]
+    weight = arguments["lecam_regularization_weight"]
+    lecam, nothing = LeCam(decay=arguments["lecam_ema_decay"], compare="means"), Critic(3, 12)
+    found: dict[str, list[Tensor]] = {key: [] for key in case.meta["tolerance"]}
+    for real, fake in zip(case.io["logits_real"], case.io["logits_fake"], strict=True):
+        real.requires_grad_()
+        judgements = Judgement([real], [], {}), Judgement([fake], [], {})
+        record = Record(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), lambda x: x)
+        value, hinge = weight * lecam(record, nothing, *judgements), Hinge().discriminator(*judgements)
+        (gradient,) = torch.autograd.grad(value, real, allow_unused=True)
+        lecam.after_step(nothing)
+        figures = {"lecam": value, "hinge_d": hinge, "total_d": value + hinge}
+        figures |= {"ema_real": lecam.real_average.clone(), "ema_fake": lecam.fake_average.clone()}
+        figures |= {"grad_real": torch.zeros_like(real) if gradient is None else gradient}
+        for key, figure in figures.items():
+            found[key].append(figure.detach())
+    for key, steps in found.items():
+        case.equal(key, torch.stack(steps).reshape(case.io[key].shape))
 
 
 def test_lpips_squeeze() -> None:

@@ -1,4 +1,4 @@
-"""R1 on real discriminators; its values are compared with a reference in tests/golden."""
+"""R1 on real discriminators, LeCam's averages; values are compared with references in tests/golden."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.processes import in_processes
 from tokenizers_vq.discriminators.patchgan import PatchGAN
 from tokenizers_vq.judgement import Discriminator, Judgement
 from tokenizers_vq.losses.record import Record
-from tokenizers_vq.losses.regularisers import R1
+from tokenizers_vq.losses.regularisers import R1, LeCam
 
 
 class Linear(Discriminator):
@@ -48,3 +49,42 @@ def test_r1_of_patchgan_is_finite_and_leaves_buffers(norm: str) -> None:
     assert weight.grad.isfinite().all()
     assert weight.grad.abs().sum() > 0
     assert all(torch.equal(buffer, before[name]) for name, buffer in discriminator.named_buffers())
+
+
+def test_lecam_of_the_paper_takes_each_logit() -> None:
+    """Against averages that were set by hand; the averages move after the step, by the mean of its micro-batches."""
+    lecam, record = LeCam(decay=0.75), Record(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), lambda x: x)
+    lecam.real_average.fill_(2.0)
+    lecam.fake_average.fill_(-1.0)
+    real, fake = torch.tensor([[1.0], [-3.0]]), torch.tensor([[0.0], [4.0]])
+    value = lecam(record, Linear(), Judgement([real], [], {}), Judgement([fake], [], {}))
+    assert value.item() == ((1 + 1) ** 2 + 0) / 2 + ((2 - 0) ** 2 + 0) / 2
+    assert lecam.real_average == 2 and lecam.fake_average == -1
+    lecam(record, Linear(), Judgement([real + 4], [], {}), Judgement([fake], [], {}))
+    lecam.after_step(Linear())
+    assert lecam.real_average.item() == pytest.approx(0.75 * 2 + 0.25 * 1)  # means -1 and 3
+    assert lecam.fake_average.item() == pytest.approx(0.75 * -1 + 0.25 * 2)
+    lecam.after_step(Linear())  # without a judgement nothing moves
+    assert lecam.real_average.item() == pytest.approx(1.75)
+
+
+def lecam_of_a_share(rank: int, world: int, compare: str) -> tuple[torch.Tensor, ...]:
+    """The gradient at one's own logits as DDP would average it, and the averages."""
+    lecam, record = LeCam(compare=compare, decay=0.5), Record(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), abs)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        real, fake = torch.randn(2, 8, 1, generator=generator)
+        real = real.chunk(world)[rank].requires_grad_()
+        judged = Judgement([real], [], {}), Judgement([fake.chunk(world)[rank]], [], {})
+        (gradient,) = torch.autograd.grad(lecam(record, Linear(), *judged), real)
+        lecam.after_step(Linear())
+    return gradient / world, lecam.real_average, lecam.fake_average
+
+
+@pytest.mark.parametrize("compare", ["logits", "means"])
+def test_lecam_in_two_processes_equals_one(compare: str) -> None:
+    gradient, *averages = lecam_of_a_share(0, 1, compare)
+    parts = in_processes(2, lecam_of_a_share, compare)
+    torch.testing.assert_close(torch.cat([part[0] for part in parts]), gradient)
+    for part in parts:
+        torch.testing.assert_close(list(part[1:]), averages)

@@ -69,6 +69,17 @@ def test_a_run_leaves_a_loadable_model_a_log_and_pictures(tmp_path: Path, small:
     assert "optimizer.lr: 0.001" in settings.read_text()
 
 
+def test_averages_of_lecam_are_resumed(tmp_path: Path, small: list[str]) -> None:
+    lecam = [*small, "adversary.regularisers=[{kind: lecam, weight: 0.1, decay: 0.9}]"]
+    whole = everything(run(tmp_path / "whole", lecam))
+    run(tmp_path / "parts", lecam, "steps=5")
+    assert_bitwise(whole, everything(run(tmp_path / "parts", lecam)))
+    (averages,) = [value for name, value in whole.items() if name.endswith("0.real_average")]
+    assert averages != 0
+    last = json.loads((tmp_path / "whole" / "log.jsonl").read_text().splitlines()[-1])
+    assert last["adversary/lecam"] > 0
+
+
 def test_resuming_is_bitwise_never_having_stopped(tmp_path: Path, small: list[str]) -> None:
     whole = everything(run(tmp_path / "whole", small))
     run(tmp_path / "parts", small, "steps=3")

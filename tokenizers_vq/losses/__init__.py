@@ -11,7 +11,7 @@ from tokenizers_vq.losses.logit_laplace import LogitLaplaceConfig
 from tokenizers_vq.losses.objectives import Hinge, NonSaturating
 from tokenizers_vq.losses.perceptual import LpipsConfig, PerceptualConfig
 from tokenizers_vq.losses.proxy_codes import ProxyCodesConfig
-from tokenizers_vq.losses.regularisers import R1Config
+from tokenizers_vq.losses.regularisers import LeCamConfig, R1Config
 from tokenizers_vq.losses.terms import L1Config, L2Config
 
 TermConfig = Annotated[
@@ -19,4 +19,4 @@ TermConfig = Annotated[
     Field(discriminator="kind"),
 ]
 ObjectiveConfig = Annotated[Hinge | NonSaturating, Field(discriminator="kind")]
-RegulariserConfig = R1Config
+RegulariserConfig = Annotated[R1Config | LeCamConfig, Field(discriminator="kind")]

@@ -25,9 +25,13 @@ class Hinge(Config):
     """Hinge loss (Lim and Ye, arXiv 1705.02894), the discriminator's halved as in VQGAN (Esser et al.)."""
 
     kind: Literal["hinge"] = "hinge"
+    generator_loss: Literal["hinge", "non_saturating"] = "hinge"
+    """the generator's side; SEED-Voken sets the non-saturating one against the discriminator's hinge"""
 
     def generator(self, fake: Judgement, real: Judgement | None = None) -> Tensor:
-        """`-mean f`."""
+        """`-mean f`, or `mean softplus(-f)`."""
+        if self.generator_loss == "non_saturating":
+            return NonSaturating().generator(fake)
         return _average(fake.logits, lambda f: -f)
 
     def discriminator(self, real: Judgement, fake: Judgement) -> Tensor:

@@ -6,9 +6,11 @@ from abc import abstractmethod
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from tokenizers_vq import distributed
 from tokenizers_vq.config import Config, Schedule
 from tokenizers_vq.judgement import Discriminator, Judgement, judge
 from tokenizers_vq.losses.record import Record
@@ -63,3 +65,62 @@ class R1(Regulariser):
         total = torch.stack([scale.float().sum() for scale in logits]).sum()
         (gradient,) = torch.autograd.grad(total, images, create_graph=True)
         return 0.5 * gradient.float().square().flatten(1).sum(dim=1).mean()
+
+
+class LeCamConfig(Config):
+    """LeCam regularisation towards moving averages of the logits (Tseng et al., arXiv 2104.03310)."""
+
+    kind: Literal["lecam"] = "lecam"
+    weight: Schedule = 0.001
+    """of the squared distances"""
+    every: Annotated[int, Field(ge=1)] = 1
+    """computed at each `every`-th step, scaled by it"""
+    decay: float = Field(default=0.999, gt=0, lt=1)
+    """of the averages"""
+    compare: Literal["logits", "means"] = "logits"
+    """with the averages: each logit, as the paper's code does, or the batch's mean, as TiTok's does"""
+
+    def build(self) -> LeCam:
+        return LeCam(**self.arguments())
+
+
+class LeCam(Regulariser):
+    """`mean relu(r - average of f)^2 + mean relu(average of r - f)^2`: real and fake logits must not drift apart.
+
+    The averages begin at zero, take the batches of all processes, and move after the discriminator's step. Fields:
+    `LeCamConfig`.
+    """
+
+    name = "lecam"
+    real_average: Tensor
+    fake_average: Tensor
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__()
+        self.config = config = LeCamConfig(**fields)
+        self.weight, self.every = config.weight, config.every
+        self.register_buffer("real_average", torch.zeros(()))
+        self.register_buffer("fake_average", torch.zeros(()))
+        self._seen: list[Tensor] = []
+
+    def forward(self, record: Record, discriminator: Discriminator, real: Judgement, fake: Judgement) -> Tensor:
+        scales = [[logits.float() for logits in judgement.logits] for judgement in (real, fake)]
+        means = distributed.mean(torch.stack([torch.stack([part.mean() for part in side]).mean() for side in scales]))
+        self._seen.append(means.detach())
+        if self.config.compare == "means":
+            scales = [[mean] for mean in means]
+        pulls = [
+            torch.stack([F.relu(away(logits)).square().mean() for logits in side]).mean()
+            for side, away in zip(
+                scales, (lambda r: r - self.fake_average, lambda f: self.real_average - f), strict=True
+            )
+        ]
+        return pulls[0] + pulls[1]
+
+    @torch.no_grad()
+    def after_step(self, discriminator: Discriminator) -> None:
+        if self._seen:
+            seen = torch.stack(self._seen).mean(0)
+            self.real_average.lerp_(seen[0], 1 - self.config.decay)
+            self.fake_average.lerp_(seen[1], 1 - self.config.decay)
+            self._seen.clear()
