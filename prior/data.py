@@ -68,8 +68,8 @@ class Data:
 def split(keys: Sequence[str], share: float, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers, int64 rising: to train on, and held out. The split depends on the keys alone, not on their order.
 
-    Rows of one key, the views of an image, stay together. Raises `ValueError` where fewer than two images are there to
-    be split.
+    Rows of one key, the views of an image, stay together; `most` rows, but one key at least. Raises `ValueError` where
+    fewer than two images are there to be split.
     """
     if not share:
         return np.arange(len(keys)), np.arange(0)

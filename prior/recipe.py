@@ -41,7 +41,7 @@ class PriorRecipe(LoopConfig):
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """share of `codes` kept out, chosen by the images' names; 0 = none where `held_out_codes` is given"""
     max_held_out: int = Field(default=4096, ge=1)
-    """at most so many rows are kept out"""
+    """at most so many rows are kept out, but one image at least"""
     evaluate_every: int = Field(default=500, ge=1)
     """steps between measurements on the held-out codes; the last step is measured always"""
     tokenizer: str | None = None

@@ -187,7 +187,7 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto") -> Measured:
     loop.seed_everything(recipe.seed)
     prior = Prior(config).to(accelerator.device)
     accelerator.print(
-        f"training on {accelerator.device}, {recipe.precision}: {len(data.rows)} images of {prior.layout.length} "
+        f"training on {accelerator.device}, {recipe.precision}: {len(data.rows)} rows of {prior.layout.length} "
         f"codes, {len(data.held_rows)} held out; the run is {out}"
     )
     task = PriorTask(recipe, prior, data, tokenizer if recipe.image_every else None)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +150,45 @@ def test_convolutions_over_time_encode_in_bfloat16_too() -> None:
     assert np.asarray(found["codes"]).shape == (1, 16)
     weight = next(tensor for tensor in tokenizer.parameters() if tensor.ndim == 4 and tensor.shape[-1] == 3)
     assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+PRECISIONS = """
+import os, warnings
+import torch
+from tokenizers_vq.devices import full_float32
+warnings.simplefilter("ignore")
+SETTINGS = [
+    "pass", "torch.set_float32_matmul_precision('high')", "torch.backends.cuda.matmul.allow_tf32 = True",
+    "torch.backends.cudnn.allow_tf32 = False",
+]
+if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+    names = ["", "cuda.matmul.", "cudnn.", "cudnn.conv.", "cudnn.rnn."]
+    SETTINGS += [f"torch.backends.{name}fp32_precision = '{value}'" for name in names for value in ("tf32", "ieee")]
+def state():
+    found = []
+    for where in ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul"):
+        try:
+            found.append(eval(f"torch.backends.{where}.fp32_precision"))
+        except AttributeError:
+            found.append(None)
+    return found
+for setting in SETTINGS:  # each in a process of its own: what one says, the next could not read
+    if os.fork() == 0:
+        try:
+            exec(setting)
+            before = state()
+            with full_float32(torch.device("cuda")):
+                inside = state()
+            assert state() == before, (before, state())
+            assert inside[0] in (None, "ieee") and inside[1] in (None, "ieee"), inside
+        except BaseException as error:
+            print(setting, repr(error), flush=True)
+            os._exit(1)
+        os._exit(0)
+    assert os.wait()[1] == 0, setting
+"""
+
+
+def test_whatever_precision_the_user_has_set_comes_back() -> None:
+    done = subprocess.run([sys.executable, "-c", PRECISIONS], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -56,18 +56,27 @@ def fast_bf16(device: torch.device) -> bool:
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """float32 products and convolutions in float32: on CUDA torch convolves in TF32 (10 bits) unless told otherwise."""
+    """float32 products and convolutions in float32: on CUDA torch convolves in TF32 (10 bits) unless told otherwise.
+
+    What the user has allowed comes back afterwards, by whichever of torch's two ways it was said.
+    """
     if device.type != "cuda":
         yield
         return
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(products, "fp32_precision"):  # torch 2.9; the older switches refuse to be read once these are used
+        switches: list[tuple[Any, str, Any]] = [(products, "fp32_precision", "ieee")]
+        switches.append((convolutions.conv, "fp32_precision", "ieee"))  # type: ignore[attr-defined]
+    else:
+        switches = [(products, "allow_tf32", False), (convolutions, "allow_tf32", False)]
+    before = [getattr(where, name) for where, name, _ in switches]
+    for where, name, value in switches:
+        setattr(where, name, value)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
+        for (where, name, _), value in zip(switches, before, strict=True):
+            setattr(where, name, value)
 
 
 @contextmanager
@@ -90,7 +99,7 @@ class Processes(NamedTuple):
 
 def processes() -> Processes:
     """Rank and world size as launchers say them (RANK, WORLD_SIZE); (0, 1) without one. Sets nothing up."""
-    return Processes(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    return Processes(int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1))
 
 
 def join_processes(device: torch.device) -> Processes:

@@ -106,18 +106,19 @@ def load_weights(module: nn.Module, folder: Path) -> None:
         ) from None
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    problems = [f"missing {name}" for name in wanted.keys() - found.keys()]
-    problems += [f"surplus {name}" for name in found.keys() - wanted.keys()]
+    problems = [f"surplus {name}" for name in found.keys() - wanted.keys()]
     problems += [
         f"{name} is {found[name]}, the config needs {wanted[name]}"
         for name in wanted.keys() & found.keys()
         if wanted[name] != found[name]
     ]
+    fitting = {name: tensor for name, tensor in tensors.items() if wanted.get(name) == found[name]}
+    upcast = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in fitting.items()}
+    missing = module.load_state_dict(upcast, strict=False, assign=True).missing_keys
+    problems += [f"missing {name}" for name in set(missing) - found.keys()]
     if problems:
         shown = "; ".join(sorted(problems)[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ValueError(f"{path} does not fit its {CONFIG}: {shown}")
-    upcast = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    module.load_state_dict(upcast, strict=True, assign=True)
 
 
 def local(name: str | Path) -> Path | None:

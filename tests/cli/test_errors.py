@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +94,14 @@ def test_file_names_are_safe_and_distinct() -> None:
     assert names[4] == "ünï 画.png"
     assert len({name.casefold() for name in names}) == len(keys)
     assert all("/" not in name and len(name.encode()) < 255 and not name.startswith(".") for name in names)
+
+
+def test_one_of_several_processes_leaves_with_its_code(tmp_path: Path) -> None:
+    """At once, when torch is there; the exit code is what a launcher looks at."""
+    for world in ("", "2"):
+        environment = {**os.environ, "WORLD_SIZE": world, "RANK": "0"}
+        command = [sys.executable, "-m", "tokenizers_vq", "info"]
+        for name, code in (("vit-vqgan-tiny-64", 0), (str(tmp_path / "absent"), 2)):
+            done = subprocess.run([*command, name], env=environment, capture_output=True, text=True, timeout=120)
+            assert done.returncode == code, done.stderr
+            assert done.stdout if not code else done.stderr.count("\n") == 1

@@ -208,6 +208,51 @@ def test_memory_where_every_code_ties() -> None:
     assert live.peak - codes.nbytes < 10e6 and codes.eq(0).all()
 
 
+@pytest.mark.parametrize(
+    ("count", "size", "width", "score"),
+    [
+        (1024, 32_768, 8, "euclidean"),
+        (60_000, 1024, 256, "cosine"),
+        (200_000, 16, 256, "cosine"),
+        (2000, 70_000, 32, "dot"),
+    ],
+)
+@pytest.mark.parametrize("ties", [False, True])
+def test_memory_on_an_accelerator(count: int, size: int, width: int, score: str, ties: bool) -> None:
+    """As `Live` counts it on the CPU; where every code ties, of fewer vectors."""
+    count = min(count, 200) if ties else count
+    x, codebook = torch.randn(count, width), torch.randn(size, width)
+    codebook = codebook[:1].expand(size, -1).contiguous() if ties else codebook
+    with Live(x, codebook) as live:
+        codes = search._launched(x, codebook, score)  # type: ignore[arg-type]
+    assert live.peak - 4 * codes.nbytes < 400e6
+    assert not ties or codes.eq(0).all()
+
+
+@pytest.mark.parametrize("score", ["euclidean", "dot"])
+def test_a_few_long_codes_leave_few_pairs_to_float64(score: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = []
+    cost = search._pair_costs
+    monkeypatch.setattr(search, "_pair_costs", lambda x, codes, s: (pairs.append(len(x)), cost(x, codes, s))[1])
+    x, codebook = torch.randn(256, 64), torch.randn(4096, 64) / 50
+    codebook[::200] *= 1e4
+    codes = search._launched(x, codebook, score)  # type: ignore[arg-type]
+    assert torch.equal(codes, nearest_codes(x, codebook, score=score))  # type: ignore[arg-type]
+    assert sum(pairs) < 256 * 50
+
+
+@pytest.mark.parametrize("width", [1, 3, 100, 256])
+def test_equal_codes_tie_exactly_in_any_number_of_pairs(width: int) -> None:
+    x, code = torch.randn(1, width), torch.randn(1, width)
+    for score in SCORES:
+        costs_ = {
+            search._pair_costs(x.expand(count, -1), code.expand(count, -1), score)[place].item()  # type: ignore[arg-type]
+            for count in (1, 2, 7, 64, 1001)
+            for place in (0, count - 1)
+        }
+        assert len(costs_) == 1
+
+
 @pytest.mark.parametrize("score", SCORES)
 def test_traced_codes_equal_eager(score: str) -> None:
     class Search(torch.nn.Module):

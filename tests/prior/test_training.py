@@ -63,7 +63,7 @@ def test_a_prior_learns_and_beats_the_unigram(write_codes, tmp_path: Path, capsy
     assert last["unigram/bits_per_token"] == pytest.approx(4, abs=0.1)
     said = capsys.readouterr().out
     assert "the prior beats it by" in said
-    assert "192 images" in said and "48 held out" in said
+    assert "192 rows" in said and "48 held out" in said
     loaded = prior.load(out)
     assert loaded.config.label_names == ("cat", "dog", "fox")
     assert loaded.config.fingerprint == read_codes(codes).fingerprint

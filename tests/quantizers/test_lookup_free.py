@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.processes import in_processes
@@ -208,3 +209,22 @@ def test_more_codes_than_are_worth_counting_keep_no_ages() -> None:
     quantizer = LfqQuantizer(bits=18)
     assert not list(quantizer.buffers())
     assert "usage" not in quantizer(torch.randn(1, 18, 2, 2)).stats
+
+
+def test_what_was_saved_before_ages_were_kept_still_opens(tmp_path: Path) -> None:
+    import tokenizers_vq as tvq
+
+    fields = [f"{part}.{field}" for part in ("encoder", "decoder") for field in ("width=8", "groups=4", "blocks=1")]
+    tokenizer = tvq.create("fsq-tiny-64", fields).eval()
+    tokenizer.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved.pop("quantizer.age").eq(0).all()
+    save_file(saved, tmp_path / "model.safetensors")
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    assert torch.equal(tvq.load(tmp_path).encode(images), tokenizer.encode(images))
+    quantizer = FsqQuantizer(levels=(4, 4))
+    quantizer.load_state_dict({})  # as a run's checkpoint has it
+    saved.pop("encoder.conv_out.bias")
+    save_file(saved, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"missing encoder\.conv_out\.bias"):
+        tvq.load(tmp_path)

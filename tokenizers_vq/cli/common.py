@@ -62,8 +62,7 @@ def _exit(code: str | int | None) -> NoReturn:
     Gloo's threads outlive the group, and one that asks for the interpreter meanwhile aborts the process (pytorch issue
     190489): the launcher would take what is done for failed.
     """
-    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1 or "torch.distributed" not in sys.modules
-    if alone or isinstance(code, str):
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1 or "torch" not in sys.modules or isinstance(code, str):
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()

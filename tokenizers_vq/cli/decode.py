@@ -42,7 +42,7 @@ def decode(
     count = len(shards) if limit is None else min(limit, len(shards))
     span = shards.info["data"].get("range")
     arrays = span is not None or encoder.channels not in (1, 3)
-    names = common.file_names(shards.keys[:count], ".npy" if arrays else ".png")
+    names = common.file_names(shards.names[:count], ".npy" if arrays else ".png")
     for first in range(0, count, batch_size):
         decoded = encoder.decode(shards[first : min(first + batch_size, count)])
         for image, file in zip(decoded, names[first:], strict=False):
@@ -50,4 +50,4 @@ def decode(
                 common.write_npy(out / file, image, tuple(span or (0.0, 1.0)))
             else:
                 common.write_png(out / file, image)
-    print(f"{count} images: {out}")
+    print(f"{count} {'images' if shards.names == shards.keys else 'views'}: {out}")

@@ -18,7 +18,10 @@ def encode(
     shards: Annotated[int | None, typer.Option(min=1, help="number of files; unset: one for 8,192 images")] = None,
     views: Annotated[
         str,
-        typer.Option(metavar="center|flip|ten-crop", help="rows an image: 1, with its mirror image 2, as LlamaGen 10"),
+        typer.Option(
+            metavar="center|flip|ten-crop",
+            help="rows an image: its centre; that and its mirror image; LlamaGen's ten crops",
+        ),
     ] = "center",
     split: common.Split = None,
     image_column: common.ImageColumn = None,
@@ -38,8 +41,10 @@ def encode(
 
     from tokenizers_vq.data import DataConfig
     from tokenizers_vq.data.shards import recorded_precision, write_codes
+    from tokenizers_vq.data.transforms import check_views
     from tokenizers_vq.devices import processes
 
+    check_views(views)
     config = DataConfig(
         path=data,
         split=split,

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.codes import CodeLayout
-from tokenizers_vq.config import nearest
 from tokenizers_vq.data.loading import evaluation_batches
 from tokenizers_vq.data.sources import DataConfig, open_source
-from tokenizers_vq.data.transforms import PREPROCESSING, VIEWS, cut_views, size_for_views
+from tokenizers_vq.data.transforms import VIEWS, check_views, cut_views, size_for_views
 from tokenizers_vq.folders import write_atomically
 
 INFO = "codes.json"
@@ -72,8 +71,7 @@ def write_codes(
     `open_source` raises.
     """
     out = Path(out)
-    if views not in VIEWS:
-        raise ValueError(f"no views '{views}'{nearest(views, VIEWS)}; there are {', '.join(VIEWS)}")
+    check_views(views)
     before = _read_info(out) if (out / INFO).is_file() else None
     if before is None and out.is_dir() and any(out.glob("*.parquet")):
         raise ValueError(f"{out} holds parquet files but no {INFO}: give another --out")
@@ -90,7 +88,7 @@ def write_codes(
         "image_size": encoder.image_size if isinstance(encoder.image_size, int) else list(encoder.image_size),
         "channels": encoder.channels,
         "views": views,
-        "preprocessing": PREPROCESSING if views == "center" else f"{PREPROCESSING}; {VIEWS[views].text}",
+        "preprocessing": VIEWS[views].preprocessing,
         "precision": encoder.precision,
         "data": {name: value for name, value in data.to_dict().items() if name in _READING},
         "source": None if source is None else source.description,
@@ -274,6 +272,14 @@ class CodeShards:
     def keys(self) -> list[str]:
         """Names of the images, each as often as it has views."""
         return self._table["key"].to_pylist()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the rows: the images', and behind it the number of the view where there are several."""
+        if "view" not in self._table.column_names:
+            return self.keys
+        numbered = zip(self.keys, self._table["view"].to_pylist(), strict=True)
+        return [f"{Path(key).with_suffix('')}-view{view}" for key, view in numbered]
 
 
 def read_codes(folder: Path | str, fingerprint: str | None = None) -> CodeShards:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from tokenizers_vq.config import nearest
 from tokenizers_vq.resizing import cover, pair, resize, resize_center_crop
 
 if TYPE_CHECKING:
@@ -26,16 +27,26 @@ class Views(NamedTuple):
     """Ways of looking at one image when a data set is encoded."""
 
     rows: int
-    text: str
+    preprocessing: str
 
 
+_ROOM = 1.1
 VIEWS = {
-    "center": Views(1, "the centre"),
-    "flip": Views(2, "the centre and its mirror image"),
-    "ten-crop": Views(10, "of 1.1 times the size the corners and the centre, and their mirror images"),
+    "center": Views(1, PREPROCESSING),
+    "flip": Views(2, f"{PREPROCESSING}; that and its mirror image"),
+    "ten-crop": Views(
+        10,
+        PREPROCESSING.replace("to the", f"to {_ROOM} times the")
+        + "; of that the corners and the centre, and their mirror images",
+    ),
 }
 """`ten-crop` is LlamaGen's (arXiv 2406.06525), whose `crop_range` is 1.1"""
-_ROOM = 1.1
+
+
+def check_views(views: str) -> None:
+    """Raises `ValueError` for a name that is not in `VIEWS`."""
+    if views not in VIEWS:
+        raise ValueError(f"no views '{views}'{nearest(views, VIEWS)}")
 
 
 def size_for_views(size: int | tuple[int, int], views: str) -> int | tuple[int, int]:

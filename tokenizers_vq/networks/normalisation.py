@@ -41,7 +41,11 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(input)
 
     def _half(self, x: Tensor) -> Tensor:
-        """The norm of half-precision `(B, C, H, W)` in any layout, which it keeps: float32 inside, half outside."""
+        """The norm of half-precision `(B, C, H, W)` in any layout, which it keeps: float32 inside, half outside.
+
+        As good as its input where groups lie within about 100 standard deviations of zero; beyond, the mean of squares
+        less the squared mean costs digits.
+        """
         batch, channels, height, width = x.shape
         groups = (batch, self.num_groups, channels // self.num_groups)
         count = height * width * groups[2]

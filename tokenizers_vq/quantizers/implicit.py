@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,11 @@ class ImplicitQuantizer(Quantizer):
         if num_codes <= _AGED:
             self.training_state = ("age",)  # type: ignore[misc]
             self.register_buffer("age", torch.zeros(num_codes, dtype=torch.long))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        if "age" in self._buffers:  # what was saved before ages were kept comes without them
+            state_dict.setdefault(f"{prefix}age", torch.zeros(self.num_codes, dtype=torch.long))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def layout(self, grid: tuple[int, ...]) -> CodeLayout:
         """One code of K at every position of `grid`."""

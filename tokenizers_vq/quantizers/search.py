@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_vq.devices import full_float32
@@ -27,7 +26,7 @@ _TILE = 1 << 17  # scores a product: they stay in the L2 cache
 _OPERAND = 1 << 18  # numbers a block of vectors or codes: 1 MiB in float32
 _DOUBT = -1  # stands for a code until the scan
 _LAUNCH = 1 << 25  # scores a product on an accelerator, 128 MiB in float32
-_PAIRS = 1 << 23  # float64 numbers at a time where pairs are scored by themselves there, 64 MiB
+_PAIRS = 1 << 21  # float64 numbers at a time where pairs are scored by themselves there, 16 MiB
 
 
 def nearest_codes(x: Tensor, codebook: Tensor, *, score: Score = "euclidean") -> Tensor:
@@ -36,7 +35,8 @@ def nearest_codes(x: Tensor, codebook: Tensor, *, score: Score = "euclidean") ->
     `euclidean` takes the least distance, `dot` the largest dot product, `cosine` the largest dot product of normalised
     vectors (a zero vector stays zero). Among equal scores the lowest index wins. Carries no gradient; float32 inside,
     whatever the autocast, and float64 for float64. Memory beyond the arguments stays under 10 MB on a CPU at any size,
-    and under 400 MB on an accelerator. On MPS, which has no float64, near-ties are settled in float32.
+    and under 400 MB, three numbers a vector aside, on an accelerator. On MPS, which has no float64, near-ties are
+    settled in float32. Where distances are equal within float64's rounding, CPU and accelerator may differ.
 
     Raises `ValueError` for an empty codebook, widths that differ, an unknown score, and (eager only) NaN or infinity.
     """
@@ -251,60 +251,93 @@ def _scan(x: Tensor, codebook: Tensor, score: Score) -> Tensor:
 
 
 def _launched(x: Tensor, codebook: Tensor, score: Score) -> Tensor:
-    """The search in few and large steps; two rounds, of which the second sees the few vectors left in doubt."""
-    size, width = codebook.shape
+    """The search in few and large steps, of which the second sees the vectors that the first leaves in doubt."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
+    size, width = codebook.shape
+    room = max(1, min(size, _LAUNCH >> 9, _LAUNCH // (4 * width + 4)))
+    rows = max(1, _LAUNCH // max(room, 4 * width + 4))
     centre = codebook.mean(0, dtype=dtype) if score == "euclidean" else None
-    blocks, longest = [], torch.zeros((), dtype=dtype, device=x.device)
-    room = min(size, _LAUNCH >> 9)
-    for some in codebook.split(room):
-        weights, norms = _weights(some, centre, score, some.new_empty(len(some), width + 1, dtype=dtype), 1)
-        blocks.append(weights.T)
-        longest = torch.maximum(longest, norms.amax())
-    rows = _LAUNCH // room
-    codes, bounds = [], []
+    codes = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    least, other = torch.full((2, len(x)), torch.inf, dtype=dtype, device=x.device)
+    longest, length = torch.zeros((), dtype=dtype, device=x.device), torch.zeros_like(least)
     with full_float32(x.device):  # with TF32, which the user may have allowed, nearly every code stays in doubt
-        for some in x.split(rows):
-            vectors = _vectors(some, centre, score, dtype)
-            least = torch.full_like(vectors[:, 0], torch.inf)
-            other, index = least, torch.zeros_like(least, dtype=torch.int64)
-            for number, block in enumerate(blocks):
+        for first in range(0, size, room):
+            block, norms = _code_block(codebook[first : first + room], centre, score, dtype)
+            longest = torch.maximum(longest, norms.amax())
+            for start in range(0, len(x), rows):
+                part = slice(start, start + rows)
+                vectors = _vectors(x[part], centre, score, dtype)
+                length[part] = torch.linalg.vector_norm(vectors[:, :-1], dim=1)
                 scores = vectors @ block
                 best, place = scores.min(1)
                 second = scores.scatter_(1, place[:, None], torch.inf).amin(1)
-                other = torch.minimum(torch.minimum(other, second), torch.maximum(least, best))
-                index = torch.where(best < least, place + number * room, index)
-                least = torch.minimum(least, best)
-            length = torch.linalg.vector_norm(vectors[:, :-1], dim=1)
-            bound = least + 2 * _error(length, longest, width, dtype, score)
-            codes.append(torch.where(other > bound, index, _DOUBT))
-            bounds.append(bound)
-        found, bound = torch.cat(codes), torch.cat(bounds)
-        for few in (found == _DOUBT).nonzero().squeeze(1).split(-(-rows // 8)):
-            vectors = _vectors(x[few], centre, score, dtype)
-            best = torch.full_like(bound[few], torch.inf, dtype=_wide(x))
-            index = torch.zeros_like(few)
-            for number, block in enumerate(blocks):
-                # Negated, so that an overflow (NaN) stays a candidate.
-                row, code = (~(vectors @ block > bound[few, None])).nonzero(as_tuple=True)
-                part = max(1, _PAIRS // width)
-                for r, c in zip(row.split(part), (code + number * room).split(part), strict=True):
-                    cost = _pair_costs(x[few[r]], codebook[c], score)
-                    least = best.scatter_reduce(0, r, cost, "amin")
-                    winner = torch.where(cost == least[r], c, size)
-                    lowest = torch.full_like(index, size).scatter_reduce_(0, r, winner, "amin")
-                    index = torch.where(least < best, lowest, index)
-                    best = least
-            found[few] = index
-    return found
+                del scores
+                other[part] = torch.minimum(torch.minimum(other[part], second), torch.maximum(least[part], best))
+                codes[part] = torch.where(best < least[part], place + first, codes[part])
+                least[part] = torch.minimum(least[part], best)
+        # Negated, so that an overflow (NaN) counts as doubt.
+        doubt = (
+            (~(other > least + 2 * _error(length, longest, width, dtype, score, reduced=False))).nonzero().squeeze(1)
+        )
+        for few in doubt.split(-(-rows // 8)):
+            codes[few] = _among_near(x[few], codebook, centre, score, dtype, room)
+    return codes
+
+
+def _code_block(codes: Tensor, centre: Tensor | None, score: Score, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`(k, D)` -> what vectors are multiplied by, `(D + 1, k)`, and norms `(k,)`."""
+    out = torch.empty(len(codes), codes.shape[1] + 1, dtype=dtype, device=codes.device)
+    weights, norms = _weights(codes, centre, score, out, 1)
+    return weights.T, norms
+
+
+def _among_near(
+    x: Tensor, codebook: Tensor, centre: Tensor | None, score: Score, dtype: torch.dtype, room: int
+) -> Tensor:
+    """Codes of a few vectors: all that the products do not exclude, each by its own norm, are scored in float64."""
+    size, width = codebook.shape
+    vectors = _vectors(x, centre, score, dtype)
+    length = torch.linalg.vector_norm(vectors[:, :-1], dim=1)[:, None]
+    bounds = []
+    for first in range(0, size, room):
+        block, norms = _code_block(codebook[first : first + room], centre, score, dtype)
+        bounds.append((vectors @ block + _error(length, norms, width, dtype, score, reduced=False)).amin(1))
+    bound = torch.stack(bounds).amin(0)[:, None]
+    best = torch.full((len(x),), torch.inf, dtype=_wide(x), device=x.device)
+    index = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    for first in range(0, size, room):
+        block, norms = _code_block(codebook[first : first + room], centre, score, dtype)
+        near = ~(vectors @ block - _error(length, norms, width, dtype, score, reduced=False) > bound)
+        row, code = near.nonzero(as_tuple=True)
+        part = max(1, _PAIRS // width)
+        for r, c in zip(row.split(part), (code + first).split(part), strict=True):
+            cost = _pair_costs(x[r], codebook[c], score)
+            least = best.scatter_reduce(0, r, cost, "amin")
+            winner = torch.where(cost == least[r], c, size)
+            lowest = torch.full_like(index, size).scatter_reduce_(0, r, winner, "amin")
+            index, best = torch.where(least < best, lowest, index), least
+    return index
 
 
 def _pair_costs(x: Tensor, codes: Tensor, score: Score) -> Tensor:
     """`(P, D)`, `(P, D)` -> `(P,)` in float64: squared distances, or dot products negated."""
-    exact, codes = _exact(x, score), _exact(codes, score)
-    terms = (exact - codes).square() if score == "euclidean" else -exact * codes
-    # Rows that begin at the same alignment are summed in the same order, so that equal codes tie exactly.
-    return F.pad(terms, (0, -terms.shape[1] % 4)).sum(1)
+    x, codes = x.to(_wide(x)), codes.to(_wide(x))
+    if score == "euclidean":
+        return _sum((x - codes).square())
+    if score == "cosine":
+        lengths = [_sum(part.square()).sqrt()[:, None] for part in (x, codes)]
+        x, codes = (part / length.where(length > 0, 1) for part, length in zip((x, codes), lengths, strict=True))
+    return -_sum(x * codes)
+
+
+def _sum(terms: Tensor) -> Tensor:
+    """`(P, D)` -> `(P,)`, by halves: in one order whatever P, so that equal codes tie exactly. A GPU's sum is not."""
+    while terms.shape[1] > 1:
+        half = -(-terms.shape[1] // 2)
+        folded = terms[:, :half].clone()
+        folded[:, : terms.shape[1] - half] += terms[:, half:]
+        terms = folded
+    return terms[:, 0]
 
 
 def _exact(x: Tensor, score: Score) -> Tensor:
@@ -323,12 +356,25 @@ def _costs(exact: Tensor, codes: Tensor, score: Score) -> Tensor:
     return (exact[..., :, None, :] * codes[..., None, :, :]).sum(-1).neg()
 
 
-def _error(length: Tensor, reach: Tensor, width: int, dtype: torch.dtype, score: Score) -> Tensor:
-    """Most that the product's score of a code no longer than `reach` is off, for vectors of `length`."""
-    # The user may have allowed TF32 or bf16 inside of products.
-    reduced = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    unit = 2.0**-8 if reduced else torch.finfo(dtype).eps / 2
+def _error(
+    length: Tensor, reach: Tensor, width: int, dtype: torch.dtype, score: Score, *, reduced: bool | None = None
+) -> Tensor:
+    """Most that the product's score of a code no longer than `reach` is off, for vectors of `length`.
+
+    `reduced`: whether the product may be one in TF32 or bfloat16; unset, what the user has allowed on the CPU.
+    """
+    reduced = _reduced() if reduced is None else reduced
+    unit = 2.0**-8 if reduced and dtype == torch.float32 else torch.finfo(dtype).eps / 2
     tiny = torch.finfo(dtype).tiny
     reach = reach + (width * tiny) ** 0.5  # squares below tiny are lost from norms
     size = length * reach + reach * reach if score == "euclidean" else length * reach
     return (width + 8) * (unit * size + tiny * (1 + length + reach))
+
+
+def _reduced() -> bool:
+    try:
+        allowed = torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # it was said in torch's newer way, and is no longer read in the older
+        return True
+    newer = getattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision", "none")
+    return allowed or newer not in ("none", "ieee")
