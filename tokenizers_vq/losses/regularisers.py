@@ -104,18 +104,15 @@ class LeCam(Regulariser):
         self._seen: list[Tensor] = []
 
     def forward(self, record: Record, discriminator: Discriminator, real: Judgement, fake: Judgement) -> Tensor:
-        scales = [[logits.float() for logits in judgement.logits] for judgement in (real, fake)]
-        means = distributed.mean(torch.stack([torch.stack([part.mean() for part in side]).mean() for side in scales]))
+        reals, fakes = ([logits.float() for logits in judgement.logits] for judgement in (real, fake))
+        means = torch.stack([torch.stack([scale.mean() for scale in side]).mean() for side in (reals, fakes)])
+        means = distributed.mean(means)
         self._seen.append(means.detach())
         if self.config.compare == "means":
-            scales = [[mean] for mean in means]
-        pulls = [
-            torch.stack([F.relu(away(logits)).square().mean() for logits in side]).mean()
-            for side, away in zip(
-                scales, (lambda r: r - self.fake_average, lambda f: self.real_average - f), strict=True
-            )
-        ]
-        return pulls[0] + pulls[1]
+            reals, fakes = [means[0]], [means[1]]
+        above = [F.relu(scale - self.fake_average).square().mean() for scale in reals]
+        below = [F.relu(self.real_average - scale).square().mean() for scale in fakes]
+        return torch.stack(above).mean() + torch.stack(below).mean()
 
     @torch.no_grad()
     def after_step(self, discriminator: Discriminator) -> None:
