@@ -275,10 +275,8 @@ def _launched(x: Tensor, codebook: Tensor, score: Score) -> Tensor:
                 other[part] = torch.minimum(torch.minimum(other[part], second), torch.maximum(least[part], best))
                 codes[part] = torch.where(best < least[part], place + first, codes[part])
                 least[part] = torch.minimum(least[part], best)
-        # Negated, so that an overflow (NaN) counts as doubt.
-        doubt = (
-            (~(other > least + 2 * _error(length, longest, width, dtype, score, reduced=False))).nonzero().squeeze(1)
-        )
+        clear = other > least + 2 * _error(length, longest, width, dtype, score, reduced=False)
+        doubt = (~clear).nonzero().squeeze(1)  # an overflow (NaN) too
         for few in doubt.split(-(-rows // 8)):
             codes[few] = _among_near(x[few], codebook, centre, score, dtype, room)
     return codes
@@ -298,17 +296,14 @@ def _among_near(
     size, width = codebook.shape
     vectors = _vectors(x, centre, score, dtype)
     length = torch.linalg.vector_norm(vectors[:, :-1], dim=1)[:, None]
-    bounds = []
-    for first in range(0, size, room):
-        block, norms = _code_block(codebook[first : first + room], centre, score, dtype)
-        bounds.append((vectors @ block + _error(length, norms, width, dtype, score, reduced=False)).amin(1))
-    bound = torch.stack(bounds).amin(0)[:, None]
+    bound = torch.full_like(length, torch.inf)
     best = torch.full((len(x),), torch.inf, dtype=_wide(x), device=x.device)
     index = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     for first in range(0, size, room):
         block, norms = _code_block(codebook[first : first + room], centre, score, dtype)
-        near = ~(vectors @ block - _error(length, norms, width, dtype, score, reduced=False) > bound)
-        row, code = near.nonzero(as_tuple=True)
+        scores, error = vectors @ block, _error(length, norms, width, dtype, score, reduced=False)
+        bound = torch.minimum(bound, (scores + error).amin(1, keepdim=True))
+        row, code = (~(scores - error > bound)).nonzero(as_tuple=True)
         part = max(1, _PAIRS // width)
         for r, c in zip(row.split(part), (code + first).split(part), strict=True):
             cost = _pair_costs(x[r], codebook[c], score)
