@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenizers_vq.codes import Quantized
 from tokenizers_vq.config import Config
 from tokenizers_vq.quantizers.base import check_codes, straight_through
-from tokenizers_vq.quantizers.implicit import ImplicitQuantizer, as_given, check_num_codes
+from tokenizers_vq.quantizers.implicit import ImplicitQuantizer, as_given
 
 
 class FsqQuantizerConfig(Config):
@@ -41,7 +41,6 @@ class FsqQuantizer(ImplicitQuantizer):
 
     def __init__(self, **fields: Any) -> None:
         config = FsqQuantizerConfig(**fields)
-        check_num_codes(math.prod(config.levels))
         super().__init__(math.prod(config.levels))
         self.config = config
         self.in_dim = self.dim = len(config.levels)

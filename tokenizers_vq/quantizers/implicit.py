@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from tokenizers_vq import distributed
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.quantizers.base import Quantizer, check_in_all_processes
 from tokenizers_vq.quantizers.search import check_finite
-from tokenizers_vq.quantizers.statistics import code_stats, count
+from tokenizers_vq.quantizers.statistics import code_stats, count, perplexity_of
 
 _DENSE = 1 << 20
 _AGED = 1 << 16
@@ -25,15 +25,18 @@ class ImplicitQuantizer(Quantizer):
     Stats in training: `perplexity`; where ages are kept, also `usage`, `dead` and `oldest` as `code_stats` has them.
     """
 
+    training_state: ClassVar[tuple[str, ...]] = ("age",)
+    age: Tensor | None
+
     def __init__(self, num_codes: int) -> None:
         super().__init__()
+        if num_codes > _INT64:
+            raise ValueError(f"{num_codes} codes do not fit into int64: use fewer levels or bits")
         self.num_codes = num_codes
-        if num_codes <= _AGED:
-            self.training_state = ("age",)  # type: ignore[misc]
-            self.register_buffer("age", torch.zeros(num_codes, dtype=torch.long))
+        self.register_buffer("age", torch.zeros(num_codes, dtype=torch.long) if num_codes <= _AGED else None)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        if "age" in self._buffers:  # what was saved before ages were kept comes without them
+        if self.age is not None:  # what was saved before ages were kept comes without them
             state_dict.setdefault(f"{prefix}age", torch.zeros(self.num_codes, dtype=torch.long))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
@@ -43,21 +46,14 @@ class ImplicitQuantizer(Quantizer):
 
     def _stats(self, codes: Tensor) -> dict[str, Tensor]:
         """Of one batch in training; one update of the ages."""
-        age = self._buffers.get("age")
-        if age is None:
+        if self.age is None:
             return {"perplexity": perplexity(codes, self.num_codes)}
-        return code_stats(count(codes, self.num_codes), age)
+        return code_stats(count(codes, self.num_codes), self.age)
 
     def _check(self, features: Tensor) -> None:
         if self.training and not torch.compiler.is_compiling():
             check_in_all_processes(features)
         check_features(features)
-
-
-def check_num_codes(num_codes: int) -> None:
-    """Raises `ValueError` where int64 cannot number the codes."""
-    if num_codes > _INT64:
-        raise ValueError(f"{num_codes} codes do not fit into int64: use fewer levels or bits")
 
 
 def check_features(features: Tensor) -> None:
@@ -75,11 +71,10 @@ def as_given(quantized: Tensor, features: Tensor) -> Tensor:
 def perplexity(codes: Tensor, num_codes: int) -> Tensor:
     """exp of the entropy of the codes (any shape) of all processes, 1 to K; sparse above 2^20 codes."""
     if num_codes <= _DENSE:
-        counts = distributed.sum(torch.bincount(codes.reshape(-1), minlength=num_codes).float())
+        counts = count(codes, num_codes)
     else:
         counts = _gathered(codes.reshape(-1)).unique(return_counts=True)[1].float()
-    share = counts / counts.sum()
-    return torch.exp(-torch.special.xlogy(share, share).sum())
+    return perplexity_of(counts)
 
 
 def _gathered(codes: Tensor) -> Tensor:

@@ -19,6 +19,12 @@ def count(codes: Tensor, num_codes: int) -> Tensor:
     return distributed.sum(torch.bincount(codes.reshape(-1), minlength=num_codes).float())
 
 
+def perplexity_of(counts: Tensor) -> Tensor:
+    """exp of the entropy of counts `(K,)`."""
+    share = counts / counts.sum()
+    return torch.exp(-torch.special.xlogy(share, share).sum())
+
+
 @torch.no_grad()
 def code_stats(counts: Tensor, age: Tensor) -> dict[str, Tensor]:
     """Ages the codes by one update, in place: `(K,)`, `(K,)` int64 -> scalars for the log.
@@ -28,10 +34,9 @@ def code_stats(counts: Tensor, age: Tensor) -> dict[str, Tensor]:
     unused code was used (if it never was: since training began).
     """
     age.copy_(torch.where(counts > 0, 0, age + 1))
-    share = counts / counts.sum()
     dead = (age >= WINDOW).sum().float()
     return {
-        "perplexity": torch.exp(-torch.special.xlogy(share, share).sum()),
+        "perplexity": perplexity_of(counts),
         "usage": 1 - dead / len(counts),
         "dead": dead,
         "oldest": age.max().float(),
