@@ -24,20 +24,17 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """`(B, C, H, W)` -> the same shape and dtype."""
-        slow = input.device.type == "cpu" and input.is_contiguous(memory_format=torch.channels_last)
-        if slow and input.requires_grad and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not input.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(input)
+        if input.device.type != "cpu":
+            if input.dtype in (torch.bfloat16, torch.float16) and not torch.is_grad_enabled():
+                with torch.autocast(input.device.type, enabled=False):
+                    return self._half(input)
+        elif input.requires_grad:
             return _ChannelsLast.apply(input, self.weight, self.bias, self.num_groups, self.eps)
-        if slow and input.dtype == torch.float32 and not input.requires_grad and not torch.compiler.is_compiling():
+        elif input.dtype == torch.float32:
             offset = self._offset(input)
             input = input if offset is None else input - offset
-        if (
-            input.device.type != "cpu"
-            and input.dtype in (torch.bfloat16, torch.float16)
-            and input.is_contiguous(memory_format=torch.channels_last)
-            and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-        ):
-            with torch.autocast(input.device.type, enabled=False):
-                return self._half(input)
         return super().forward(input)
 
     def _half(self, x: Tensor) -> Tensor:
