@@ -50,4 +50,4 @@ def decode(
                 common.write_npy(out / file, image, tuple(span or (0.0, 1.0)))
             else:
                 common.write_png(out / file, image)
-    print(f"{count} {'images' if shards.names == shards.keys else 'views'}: {out}")
+    print(f"{count} {'images' if shards.info['views'] == 'center' else 'views'}: {out}")

@@ -182,7 +182,7 @@ def _complete(out: Path, info: dict[str, Any]) -> dict[str, Any]:
         if not path.is_file():  # another process is at it
             return info
         file = pq.ParquetFile(path)
-        images += file.metadata.num_rows // VIEWS[info.get("views", "center")].rows
+        images += file.metadata.num_rows // VIEWS[info["views"]].rows
         broken.update(json.loads((file.schema_arrow.metadata or {}).get(b"broken", b"{}")))
     info = {**info, "images": images, "broken": broken}
     if _read_info(out) != info:
@@ -198,7 +198,7 @@ def _refuse_other(out: Path, before: dict[str, Any], now: dict[str, Any]) -> Non
         )
     # a tokenizer or data folder may be written another way and be the same
     names = [name for name in now if name not in ("tokenizer", "fingerprint", "data", "source", "images", "broken")]
-    pairs = {name: (before.get(name, "center" if name == "views" else None), now[name]) for name in names}
+    pairs = {name: (before.get(name), now[name]) for name in names}
     old = before.get("data", {})
     pairs.update({f"data.{name}": (old.get(name), value) for name, value in now["data"].items()})
     pairs["data.path"] = (_resolved(old.get("path")), _resolved(now["data"]["path"]))
@@ -225,7 +225,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no {INFO}: it is no folder of codes; `tvq encode` makes one")
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = {"views": "center", **json.loads(path.read_text(encoding="utf-8"))}  # what older ones do not say
         CodeLayout.from_dict(info["layout"])
         return {name: info[name] for name in ("fingerprint", "shards", "precision", "images")} and info
     except (ValueError, KeyError, TypeError) as error:
