@@ -21,7 +21,7 @@ from prior.sampling import Sampler
 from tests.laws.quantizers import CASES, Case
 from tests.laws.test_tokenizers import NARROW, narrow, parts, picture
 from tests.prior.conftest import SMALL as SMALL_PRIOR
-from tests.prior.conftest import write_codes  # noqa: F401 (a fixture)
+from tests.prior.conftest import tokenizer, write_codes  # noqa: F401 (fixtures)
 from tests.training.conftest import pictures, small  # noqa: F401 (fixtures)
 from tokenizers_vq.discriminators.stylegan2 import StyleGAN2
 from tokenizers_vq.evaluation import evaluate
@@ -33,7 +33,7 @@ from tokenizers_vq.quantizers.search import nearest_codes
 from tokenizers_vq.training.recipe import load_recipe
 from tokenizers_vq.training.runs import train
 
-BLOCKED = search._blocked
+on_the_cpu = search._blocked
 DEVICE = os.environ.get("TVQ_TEST_DEVICE", "cuda")
 if DEVICE == "cuda" and not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
@@ -50,18 +50,6 @@ def _exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> Any:
     torch.backends.cudnn.allow_tf32 = before
 
 
-def on_the_cpu(x: Tensor, codebook: Tensor, score: str = "euclidean") -> Tensor:
-    """The codes of the CPU's own way of searching."""
-    return BLOCKED(x, codebook, score)
-
-
-@pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.prior.conftest import save_tokenizer
-
-    return save_tokenizer(tmp_path_factory.mktemp("tokenizers") / "a", 1)
-
-
 def agreement(first: Any, second: Any) -> float:
     """Share of equal codes."""
     equal = [(a.cpu() == b.cpu()).flatten() for a, b in zip(parts(first), parts(second), strict=True)]
@@ -74,7 +62,7 @@ def test_search_gives_the_codes_of_the_cpu(score: str, count: int, size: int, wi
     x, codebook = torch.randn(count, width), torch.randn(size, width)
     codebook[size // 2 :] = codebook[: size - size // 2]  # every code twice: the lower index must win
     found = nearest_codes(x.to(DEVICE), codebook.to(DEVICE), score=score)  # type: ignore[arg-type]
-    assert torch.equal(found.cpu(), on_the_cpu(x, codebook, score))
+    assert torch.equal(found.cpu(), on_the_cpu(x, codebook, score))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("allow", ["highest", "high"])
@@ -86,7 +74,7 @@ def test_search_does_not_depend_on_tf32(allow: str) -> None:
         found = nearest_codes(x.to(DEVICE), codebook.to(DEVICE))
     finally:
         torch.set_float32_matmul_precision(before)
-    assert torch.equal(found.cpu(), on_the_cpu(x, codebook))
+    assert torch.equal(found.cpu(), on_the_cpu(x, codebook, "euclidean"))
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="counts CUDA's memory")
@@ -190,8 +178,8 @@ def test_fp32_is_float32_where_convolutions_are_allowed_less() -> None:
     there = narrow("vqgan-tiny-64", "quantizer.num_codes=8192")
     there.load_state_dict(here.state_dict())
     codes = [
-        tvq.BatchEncoder(tokenizer, device=device, precision="fp32").encode(images)
-        for tokenizer, device in ((here, "cpu"), (there, DEVICE))
+        tvq.BatchEncoder(model, device=device, precision="fp32").encode(images)
+        for model, device in ((here, "cpu"), (there, DEVICE))
     ]
     assert agreement(*codes) >= 0.999
     assert torch.backends.cudnn.allow_tf32

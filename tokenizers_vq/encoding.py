@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,7 +106,7 @@ class BatchEncoder:
         """`(B, C, H, W)` in [-1, 1] on any device -> int64 `(B, N)` on the CPU. Raises as `Tokenizer.encode`."""
         moved = images_.to(self.device, non_blocking=True)
         height, width = images_.shape[-2:]
-        with self._computing():
+        with computing(self.device, self.autocast):
             codes: Codes
             if self.tile is not None and max(height, width) > self.tile:
                 codes = encode_tiled(self.tokenizer, moved, self.tile)
@@ -118,16 +117,13 @@ class BatchEncoder:
     def decode(self, tokens: Tensor) -> Tensor:
         """Integer `(B, N)` of the encoder's image size -> float32 images `(B, C, H, W)` in [-1, 1] on the CPU."""
         codes = self.layout.unflatten(tokens.to(self.device, torch.int64))
-        with self._computing():
+        with computing(self.device, self.autocast):
             if self.tile is not None and max(_pair(self.image_size)) > self.tile:
                 assert isinstance(codes, Tensor)
                 decoded = decode_tiled(self.tokenizer, codes, self.tile)
             else:
                 decoded = self.tokenizer.decode(codes)
         return decoded.float().clamp(-1, 1).cpu()
-
-    def _computing(self) -> AbstractContextManager[None]:
-        return computing(self.device, self.autocast)
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -99,9 +99,8 @@ def main() -> None:
         peer = None if large else lucidrains(x, codebook)
         runs |= {"vector-quantize-pytorch": peer} if peer else {}
         compare(f"{count} x {codes} x {width}", runs, BOUND, goal=goal, repeats=2 if large else chosen.repeats)
-        if chosen.device != "cpu":
-            continue
-        print("  extra memory: " + ", ".join(f"{name} {peak(size, name):.1f} MB" for name in names))
+        if chosen.device == "cpu":
+            print("  extra memory: " + ", ".join(f"{name} {peak(size, name):.1f} MB" for name in names))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,11 @@ def _exit(code: str | int | None) -> NoReturn:
     Gloo's threads outlive the group, and one that asks for the interpreter meanwhile aborts the process (pytorch issue
     190489): the launcher would take what is done for failed.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) == 1 or "torch" not in sys.modules or isinstance(code, str):
+    if isinstance(code, str) or "torch" not in sys.modules:
+        sys.exit(code)
+    from tokenizers_vq.devices import processes
+
+    if processes().world == 1:
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -108,14 +107,14 @@ class TokenizerCodec:
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Codes, float]:
         """`(B, C, H, W)` -> codes, and the bits of each image."""
-        with self._computing():
+        with computing(self.device, self.autocast):
             codes = self.tokenizer.encode(images.to(self.device))
         return codes, self.tokenizer.code_layout(*images.shape[-2:]).bits
 
     @torch.no_grad()
     def decode(self, coded: tuple[Codes, float]) -> Tensor:
         """float32 `(B, C, H, W)` in [-1, 1], on the tokenizer's device; not rounded to 8 bits."""
-        with self._computing():
+        with computing(self.device, self.autocast):
             decoded = self.tokenizer.decode(coded[0])
         return decoded.float().clamp(-1, 1)
 
@@ -134,9 +133,6 @@ class TokenizerCodec:
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "tokenizer", "bits": "log2(number of codes) a code", "rounding": "none"}
-
-    def _computing(self) -> AbstractContextManager[None]:
-        return computing(self.device, self.autocast)
 
 
 class PillowCodec:

@@ -52,8 +52,9 @@ class TokenizerTask:
             self.modules["discriminator"] = self.adversary.discriminator.train()
             self.optimizers["discriminator"] = self.adversary.config_optimizer.build(self.adversary.discriminator)
             self.state["start"] = self.adversary.start
-            if any(True for regulariser in self.adversary.regularisers for _ in regulariser.buffers()):
-                self.state["regularisers"] = nn.ModuleList(self.adversary.regularisers)
+            regularisers = nn.ModuleList(self.adversary.regularisers)
+            if list(regularisers.buffers()):
+                self.state["regularisers"] = regularisers
         if recipe.compile:
             compile_in_place(tokenizer)
 
