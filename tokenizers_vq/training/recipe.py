@@ -18,8 +18,8 @@ from tokenizers_vq.discriminators import DiscriminatorConfig
 from tokenizers_vq.hierarchical import AnyTokenizerConfig
 from tokenizers_vq.losses import ObjectiveConfig, RegulariserConfig, TermConfig
 from tokenizers_vq.losses.objectives import Hinge
-from tokenizers_vq.tokenizer import PRESETS as MODELS
-from tokenizers_vq.tokenizer import list_models
+from tokenizers_vq.models import PRESETS as MODELS
+from tokenizers_vq.models import list_models
 from tokenizers_vq.training import modes
 from tokenizers_vq.training.loop import LoopConfig
 
