@@ -10,7 +10,7 @@ import torch
 
 from prior.recipe import RECIPES as PRIOR_RECIPES
 from tokenizers_vq.config import ConfigError, read_yaml
-from tokenizers_vq.tokenizer import list_models
+from tokenizers_vq.models import list_models
 from tokenizers_vq.training.health import before_the_start
 from tokenizers_vq.training.recipe import RECIPES, list_recipes, load_recipe
 
