@@ -53,7 +53,7 @@ class Batches:
 def _decode(item: Item, channels: int, config: DataConfig) -> Tensor | str:
     """`(C, h, w)` as `images.decode` gives it, or why it could not be read."""
     try:
-        return images.decode(item.image, channels, item.key, config.range)
+        return images.decode(item.image, channels, item.key, config.range, config.max_pixels or images.MAX_PIXELS)
     except images.BrokenImage as error:
         return error.reason
     except OSError as error:
@@ -142,18 +142,27 @@ class TrainingStream(IterableDataset):
 
     def _batch(self, rows: list[tuple[int, Any]], consumer: int) -> Batch:
         items = [self.columns.item(row, number) for number, row in rows]
-        decoded = [_decode(item, self.channels, self.config) for item in items]
-        broken = {item.key: image for item, image in zip(items, decoded, strict=True) if isinstance(image, str)}
+        keys = [f"{self.seed}/{consumer}/{number}/{slot}" for slot, (number, _) in enumerate(rows)]
+        broken: dict[str, str] = {}
+        views: list[Tensor] = []
+        good: list[Item] = []
+        for item in items:  # one at a time: a batch of large images would not fit into memory
+            image = _decode(item, self.channels, self.config)
+            if isinstance(image, Tensor):
+                views.append(augment(image, self.config, self.size, keys[len(good)]))
+                good.append(item)
+            else:
+                broken[item.key] = image
         if broken and self.config.on_broken == "stop":
             return _stack([], [], broken)
-        good = [(item, image) for item, image in zip(items, decoded, strict=True) if isinstance(image, Tensor)]
         if not good:
             name, reason = next(iter(broken.items()))
             raise ValueError(f"{self.config.path}: a whole batch cannot be read; its first, {name}: {reason}")
-        filled = [good[slot % len(good)] for slot in range(self.batch)]
-        keys = [f"{self.seed}/{consumer}/{number}/{slot}" for slot, (number, _) in enumerate(rows)]
-        views = [augment(image, self.config, self.size, key) for (_, image), key in zip(filled, keys, strict=True)]
-        return _stack(views, [item for item, _ in filled], broken)
+        for slot in range(len(good), self.batch):
+            image = _decode(good[slot % len(good)], self.channels, self.config)
+            assert isinstance(image, Tensor)
+            views.append(augment(image, self.config, self.size, keys[slot]))
+        return _stack(views, [good[slot % len(good)] for slot in range(self.batch)], broken)
 
 
 def _endless(stream: Any, config: DataConfig, seed: int, consumer: int, consumers: int) -> Iterator[Any]:
