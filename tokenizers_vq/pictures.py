@@ -98,13 +98,15 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> tuple[Image.Image, De
 
 def _identify(file: BinaryIO, head: bytes, name: str) -> Image.Image:
     """`Image.open` without its bound on pixels (ours says how to raise it) and without formats that run programs."""
+    if not head:
+        raise BrokenImage(name, "empty file")
     Image.init()
     others = [form for form, (factory, _) in Image.OPEN.items() if not factory.__module__.startswith("PIL.")]
     for form in (*_FORMATS, *others, _UNSURE):
         factory, accepts = Image.OPEN.get(form, (None, None))
         if factory is None:
             continue
-        accepted = accepts is None or accepts(head[:16])
+        accepted = accepts is None or accepts(head[:16].ljust(16, b"\0"))
         if isinstance(accepted, str):  # a format that this Pillow was built without
             raise BrokenImage(name, accepted)
         if not accepted:
@@ -113,9 +115,12 @@ def _identify(file: BinaryIO, head: bytes, name: str) -> Image.Image:
         try:
             return factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error) as error:
+            if "unknown pixel mode" in str(error):
+                reason = f"a {form} of bands and bits that Pillow does not read; store it as .npy"
+                raise BrokenImage(name, reason) from None
             if form in _FORMATS:
                 raise ValueError(str(error) or f"damaged {form}") from None
-    raise BrokenImage(name, "empty file" if not head else "not a picture, or an unknown format")
+    raise BrokenImage(name, "not a picture, or an unknown format")
 
 
 def _check_cost(size: tuple[int, int] | None, form: str, cost: int, name: str, max_pixels: int) -> None:
@@ -203,7 +208,8 @@ def depth_of(picture: Any, content: bytes = b"") -> Depth:
     if picture.format == "PPM":
         values = tile[3][-1] if tile is not None and isinstance(tile[3], tuple) else 0
         white = 65535 if values <= 0 else values
-        return Depth("uint16", white if tile is not None else None, 65535, False, cut or values > 255)
+        cut = picture.mode not in DEEP and values > 255
+        return Depth("uint16", white if tile is not None else None, 65535, False, cut)
     if picture.format == "JPEG2000":
         at = content.find(b"\xff\x4f\xff\x51")
         bits = content[at + 42] if 0 <= at < len(content) - 42 else 0
@@ -282,7 +288,8 @@ def _bare_jpeg(content: bytes) -> bytes | None:
     at, kept = 2, [content[:2]]
     while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-        if content[at + 1] == 0xEE or not (0xE0 <= content[at + 1] <= 0xEF or content[at + 1] == 0xFE):
+        adobe = content[at + 1] == 0xEE and end - at >= 16
+        if adobe or not (0xE0 <= content[at + 1] <= 0xEF or content[at + 1] == 0xFE):
             kept.append(content[at:end])
         at = end
     return b"".join((*kept, content[at:]))

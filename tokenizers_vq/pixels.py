@@ -66,10 +66,11 @@ def decode(
     if source is None:
         raise BrokenImage(name or "picture", "null, no picture")
     if not isinstance(source, (str, os.PathLike)):
-        raise ValueError(f"cannot read a {type(source).__name__}; give a path, bytes, a PIL image, an array or a list")
+        kind = type(source).__name__
+        raise ValueError(f"cannot read a value of type {kind}; give a path, bytes, a PIL image, an array or a list")
     path = Path(source)
     if not path.is_file():
-        what = "is a folder; give its files one by one" if path.is_dir() else "is no file"
+        what = "is a folder; give its files one by one" if path.is_dir() else "is a pipe or a device"
         raise FileNotFoundError(f"no image file at {source}" + (f": it {what}" if path.exists() else ""))
     with path.open("rb") as file:
         is_array = path.suffix.lower() == ".npy"

@@ -61,6 +61,7 @@ def _child(
     pid = os.fork()
     if pid == 0:
         os.close(reading)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries in C write about every damaged byte
         try:
             with os.fdopen(writing, "w", buffering=1) as out:
                 _try_all(
