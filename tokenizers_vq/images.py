@@ -47,7 +47,8 @@ def read(
     enlarged) and the centre cropped, as evaluation and encoding do. Unset: the picture's own.
 
     `max_pixels`: larger files are refused before they are decoded. A pixel costs up to 12 bytes, so the bound is 1 GiB;
-    formats whose decoders take more (WebP, AVIF, JPEG 2000, 16-bit) have to be smaller in proportion.
+    formats whose decoders take more (WebP, AVIF, JPEG 2000, 16-bit) have to be smaller in proportion. At its own size
+    the result alone takes 4 bytes a pixel and channel.
 
     Raises `FileNotFoundError` for a missing file, `BrokenImage` for one that is unreadable, too large, or holds NaN,
     `ValueError` for channels that the source cannot give, and for numbers that need a `range`.
@@ -66,7 +67,7 @@ def read(
     sizes = sorted({f"{view.shape[1]} x {view.shape[2]}" for view in views})
     if len(sizes) > 1:
         raise ValueError(f"pictures of different sizes ({', '.join(sizes[:3])}) make no batch; give their size=")
-    return torch.stack(views)
+    return torch.stack(views) if len(views) > 1 else views[0][None]
 
 
 def _several(source: Any) -> Sequence[Any] | None:

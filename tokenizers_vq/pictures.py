@@ -19,7 +19,8 @@ DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 _BYTES = 12  # a pixel takes at most, decoded and as a tensor
 _DEARER = {"WEBP": 20, "AVIF": 16, "JPEG2000": 24}  # these decoders hold the picture several times
-_DEEP_BYTES, _PROGRESSIVE_BYTES = 20, 16
+_PROGRESSIVE = 16
+_DEEP = {"I": 28, "F": 28, **dict.fromkeys(DEEP[1:], 20)}  # these become floats of as many channels as are asked for
 _PASSES = 20  # times that a JPEG may go over `max_pixels` pixels; common progressive files have ten scans
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
@@ -80,14 +81,12 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> tuple[Image.Image, De
     file.seek(0)
     head = file.read(64)
     _check_cost(_webp_size(head), "WEBP", _DEARER["WEBP"], name, max_pixels)  # before a canvas of that size is made
+    for size in _sizes_in_icon(file, head):
+        _check_cost(size, "ICO", _BYTES, name, max_pixels)
     picture = _identify(file, head, name)
     form, cost = picture.format or "", _DEARER.get(picture.format or "", _BYTES)
-    if picture.mode in (*DEEP, "F"):
-        cost = max(cost, _DEEP_BYTES)
-    if form in ("JPEG", "MPO"):
-        cost = _PROGRESSIVE_BYTES if picture.info.get("progressive") else cost
-    for size in (picture.size, *_sizes_in_icon(picture)):
-        _check_cost(size, form, cost, name, max_pixels)
+    cost = max(cost, _DEEP.get(picture.mode, 0), _PROGRESSIVE if picture.info.get("progressive") else 0)
+    _check_cost(picture.size, form, cost, name, max_pixels)
     if form in ("JPEG", "MPO"):
         _check_scans(_content(file), picture.size, name, max_pixels)
     depth = depth_of(picture, _content(file) if form == "JPEG2000" else b"")
@@ -171,15 +170,16 @@ def _webp_size(head: bytes) -> tuple[int, int] | None:
     return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
 
 
-def _sizes_in_icon(picture: Any) -> Iterator[tuple[int, int]]:
-    """The sizes that the PNG files inside an icon state: the icon's own table may say anything."""
-    if picture.format != "ICO":
+def _sizes_in_icon(file: BinaryIO, head: bytes) -> Iterator[tuple[int, int]]:
+    """Of the PNG files inside an icon, whose table may say anything: Pillow decodes one when it opens the icon."""
+    if head[:4] != b"\0\0\1\0":
         return
-    for entry in picture.ico.entry:
-        picture.ico.buf.seek(entry.offset)
-        head = picture.ico.buf.read(24)
-        if head[:8] == _PNG and len(head) == 24:
-            yield struct.unpack(">II", head[16:24])
+    for entry in range(min(256, int.from_bytes(head[4:6], "little"))):
+        file.seek(6 + 16 * entry + 12)
+        file.seek(int.from_bytes(file.read(4), "little"))
+        inside = file.read(24)
+        if inside[:8] == _PNG and len(inside) == 24:
+            yield struct.unpack(">II", inside[16:24])
 
 
 def _check_bands(picture: Any, name: str) -> None:

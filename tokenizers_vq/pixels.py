@@ -107,7 +107,9 @@ def _load_array(file: BinaryIO, channels: int, name: str, range: Range | None, m
             raise ValueError("it holds objects, not numbers")
         if values * dtype.itemsize > left:
             raise ValueError(f"cut short: {left:,} bytes of {values * dtype.itemsize:,}")
-        need = values * (dtype.itemsize + (1 if dtype == np.uint8 and range is None else 4))
+        grey = channels == 3 and (len(shape) == 2 or 1 in (shape[0], shape[-1]))
+        made = (1 if dtype == np.uint8 and range is None else 4) * (4 if grey else 1)
+        need = values * (dtype.itemsize + made)
         if need > (most := 4 * max_pixels * max(3, channels)):
             raise ValueError(
                 f"an array of shape {shape} needs {need / 1e9:.1f} GB, more than max_pixels={max_pixels} allows; "

@@ -48,7 +48,7 @@ def window(image: Tensor, scaled: tuple[int, int], corner: tuple[int, int], size
     Of a very long picture only the window is computed: 1 x 8000 scaled to a height of 256 would be 2,048,000 wide.
     """
     (top, left), (height, width) = corner, size
-    if scaled[0] * scaled[1] <= _LONG * height * width or scaled[0] <= image.shape[1]:
+    if scaled[0] * scaled[1] <= _LONG * height * width:
         return resize(image, *scaled)[:, top : top + height, left : left + width].contiguous()
     vertical, horizontal = image.shape[1] / scaled[0], image.shape[2] / scaled[1]
     box = (left * horizontal, top * vertical, (left + width) * horizontal, (top + height) * vertical)
