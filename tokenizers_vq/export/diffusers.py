@@ -53,10 +53,10 @@ def write(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     (folder / FILES[0]).write_text(json.dumps(_config(tokenizer), indent=2) + "\n", encoding="utf-8")
     save_file(_tensors(tokenizer), folder / FILES[1], metadata={"format": "pt"})
     report: dict[str, Any] = {"fingerprint": tokenizer.fingerprint, "differs": _differs(tokenizer), "compared": None}
+    import tokenizers_vq._torchvision  # noqa: F401  (before diffusers, which imports torchvision)
+
     try:
         from diffusers import VQModel
-
-        import tokenizers_vq._torchvision  # noqa: F401  (before diffusers, which imports torchvision)
     except ImportError:
         return report
     model, given = VQModel.from_pretrained(folder, local_files_only=True), examples(tokenizer)
