@@ -140,10 +140,7 @@ def check(images: Tensor, channels: int) -> None:
         )
     shape, expected = tuple(images.shape), f"images must be (B, {channels}, H, W)"
     if not images.is_floating_point():
-        top = float(images.max()) if images.numel() and images.dtype != torch.bool else 0
-        call = "images.from_uint8(x)" if images.dtype == torch.uint8 else "images.from_uint8(x.to(torch.uint8))"
-        way = f"convert 0..255 with {call}" if top <= 255 else "convert them with images.read(x, range=(black, white))"
-        raise ValueError(f"images must be floating in [-1, 1], got {images.dtype}; {way}")
+        raise ValueError(f"images must be floating in [-1, 1], got {images.dtype}; {_way_from(images)}")
     if len(shape) == 3:
         raise ValueError(f"{expected}, got {shape}; add the batch dimension with x.unsqueeze(0)")
     if len(shape) != 4:
@@ -163,6 +160,18 @@ def check(images: Tensor, channels: int) -> None:
             )
         if low >= 0 and high <= 1:
             _ask_for_the_range()
+
+
+def _way_from(images: Tensor) -> str:
+    """The call that makes images of whole numbers."""
+    if images.dtype == torch.uint8:
+        return "convert 0..255 with images.from_uint8(x)"
+    if images.dtype == torch.bool:
+        return "convert them with images.from_float01(x.float())"
+    wide = images.to(torch.float64)
+    if images.dtype != torch.uint16 and images.numel() and wide.min() >= 0 and wide.max() <= 255:
+        return "convert 0..255 with images.from_uint8(x.to(torch.uint8))"
+    return "convert them with images.read(x, range=(black, white))"
 
 
 @cache  # once a process: bright pictures may lie there rightly
