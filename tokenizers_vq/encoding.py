@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -101,9 +102,14 @@ class BatchEncoder:
     def _view(self, source: Any, name: str) -> Tensor:
         from tokenizers_vq.resizing import resize_center_crop
 
-        if isinstance(source, Mapping):
-            name = source.get("path") or name
-        image = images.decode(source, self.channels, str(name), self.range, self.max_pixels)
+        if isinstance(source, (str, os.PathLike)):
+            name = str(source)
+        elif isinstance(source, Mapping):
+            name = str(source.get("path") or name)
+        try:
+            image = images.decode(source, self.channels, name, self.range, self.max_pixels)
+        except OSError as error:
+            raise images.BrokenImage(name, str(error)) from None
         view = resize_center_crop(image, self.image_size)
         return view if view.is_floating_point() else images.from_uint8(view)
 

@@ -152,6 +152,8 @@ def _from_pil(
         raise ValueError(
             f"{name}: a picture gives 1 or 3 channels, not {channels}; store it as .npy (H, W, {channels})"
         )
+    if 0 in picture.size:
+        raise BrokenImage(name, f"{picture.size[0]} x {picture.size[1]} pixels")
     try:
         depth = depth_of(picture) if depth is None else depth
         turn = _orientation(picture)
