@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokenizers_vq.pictures import DEEP, MAX_PIXELS, BrokenImage, Depth, deep_array, depth_of, open_picture
+from tokenizers_vq.pictures import DEEP, MAX_PIXELS, BrokenImage, Depth, check_bands, deep_array, depth_of, open_picture
 
 _NPY = b"\x93NUMPY"
 Range = tuple[float, float]
@@ -155,12 +155,14 @@ def _from_pil(
     if 0 in picture.size:
         raise BrokenImage(name, f"{picture.size[0]} x {picture.size[1]} pixels")
     try:
-        depth = depth_of(picture) if depth is None else depth
+        if depth is None:
+            check_bands(picture, name)
+            depth = depth_of(picture)
         turn = _orientation(picture)
         if picture.mode not in (*DEEP, "F"):
             return _turned(_eight_bits(picture, channels), turn)
         array = deep_array(picture, depth, range, name)
-    except ValueError as error:
+    except ValueError as error:  # ours begin with the name
         if str(error).startswith(f"{name}: "):
             raise
         raise BrokenImage(name, str(error)) from None
