@@ -140,6 +140,8 @@ def _as_array(source: Any, name: str, range: Range | None) -> np.ndarray:
         array = np.asarray(source)
     except (ValueError, OverflowError) as error:
         raise BrokenImage(name, f"nested lists that make no array: {str(error).split('.')[0]}") from None
+    if array.dtype == object:
+        raise BrokenImage(name, "nested lists with something else than numbers")
     if range is None and array.dtype == np.int64 and array.size and array.min() >= 0 and array.max() <= 65535:
         return array.astype(np.uint8 if array.max() <= 255 else np.uint16)
     return array
@@ -158,6 +160,7 @@ def _from_pil(
         if depth is None:
             check_bands(picture, name)
             depth = depth_of(picture)
+            picture.load()  # which turns a TIFF upright, and then says so
         turn = _orientation(picture)
         if picture.mode not in (*DEEP, "F"):
             return _turned(_eight_bits(picture, channels), turn)
