@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,9 @@ import yaml
 from torch import Tensor
 
 from tokenizers_vq.config import ConfigError, parse, read_yaml
+from tokenizers_vq.data import identity
 from tokenizers_vq.data.loading import Batches, evaluation_batches, training_batches
+from tokenizers_vq.data.sources import Stream, open_source, open_stream
 from tokenizers_vq.devices import channels_last
 from tokenizers_vq.discriminators import saved
 from tokenizers_vq.folders import read_config, write_atomically
@@ -63,9 +66,10 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | N
             world=world,
             rank=rank,
         )
+        accelerator.print(f"reading {found.about.description}", file=sys.stderr)
         size = None if found.source is None else len(found.source)
         with accelerator.main_process_first():
-            claim_data(out, size, recipe.data.path, write=accelerator.is_main_process)
+            claim_data(out, size, recipe.data.path, data=found, write=accelerator.is_main_process)
         return found
 
     return loop.run(task, recipe, accelerator, out, batches)
@@ -83,6 +87,9 @@ def claim(
     wanted = recipe.to_dict()
     if path.exists() and has_checkpoint(out):
         differing = [name for name in differences(_as_now(recipe, path), wanted) if name not in may_change]
+        if "data.path" in differing and isinstance(recipe, Recipe):
+            _check_moved(recipe, out)
+            differing.remove("data.path")
         if differing:
             raise ValueError(
                 f"{out} holds a run of another recipe, which differs in {', '.join(differing)}: "
@@ -108,21 +115,40 @@ def has_checkpoint(out: Path) -> bool:
     return any(path.name.isdigit() for path in (out / "checkpoints").glob("*"))
 
 
-def claim_data(out: Path, size: int | None, what: str, *, write: bool = True) -> None:
-    """Keep beside the recipe how much data a run is trained on (None: a stream, which nobody counts).
+def claim_data(out: Path, size: int | None, what: str, *, data: Batches | None = None, write: bool = True) -> None:
+    """Keep beside the recipe what a run is trained on: how much (None: a stream, which nobody counts), and which files.
 
-    Raises `ValueError` where a run that has checkpoints began with another amount: the order of training depends on
-    it, so that going on would show some images twice and others never.
+    Raises `ValueError` where a run that has checkpoints began with another amount, or `data` with other files: the
+    order of training depends on them, so that going on would show some images twice and others never.
     """
     path = out / "data.json"
-    before = json.loads(path.read_text(encoding="utf-8"))["size"] if path.exists() and has_checkpoint(out) else size
-    if before != size:
-        raise ValueError(
-            f"{what} holds {size} images, the run {out} began with {before}: restore them, or give another --out "
-            "(--init-from begins with this run's weights)"
-        )
+    record = {} if data is None else data.record()
+    if path.exists() and has_checkpoint(out):
+        before = json.loads(path.read_text(encoding="utf-8"))
+        remedy = "restore them, or give another --out (--init-from begins with this run's weights)"
+        if before["size"] != size:
+            raise ValueError(f"{what} holds {size} images, the run {out} began with {before['size']}: {remedy}")
+        if data is not None and "blocks" in before and (other := identity.changed(before, record, data.files())):
+            raise ValueError(f"{what} holds other images than the run {out} began with: {other}: {remedy}")
     if write:
-        write_atomically(path, json.dumps({"size": size}) + "\n")
+        # First the data by name, split:count:folder, so that a person reads at once what a run was trained on.
+        named = {f"{record['split'] or 'all'}:{size}:{record['folder']}": record.pop("source")} if record else {}
+        write_atomically(path, json.dumps({**named, "size": size, **record}) + "\n")
+
+
+def _check_moved(recipe: Recipe, out: Path) -> None:
+    """Raises `ValueError` where `data.path` is another than the run began with and does not hold the same files."""
+    path, data = out / "data.json", recipe.data
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    began = read_yaml(out / "recipe.yaml").get("data", {}).get("path")
+    if "blocks" not in known and Path(data.path).resolve() != Path(str(began)).resolve():
+        raise ValueError(
+            f"the run {out} keeps no record of its images, so that nobody knows whether {data.path} holds the same: "
+            f"give data.path={began}, with which it began"
+        )
+    opened = open_stream(data) if data.streaming else open_source(data)
+    size = None if isinstance(opened, Stream) else len(opened)
+    claim_data(out, size, data.path, data=Batches(list, data, opened), write=False)
 
 
 def differences(before: Any, after: Any, where: str = "") -> list[str]:
