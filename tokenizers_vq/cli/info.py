@@ -23,7 +23,7 @@ def info(
     from tokenizers_vq import folders
     from tokenizers_vq.config import nearest
     from tokenizers_vq.conversion import catalogue
-    from tokenizers_vq.models import list_models
+    from tokenizers_vq.models import find, is_prior, list_models
     from tokenizers_vq.tokenizer import WEIGHTS
 
     folder = folders.local(name)
@@ -35,8 +35,8 @@ def info(
         _print(name, _published(catalogue.entry(name)))
     elif name in list_models("preset"):
         _print(name, _preset(name))
-    elif Path(name).is_dir():
-        folders.read_config(Path(name))  # says that it is no saved model
+    elif Path(name).is_dir() or is_prior(name):
+        find(name)  # says what it is
     else:
         known = [*list_models(), *list_models("shipped"), *list_models("published")]
         raise ValueError(f"no folder, preset, shipped or published model '{name}'{nearest(name, known)}")
@@ -64,7 +64,7 @@ def _described(tokenizer: Tokenizer) -> Rows:
 
 
 def _preset(name: str) -> Rows:
-    from tokenizers_vq.tokenizer import PRESETS
+    from tokenizers_vq.models import PRESETS
 
     first = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
     about = [("about", first.lstrip("# "))] if first.startswith("#") else []
@@ -74,7 +74,7 @@ def _preset(name: str) -> Rows:
 def _empty(preset: str) -> Tokenizer:
     import torch
 
-    from tokenizers_vq.tokenizer import preset_config
+    from tokenizers_vq.models import preset_config
 
     with torch.device("meta"):
         return preset_config(preset).build()
