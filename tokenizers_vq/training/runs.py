@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial, wraps
@@ -22,6 +23,7 @@ from tokenizers_vq.quantizers.base import training_buffers
 from tokenizers_vq.tokenizer import Tokenizer
 from tokenizers_vq.training import loop
 from tokenizers_vq.training.checkpoint import saved_steps
+from tokenizers_vq.training.health import before_the_start
 from tokenizers_vq.training.recipe import Recipe
 from tokenizers_vq.training.step import TokenizerTask
 from tokenizers_vq.training.tracking import read_log
@@ -61,7 +63,9 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | N
     elif recipe.train != "all" and not has_checkpoint(out):
         raise ValueError(f"train={recipe.train} keeps what was learnt before: give --init-from MODEL")
     tokenizer = channels_last(tokenizer.to(accelerator.device))
-    accelerator.print(f"training on {accelerator.device}, {recipe.precision}; the run is {out}")
+    accelerator.print(f"training on {accelerator.device}, {recipe.precision}; the run is {out}", file=sys.stderr)
+    for problem in before_the_start(recipe):
+        accelerator.print(problem)
     task = TokenizerTask(
         recipe, tokenizer, _examples(recipe) if recipe.image_every else None, partial(_card, recipe, out)
     )
@@ -102,7 +106,11 @@ def claim(
     steps = saved_steps(out / "checkpoints")
     if path.exists() and steps:
         kept = _as_now(recipe, path)
-        differing = [name for name in differences(kept, wanted) if not _among(name, may_change)]
+        differing = [
+            name
+            for name in differences(kept, wanted)
+            if not _among(name, may_change) and not (name == "data.path" and _same_place(kept, wanted))
+        ]
         if differing:
             raise ValueError(
                 f"{out} holds a run of another recipe, which differs in {_listed(differing, kept, wanted)}: give "
@@ -118,6 +126,12 @@ def claim(
 
 def _among(name: str, fields: Sequence[str]) -> bool:
     return any(name == field or name.startswith(f"{field}.") for field in fields)
+
+
+def _same_place(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether two recipes mean one folder, written in two ways."""
+    first, second = (Path(str(plain["data"]["path"])).expanduser() for plain in (before, after))
+    return first.exists() and second.exists() and first.samefile(second)
 
 
 def _listed(names: Sequence[str], before: dict[str, Any], after: dict[str, Any]) -> str:
