@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -239,6 +240,27 @@ def test_a_non_finite_loss_is_named_and_the_last_checkpoint_stays(
         run(tmp_path / "run", small)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
     assert all(torch.isfinite(tensor).all() for tensor in tvq.load(tmp_path / "run").state_dict().values())
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_an_error_that_nobody_foresaw_ends_the_run_and_its_loaders(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """The test holds the traceback, and by it the loader: it ends because the run closes it."""
+    seen: list[int] = []
+
+    def fail(self: TokenizerTask, step: int) -> list[str]:
+        seen.append(len(multiprocessing.active_children()))
+        if step == 1:
+            raise RuntimeError("out of memory")
+        return []
+
+    monkeypatch.setattr(TokenizerTask, "after_step", fail)
+    with pytest.raises(RuntimeError, match="out of memory") as raised:
+        run(tmp_path / "run", small, f"data.workers={workers}")
+    assert seen == [workers, workers]
+    assert raised.tb is not None and not multiprocessing.active_children()
+    assert not list((tmp_path / "run").glob(".*"))  # the lock is gone too
 
 
 def test_micro_batches_add_up_to_the_batch(tmp_path: Path, small: list[str]) -> None:

@@ -130,7 +130,7 @@ def _among(name: str, fields: Sequence[str]) -> bool:
 
 def _same_place(before: dict[str, Any], after: dict[str, Any]) -> bool:
     """Whether two recipes mean one folder, written in two ways."""
-    first, second = (Path(str(plain["data"]["path"])).expanduser() for plain in (before, after))
+    first, second = (Path(str(plain["data"].get("path"))).expanduser() for plain in (before, after))
     return first.exists() and second.exists() and first.samefile(second)
 
 

@@ -56,11 +56,11 @@ def unpack(rest: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def _laid_out(tensor: Tensor, strides: list[int] | None) -> Tensor:
     """The tensor in the memory layout that it had: sums of another order would not be bitwise the same."""
-    if strides is None:
+    if strides is None or len(strides) != tensor.ndim:
         return tensor
     order = sorted(range(tensor.ndim), key=lambda dim: strides[dim], reverse=True)
     dense = torch.empty([tensor.shape[dim] for dim in order], dtype=tensor.dtype)
     dense = dense.permute([order.index(dim) for dim in range(tensor.ndim)])
-    if len(strides) != tensor.ndim or any(dense.stride(d) != strides[d] for d in order if tensor.shape[d] > 1):
+    if any(dense.stride(dim) != strides[dim] for dim in order if tensor.shape[dim] > 1):
         return tensor  # it had gaps or overlaps, which nothing computes on
     return dense.copy_(tensor)
