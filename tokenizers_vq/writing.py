@@ -35,6 +35,8 @@ class WriteError(OSError):
             advice = f"make room, {advice}"
         elif self.errno in _CLOSED:
             advice = "make its folder writable, or give another --out"
+        elif self.errno in (errno.EEXIST, errno.ENOTDIR):
+            advice = "a file stands in its way; move it, or give another --out"
         else:
             advice = f"put its folder right, {advice}"
         return f"{self.filename} cannot be written ({self.strerror}): {advice}; what was saved before stays"
@@ -190,7 +192,7 @@ def lock(folder: Path, name: str = ".lock", what: Path | None = None) -> Iterato
     go of the lock of a process that is killed. A file system without locks goes without.
     """
     path, made = folder / name, not folder.is_dir()
-    with naming(path):
+    with naming(what or folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = _locked(path)
     if handle is None:

@@ -120,6 +120,8 @@ class Checkpoints:
             if damaged:
                 self.accelerator.print(f"going on from the older checkpoint {self.folder / str(chosen)}")
             self._fill(self._read(chosen) if found is None else found, chosen)
+        if self.accelerator.is_main_process:
+            self._drop_older(chosen)  # which a kill may have prevented
         self.step = chosen
         return chosen
 
@@ -158,9 +160,14 @@ class Checkpoints:
         if final.exists():
             self._doom(step)
         aside.rename(final)
-        steps = self.steps()
-        older = steps[: steps.index(step)]
-        for other in [*older[: 1 - self.keep or None], *steps[steps.index(step) + 1 :]]:
+        for other in self.steps():
+            if other > step:
+                self._doom(other)
+        self._drop_older(step)
+
+    def _drop_older(self, step: int) -> None:
+        older = [other for other in self.steps() if other < step]
+        for other in older[: 1 - self.keep or None]:
             self._doom(other)
 
     def _doom(self, step: int) -> None:
