@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from tokenizers_vq.training.loop import Interrupted, NonFiniteLossError
 from tokenizers_vq.training.recipe import Recipe, load_recipe
 from tokenizers_vq.training.runs import train
 from tokenizers_vq.training.step import TokenizerTask
+from tokenizers_vq.writing import WriteError
 
 
 def run(out: Path, overrides: list[str], *more: str) -> Path:
@@ -38,6 +40,11 @@ def everything(out: Path) -> dict[str, Tensor]:
     for path in sorted(newest.glob("*.safetensors")):
         tensors |= {f"{path.name}/{k}": v for k, v in load_file(path).items()}
     return tensors
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    """Every file below `folder`."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def assert_bitwise(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
@@ -88,10 +95,10 @@ def test_a_finished_run_stays_as_it_is_and_says_so(
     tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture[str], steps: int
 ) -> None:
     run(tmp_path / "run", small, "image_every=8")
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    before = files(tmp_path / "run")
     recipe = load_recipe("vqgan-tiny-64", [*small, "image_every=8", f"steps={steps}", "log_every=1"])
     assert train(recipe, tmp_path / "run", device="cpu") == 8
-    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert before == files(tmp_path / "run")
     assert f"is at step 8, steps={steps} asks for no more: nothing is changed" in capsys.readouterr().out
 
 
@@ -157,6 +164,78 @@ def test_shares_of_the_run_become_steps(small: list[str]) -> None:
     assert [part.over for part in short.optimizer.lr.parts] == [(0, 0), (0, 3)] and short.optimizer.lr.at(0) == 1e-3
     with pytest.raises(ValueError, match=r"optimizer\.lr\.over: needs a first and a later step, got \[9, 8\]"):
         load_recipe("vqgan-tiny-64", [*small, "optimizer.lr={begin: 0.0, end: 1.0, over: [9, 1.0]}"])
+
+
+def test_a_second_run_into_the_same_folder_is_refused_and_changes_nothing(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after_step, refused = TokenizerTask.after_step, []
+
+    def second(self: TokenizerTask, step: int) -> list[str]:
+        before = files(tmp_path / "run")
+        with pytest.raises(ValueError, match=r"run is being written by another process: wait until it ends, stop it"):
+            run(tmp_path / "run", small, "log_every=1")
+        assert before == files(tmp_path / "run")
+        refused.append(step)
+        return after_step(self, step)
+
+    monkeypatch.setattr(TokenizerTask, "after_step", second)
+    run(tmp_path / "run", small, "steps=3")
+    assert refused == [0, 1, 2] and not (tmp_path / "run" / ".lock").exists()
+
+
+def test_what_a_kill_left_is_no_foreign_folder_and_is_cleared(tmp_path: Path, small: list[str]) -> None:
+    def leave(*names: str) -> None:
+        for name in names:
+            (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "run" / name).write_text("half")
+
+    leave(".recipe.yaml.partial", ".lock")  # at the first write of all
+    run(tmp_path / "run", small, "steps=1")
+    leave(".lock", "checkpoints/.4.partial/model.safetensors", "model/.README.md.partial", "model/.x.a1.partial")
+    run(tmp_path / "run", small, "steps=1")  # it is finished, and cleared all the same
+    assert not list((tmp_path / "run").rglob(".*"))
+
+
+DAMAGED = [("data.json", ""), ("data.json", '{"size": "x"}'), ("recipe.yaml", "a: ["), ("recipe.yaml", "")]
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGED)
+def test_damaged_records_of_a_run_are_named(tmp_path: Path, small: list[str], name: str, content: str) -> None:
+    run(tmp_path / "run", small, "steps=1")
+    (tmp_path / "run" / name).write_text(content)
+    with pytest.raises(ValueError, match=name) as no:
+        run(tmp_path / "run", small, "steps=2")
+    assert "\n" not in str(no.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["checkpoint_every=1", "log_every=5"], "is gone while"), (["log_every=1"], r"log\.jsonl cannot be written \(No")],
+)
+def test_a_folder_that_vanishes_is_not_written_anew(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.setattr(TokenizerTask, "after_step", lambda self, step: shutil.rmtree(tmp_path / "run") or [])
+    with pytest.raises(OSError, match=message):
+        run(tmp_path / "run", small, *options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of files")
+def test_on_a_full_disk_a_run_ends_in_one_line_and_goes_on_when_there_is_room(tmp_path: Path, small: list[str]) -> None:
+    from tests.test_writing import full_disk
+
+    whole = everything(run(tmp_path / "whole", small))
+    run(tmp_path / "run", small, "steps=4")
+    before = files(tmp_path / "run" / "checkpoints")
+    for size, name in ((20_000, "model.safetensors"), (100, "recipe.yaml")):
+        with full_disk(size), pytest.raises(WriteError, match=f"{name} cannot be written .*make room") as no:
+            run(tmp_path / "run", small)
+        assert "\n" not in str(no.value)
+        assert before == files(tmp_path / "run" / "checkpoints")
+        assert not list((tmp_path / "run").rglob(".*")) and tvq.load(tmp_path / "run")
+    assert_bitwise(whole, everything(run(tmp_path / "run", small)))
 
 
 def test_a_foreign_folder_is_not_written_into(tmp_path: Path, small: list[str]) -> None:
