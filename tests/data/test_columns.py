@@ -239,7 +239,6 @@ def test_metadata_that_fits_no_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     for content, words in (
         ('{"file_name": "b.png", "text": "b"}', "none of the pictures is named in metadata.jsonl"),
-        ('{"name": "a.png", "text": "b"}', "no column 'file_name'"),
         ('{"file_name": "a.png", "text": 3}\n{"file_name": ', "metadata.jsonl: cannot be read"),
         (
             '{"file_name": "a.png", "text": "a"}\n{"file_name": "a.png", "text": 3}',
@@ -249,3 +248,8 @@ def test_metadata_that_fits_no_picture_is_refused(tmp_path: Path) -> None:
         (tmp_path / "metadata.jsonl").write_text(content)
         with pytest.raises(ValueError, match=words):
             _open(tmp_path)
+        assert "no captions of metadata.jsonl" in _open(tmp_path, caption_column="none").description
+    (tmp_path / "metadata.jsonl").write_text('{"name": "a.png", "text": "b"}')  # of another make
+    assert not _open(tmp_path).has_captions
+    with pytest.raises(ValueError, match="no column 'file_name'"):
+        _open(tmp_path, caption_column="text")

@@ -29,13 +29,13 @@ Kind = Literal["pictures", "parquet", "tar", "saved"]
 
 _SYSTEM = frozenset(("lost+found", "__MACOSX", "$RECYCLE.BIN", "System Volume Information"))
 
+_RUN = frozenset(("recipe.yaml", "log.jsonl"))
 _OWN = (
-    ({"recipe.yaml", "log.jsonl"}, "run"),
-    ({"recipe.yaml", "data.json"}, "run"),
-    ({"codes.json"}, "codes"),
-    ({"report.json", "report.html"}, "report"),
-    ({"compare.json", "compare.html"}, "comparison"),
-    ({"samples.json", "grid.png"}, "samples"),
+    _RUN,
+    {"codes.json"},
+    {"report.json", "report.html"},
+    {"compare.json", "compare.html"},
+    {"samples.json", "grid.png"},
 )
 """files by which a folder that this package wrote is known: what lies in it is no data"""
 
@@ -148,7 +148,8 @@ def _in_folder(root: Path, holds_images: Callable[[Path], bool]) -> Found:
     ):
         return Found("saved", root, [])
     walked = _walk(root)
-    if "" in walked.own:
+    around = list(root.absolute().parents)[:2]
+    if "" in walked.own or any(all((folder / name).is_file() for name in _RUN) for folder in around):
         raise ValueError(f"{readable(str(root))} was written by this package (run, codes or report): it is no data")
     return _of_one_kind(root, walked, holds_images)
 
@@ -157,11 +158,12 @@ def _of_one_kind(root: Path, walked: _Walked, holds_images: Callable[[Path], boo
     """One kind of files out of all that lie there: tables of images before their figures, else nobody can know."""
     where, metadata = readable(str(root)), set(walked.metadata if walked.pictures else ())
     tables = _tables_of_images(root, [name for name in walked.parquets if name not in metadata], holds_images)
-    found: dict[Kind, list[str]] = {"pictures": walked.pictures, "parquet": tables, "tar": walked.tars}
+    pictures = _without_few_arrays(walked.pictures)
+    found: dict[Kind, list[str]] = {"pictures": pictures, "parquet": tables, "tar": walked.tars}
     there: list[Kind] = [kind for kind, names in found.items() if names]
     if len(there) == 2 and "pictures" in there:
         [other] = [kind for kind in there if kind != "pictures"]
-        if _FEW * len(walked.pictures) <= _count(root, other, found[other], _FEW * len(walked.pictures)):
+        if _FEW * len(pictures) <= _count(root, other, found[other], _FEW * len(pictures)):
             there = [other]
     if len(there) > 1:
         held = " and ".join(f"{len(found[kind])} {_SAID[kind]} ({readable(found[kind][0])})" for kind in there)
@@ -183,6 +185,12 @@ def _of_one_kind(root: Path, walked: _Walked, holds_images: Callable[[Path], boo
 
 
 _SAID = {"pictures": "images", "parquet": "parquet files with images", "tar": "tar files"}
+
+
+def _without_few_arrays(pictures: list[str]) -> list[str]:
+    """Pictures without the arrays beside them that are statistics or features: a few of kind .npy among many others."""
+    others = [name for name in pictures if not name.lower().endswith(".npy")]
+    return others if _FEW * (len(pictures) - len(others)) <= len(others) else pictures
 
 
 def _tables_of_images(root: Path, names: Sequence[str], holds_images: Callable[[Path], bool]) -> list[str]:
@@ -251,7 +259,7 @@ def _walk_real(place: str, prefix: str, seen: frozenset[str]) -> _Real:
     for folder, folders, files in os.walk(place, onerror=_refuse):
         inside = prefix + folder[len(place) :].lstrip(os.sep).replace(os.sep, "/")
         inside += "/" if inside and not inside.endswith("/") else ""
-        if folder in seen or any(marks <= {*files} for marks, _ in _OWN):
+        if folder in seen or any(marks <= {*files} for marks in _OWN):
             if folder not in seen:
                 found.own.append(inside.rstrip("/"))
             folders[:] = []

@@ -174,6 +174,8 @@ class FolderSource(_Described):
         self.label_names = None if names is None else tuple(readable(name) for name in names)
         self.has_captions = texts is not None
         said = _words(found.left_out, len(grouped.beside), names, parts)
+        if found.metadata and texts is None:
+            said += f"; no captions of {readable(found.metadata[0])}"
         of_split = "" if split is None else f", split {split}"
         self.about = About(f"{len(parts)} images in {readable(str(folder))}{of_split}{said}", str(folder), split)
 
