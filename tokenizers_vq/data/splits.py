@@ -213,7 +213,7 @@ def of_tables(names: Sequence[str], wanted: str | None, where: str) -> Splits:
     def group(keys: Sequence[str | None]) -> dict[str | None, list[Part]]:
         return {
             key: [Part(name, ()) for name, its in zip(names, keys, strict=True) if its == key]
-            for key in sorted(set(keys), key=lambda key: (_ORDER.get(role(key), 3), str(key)))
+            for key in sorted(set(keys), key=lambda key: (_ORDER.get(role(key) or "", 3), str(key)))
         }
 
     keys = _table_keys(names)

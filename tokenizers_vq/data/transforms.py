@@ -18,7 +18,7 @@ from tokenizers_vq.config import nearest
 from tokenizers_vq.resizing import cover, pair, resize, resize_center_crop
 
 if TYPE_CHECKING:
-    from tokenizers_vq.data.sources import DataConfig
+    from tokenizers_vq.data.config import DataConfig
 
 PREPROCESSING = "shorter side to the image size (bicubic, antialiased, small images enlarged), centre crop"
 
