@@ -6,7 +6,6 @@ import io
 import multiprocessing
 import os
 import pickle
-import resource
 import subprocess
 import sys
 from itertools import chain, islice
@@ -257,18 +256,3 @@ def test_closing_an_iterator_ends_its_loaders(pictures: Path, workers: int) -> N
     assert len(multiprocessing.active_children()) == workers
     stream.close()
     assert not multiprocessing.active_children()
-
-
-def test_a_stream_holds_one_picture_of_full_size_at_a_time(tmp_path: Path) -> None:
-    side, count = 2000, 16
-    file = io.BytesIO()
-    Image.new("RGB", (side, side)).save(file, "PNG")
-    rows = {"image": [file.getvalue()] * count}
-    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(tmp_path / "a.parquet")
-    config = DataConfig(path=str(tmp_path), streaming=True, workers=0)
-    batches = iter(training_batches(config, image_size=8, channels=3, batch_size=count))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    next(batches)
-    batches.close()
-    one = side * side * 3 // 1024
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < (count - 2) * one

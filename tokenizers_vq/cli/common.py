@@ -24,6 +24,10 @@ Range = Annotated[
     tuple[float, float] | None,
     typer.Option(metavar="LOW HIGH", help="black and white in .npy arrays and 16-bit files; unset: all of the dtype"),
 ]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(help="larger images are skipped; a pixel costs 12 bytes a loader; unset: 89,478,485 (1 GiB)"),
+]
 LabelColumn = Annotated[str | None, typer.Option(help="column of the classes")]
 Streaming = Annotated[bool, typer.Option("--streaming", help="read without storing or indexing the data")]
 Workers = Annotated[int, typer.Option(help="threads that load ahead")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ class DataConfig(Config):
     """column of the images; unset: the one that holds images, `image` where several do"""
     range: tuple[float, float] | None = None
     """values of black and white in .npy arrays and 16-bit files; unset: all of uint8 and uint16, [0, 1] of floats"""
+    max_pixels: int | None = None
+    """larger images are broken, not decoded: a pixel costs each loader 12 bytes and more; unset: 89,478,485 (1 GiB)"""
     label_column: str | None = None
     """column of the classes; unset: the one that holds classes, or a folder's sub-folders; none: no classes"""
     caption_column: str | None = None
@@ -56,8 +59,13 @@ class DataConfig(Config):
             raise ConfigError(("scale",), f"needs two rising shares within (0, 1], got {list(self.scale)}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ConfigError(("ratio",), f"needs two rising positive ratios, got {list(self.ratio)}")
-        if self.range is not None and not self.range[0] < self.range[1]:
-            raise ConfigError(("range",), f"needs black below white, got {list(self.range)}")
+        if self.range is not None:
+            if not all(math.isfinite(bound) for bound in self.range):
+                raise ConfigError(("range",), f"needs finite numbers, got {list(self.range)}")
+            if not self.range[0] < self.range[1]:
+                raise ConfigError(("range",), f"needs black below white, got {list(self.range)}")
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise ConfigError(("max_pixels",), f"must be 1 or more, got {self.max_pixels}")
         if self.workers < 0:
             raise ConfigError(("workers",), f"must be 0 or more, got {self.workers}")
         if self.limit is not None and self.limit < 1:
