@@ -79,6 +79,7 @@ def due_runs(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = "
     ]
 
 
+@runs.alone
 def run_table(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = "auto", say: Say = print) -> Outcome:
     """Train and judge what is not done of `plan` (rows `only`) under `out`, and write the table after every run.
 
@@ -167,8 +168,7 @@ def _judge(
         plan.test, image_size=size, channels=channels, batch_size=plan.table.test.batch_size, shard=shard
     )
     described: dict[str, Any] = {"name": plan.test.path, "split": plan.test.split, "preprocessing": PREPROCESSING}
-    if batches.source is not None:
-        described["source"] = batches.source.description
+    described |= {"folder": batches.about.folder, "source": batches.about.description}
     evaluation = evaluate(
         tokenizer,
         batches,

@@ -18,7 +18,7 @@ from tokenizers_vq.config import nearest
 from tokenizers_vq.resizing import covering, pair, resize, resize_center_crop, window
 
 if TYPE_CHECKING:
-    from tokenizers_vq.data.sources import DataConfig
+    from tokenizers_vq.data.config import DataConfig
 
 PREPROCESSING = "shorter side to the image size (bicubic, antialiased, small images enlarged), centre crop"
 
