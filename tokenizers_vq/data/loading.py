@@ -6,8 +6,9 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import Any
 
 import torch
@@ -294,10 +295,48 @@ def evaluation_batches(
 
         return Batches(lambda: _ahead(read(), config.workers), config, None)
     source = open_source(config, prefer)
+    tasks = _evaluation_tasks(source, config, image_size, channels, batch_size, shard)
+    return Batches(lambda: _ahead(tasks, config.workers), config, source)
+
+
+def _evaluation_tasks(
+    source: Source, config: DataConfig, size: Size, channels: int, batch_size: int, shard: tuple[int, int]
+) -> list[Callable[[], Batch]]:
     first, last = (len(source) * part // shard[1] for part in (shard[0], shard[0] + 1))
     ranges = [range(at, min(at + batch_size, last)) for at in range(first, last, batch_size)]
 
     def make(indices: range) -> Batch:
-        return _evaluation_batch(source.items(indices), image_size, channels, config)
+        return _evaluation_batch(source.items(indices), size, channels, config)
 
-    return Batches(lambda: _ahead([partial(make, indices) for indices in ranges], config.workers), config, source)
+    return [partial(make, indices) for indices in ranges]
+
+
+def batches_by_part(
+    config: DataConfig,
+    source: Source | None,
+    *,
+    image_size: Size,
+    channels: int,
+    batch_size: int,
+    parts: Sequence[int],
+    of: int,
+    prefer: Sequence[str],
+) -> Iterator[tuple[int, Batches]]:
+    """`evaluation_batches` of some of `of` parts in turn, each with its number, to be read to its end before the next.
+
+    One loader serves them all, so that it loads ahead into the next part. `source`: what is opened already; None for a
+    stream, which deals its items out to the parts, so that each takes a pass of its own.
+    """
+    if source is None:
+        shared: dict[str, Any] = {
+            "image_size": image_size,
+            "channels": channels,
+            "batch_size": batch_size,
+            "prefer": prefer,
+        }
+        yield from ((part, evaluation_batches(config, shard=(part, of), **shared)) for part in parts)
+        return
+    tasks = {part: _evaluation_tasks(source, config, image_size, channels, batch_size, (part, of)) for part in parts}
+    with closing(_ahead(chain.from_iterable(tasks.values()), config.workers)) as loaded:
+        for part in parts:
+            yield part, Batches(partial(islice, loaded, len(tasks[part])), config, source)
