@@ -16,7 +16,7 @@ from tokenizers_vq.data.shards.info import INFO, CodesInfo, DamagedCodes, short
 from tokenizers_vq.data.transforms import VIEWS
 
 _BLOCK = 2**24
-_MOST_RATIO, _SLACK = 10_000, 2**26
+_MOST_RATIO, _SLACK = 1000, 2**26
 
 
 def shard_name(part: int, parts: int) -> str:
@@ -89,13 +89,14 @@ class ShardFile:
         self.path, self.info, self.layout = path, info, CodeLayout.from_dict(info.layout)
         self.views = VIEWS[info.views].rows
         with _named(path):
-            # As a dictionary a name that many rows repeat stands in memory once.
-            dictionaries = ["key", "fingerprint"]
+            footer = pq.read_metadata(path, memory_map=True)
+            # As a dictionary a text that many rows repeat stands in memory once.
+            texts = [name for name in ("key", "fingerprint") if name in footer.schema.names]
             self._file = pq.ParquetFile(
-                path, memory_map=True, read_dictionary=dictionaries, page_checksum_verification=True
+                path, metadata=footer, memory_map=True, read_dictionary=texts, page_checksum_verification=True
             )
             self.columns = self._file.schema_arrow
-            self.rows: int = self._file.metadata.num_rows
+            self.rows: int = footer.num_rows
             metadata = dict(self.columns.metadata or {})
         self.how: dict[str, Any] | None = _described(path, metadata, "how", dict)
         """`CodesInfo.how` when it was written; None in older shards"""
@@ -161,7 +162,7 @@ class ShardFile:
         return out
 
     def keys(self) -> Any:
-        """Names of the images, a `pyarrow.ChunkedArray` of strings. Raises `DamagedCodes` for others."""
+        """Names of the images, a `ChunkedArray` of dictionaries of strings. Raises `DamagedCodes` for others."""
         return self._strings("key")
 
     def labels(self) -> np.ndarray:
@@ -227,8 +228,9 @@ class ShardFile:
             raise DamagedCodes(self.path, f"has rows without a '{name}' (null)")
         with _named(self.path):
             column.validate(full=True)
-            self._bound(name, sum(_text_bytes(chunk) for chunk in column.chunks))
-            return column.cast(pa.string())
+            texts = column.dictionary_encode().cast(pa.dictionary(pa.int32(), pa.string()))
+            self._bound(name, sum(_text_bytes(chunk) for chunk in texts.chunks))
+            return texts
 
     def _integers(self, name: str) -> np.ndarray:
         import pyarrow as pa
@@ -259,8 +261,8 @@ def _text_bytes(chunk: Any) -> int:
     """What a dictionary of texts takes when each row has its own."""
     import pyarrow.compute as pc
 
-    lengths = pc.binary_length(chunk.dictionary if hasattr(chunk, "dictionary") else chunk).to_numpy()
-    return int(lengths[chunk.indices.to_numpy()].sum() if hasattr(chunk, "dictionary") else lengths.sum())
+    lengths = pc.binary_length(chunk.dictionary).to_numpy(zero_copy_only=False)
+    return int(lengths[chunk.indices.to_numpy(zero_copy_only=False)].sum(dtype=np.int64))
 
 
 @contextmanager

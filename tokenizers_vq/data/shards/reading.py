@@ -175,7 +175,7 @@ def read_codes(folder: Path | str, fingerprint: str | None = None) -> CodeShards
     array = Rows(parts)
     if info.images is not None and len(array) != info.images * VIEWS[info.views].rows:
         raise DamagedCodes(folder / INFO, f"says {info.images} images, but the shards hold {len(array)} rows")
-    texts = pa.chunked_array(keys, pa.string())
+    texts = pa.chunked_array(keys, pa.dictionary(pa.int32(), pa.string()))
     return CodeShards(folder, info, array, texts, np.concatenate(labels), _joined(captions, parts))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,7 +33,7 @@ _READING = ("path", "split", "streaming", "image_column", "range", "label_column
 _PREFER = ("train", "training", "test", "validation", "val")
 _NAME = re.compile(r"codes-\d{5}-of-(\d{5})\.parquet")
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 class Encoder(Protocol):
@@ -73,7 +74,6 @@ def write_codes(
     rank: int = 0,
     world: int = 1,
     progress: Callable[[int], None] | None = None,
-    say: Say | None = None,
 ) -> dict[str, Any]:
     """Encode a split into `out`, going on where an earlier call stopped; returns what `codes.json` says.
 
@@ -83,34 +83,30 @@ def write_codes(
     what the folder has, else by the number of images. `views`: one of `transforms.VIEWS`; where they are several, an
     image's rows follow each other and a column `view` numbers them. `progress` is called with the number of images
     after every batch. A damaged shard is written anew, as is a damaged `codes.json` whose shards say that they were
-    made as this call makes them; `say` is told of each.
+    made as this call makes them. The log says what is read (info) and what was damaged (warning).
 
     Raises `ValueError` for unknown views, where `out` holds codes made otherwise, the field named, and what
     `open_source` raises.
     """
-    out, tell = Path(out), say or _nothing
+    out = Path(out)
     check_views(views)
     if shards is not None and not 1 <= shards <= MOST_SHARDS:
         raise ValueError(f"needs 1 to {MOST_SHARDS:,} shards, got {shards}")
     before, problem = _found(out)
-    if before is not None and before.fingerprint != encoder.fingerprint:
-        raise ValueError(
-            f"{out} holds codes of another tokenizer ({short(before.fingerprint)}, "
-            f"this one is {short(encoder.fingerprint)}): give another --out"
-        )
     source = None if data.streaming else open_source(data, _PREFER)
+    logger.info("reading %s", f"{data.path}, as a stream" if source is None else source.description)
     if shards is None:
-        number = before.shards if before is not None else _numbered(out)
+        number = _numbered(out) or (None if before is None else before.shards)
         shards = number or max(world, -(-(1 if source is None else len(source)) // IMAGES_A_SHARD))
     info = _describe(encoder, data, source, shards, views)
     if before is not None:
         problem = _differs(out, before.how(), info.how())
     if problem is not None:
-        _adopt(out, info, problem, tell)
+        _adopt(out, info, problem)
     if before is None or problem is not None:
         write_info(out, info)
     job = _Job(encoder, data, source, info, out, batch_size, progress)
-    parts = [part for part in range(rank, shards, world) if not _is_done(job, part, tell)]
+    parts = [part for part in range(rank, shards, world) if not _is_done(job, part)]
     for part, batches in batches_by_part(
         data,
         source,
@@ -130,10 +126,6 @@ def recorded_precision(out: Path | str) -> str | None:
     info, _ = _found(Path(out))
     known = [info.how()] if info is not None else _made(Path(out))
     return next((how["precision"] for how in known if how and isinstance(how.get("precision"), str)), None)
-
-
-def _nothing(text: str) -> None:
-    pass
 
 
 def _describe(encoder: Encoder, data: DataConfig, source: Source | None, shards: int, views: str) -> CodesInfo:
@@ -185,11 +177,14 @@ def _made(out: Path) -> list[dict[str, Any] | None]:
 
 
 def _differs(out: Path, before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    was, wanted = (short(how["fingerprint"]) for how in (before, now))
+    if was != wanted:
+        return f"{out} holds codes of another tokenizer ({was}, this one is {wanted})"
     found = differences(before, now)
     return f"{out} holds {found}" if found else None
 
 
-def _adopt(out: Path, info: CodesInfo, problem: str, tell: Say) -> None:
+def _adopt(out: Path, info: CodesInfo, problem: str) -> None:
     """Let `codes.json` be written anew, where every shard says that it was made as this call makes it.
 
     Raises `ValueError` where one does not: it would be lost.
@@ -198,10 +193,10 @@ def _adopt(out: Path, info: CodesInfo, problem: str, tell: Say) -> None:
     known = {path.name for path in _parquet(out)} <= names
     if not known or any(how is None or differences(how, info.how()) for how in _made(out)):
         raise ValueError(f"{problem}: give another --out")
-    tell(f"{problem}: {INFO} is written anew")
+    logger.warning("%s: %s is written anew", problem, INFO)
 
 
-def _is_done(job: _Job, part: int, tell: Say) -> bool:
+def _is_done(job: _Job, part: int) -> bool:
     """Whether a shard is there and whole. Raises `ValueError` for one that was made otherwise."""
     path = job.out / shard_name(part, job.info.shards)
     if not path.is_file():
@@ -213,7 +208,7 @@ def _is_done(job: _Job, part: int, tell: Say) -> bool:
         with ShardFile(path, job.info) as shard:
             shard.check()
     except DamagedCodes as error:
-        tell(f"{error.path} {error.problem}: it is encoded again")
+        logger.warning("%s %s: it is encoded again", error.path, error.problem)
         return False
     return True
 
