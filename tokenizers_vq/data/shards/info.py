@@ -26,8 +26,8 @@ class DamagedCodes(ValueError):  # noqa: N818
     """A file of a folder of codes that cannot be what `write_codes` wrote. Encoding again writes it anew."""
 
     def __init__(self, path: Path, problem: str) -> None:
-        self.path, self.problem = path, problem
-        super().__init__(f"{path} {problem}: encode again, with the same `tvq encode`")
+        self.path, self.problem = path, one_line(problem)
+        super().__init__(f"{path} {self.problem}: encode again, with the same `tvq encode`")
 
 
 class ReadingInfo(Config):
@@ -141,12 +141,18 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     pairs.update({f"data.{name}": (old.get(name), value) for name, value in now["data"].items()})
     pairs["data.path"] = (_resolved(old.get("path")), _resolved(now["data"]["path"]))
     different = ((name, was, wanted) for name, (was, wanted) in pairs.items() if was != wanted)
-    return next((f"codes made with {name} = {was}, now {wanted}" for name, was, wanted in different), "")
+    return next((one_line(f"codes made with {name} = {was}, now {wanted}") for name, was, wanted in different), "")
+
+
+def one_line(text: str) -> str:
+    """`text` with line breaks and other characters that a terminal obeys written out, and no longer than a screen."""
+    plain = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return plain if len(plain) <= 2000 else f"{plain[:2000]}..."
 
 
 def short(fingerprint: str | None) -> str:
     """As much of a fingerprint as tells tokenizers apart."""
-    return str(fingerprint)[:12]
+    return one_line(str(fingerprint)[:12])
 
 
 def _resolved(path: Any) -> Any:

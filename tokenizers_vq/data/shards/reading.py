@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.data.shards.files import ShardFile, shard_name
-from tokenizers_vq.data.shards.info import INFO, CodesInfo, DamagedCodes, read_info, short
+from tokenizers_vq.data.shards.info import INFO, CodesInfo, DamagedCodes, one_line, read_info, short
 from tokenizers_vq.data.transforms import VIEWS
 
 
@@ -137,7 +137,7 @@ class CodeShards:
         here = np.unique(self._labels[self._labels >= 0])
         if missing := [self.label_names[number] for number in here if mapped[number] < 0]:
             raise ValueError(
-                f"{self.folder} holds images of class '{missing[0]}', which {whose} does not have"
+                f"{self.folder} holds images of class '{one_line(missing[0])}', which {whose} does not have"
                 + (f", nor {len(missing) - 1} others" if len(missing) > 1 else "")
             )
         labels = np.where(self._labels >= 0, mapped[self._labels], -1)
@@ -198,10 +198,8 @@ def _refuse_mixture(path: Path, how: dict[str, Any], other: str, others: dict[st
     """A shard of another folder may lie here: its classes, say, are numbered otherwise."""
     for name in [*others, *(name for name in how if name not in others)]:
         if name != "data" and how.get(name) != others.get(name):
-            raise ValueError(
-                f"{path} was made with {name} = {how.get(name)}, {other} with {others.get(name)}: "
-                "move it away, then run `tvq encode` again"
-            )
+            made = one_line(f"was made with {name} = {how.get(name)}, {other} with {others.get(name)}")
+            raise ValueError(f"{path} {made}: move it away, then run `tvq encode` again")
 
 
 def _joined(columns: list[Any], parts: list[np.ndarray]) -> Any:
