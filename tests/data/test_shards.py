@@ -6,7 +6,10 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +22,12 @@ import torch
 
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.data import DataConfig
-from tokenizers_vq.data.shards import read_codes, shard_name, write_codes
+from tokenizers_vq.data.loading import batches_by_part, evaluation_batches
+from tokenizers_vq.data.shards import CodesInfo, read_codes, shard_name, write_codes
+from tokenizers_vq.data.shards.files import write_shard
+from tokenizers_vq.data.shards.info import write_info
+from tokenizers_vq.data.shards.reading import Rows
+from tokenizers_vq.data.sources import open_source
 from tokenizers_vq.data.transforms import cut_views, size_for_views
 
 
@@ -149,6 +157,76 @@ def test_reading_refuses_what_does_not_fit(pictures, tmp_path) -> None:
     (folder / "codes.json").write_text(json.dumps(info))
     with pytest.raises(ValueError, match="beyond its layout's sizes"):
         read_codes(folder)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_loader_serves_all_shards(workers: int, pictures) -> None:
+    config = DataConfig(path=str(pictures), workers=workers)
+    options = {"image_size": 8, "channels": 3, "batch_size": 3, "prefer": ("train",)}
+    parts = batches_by_part(config, open_source(config), parts=[3, 0, 1, 30], of=32, **options)
+    found = {part: (list(batches), batches.broken) for part, batches in parts}
+    assert list(found) == [3, 0, 1, 30]
+    parts = batches_by_part(config, open_source(config), parts=[0, 1, 2, 3], of=4, **options)
+    for part, batches in parts:
+        alone = evaluation_batches(config, shard=(part, 4), **options)
+        for got, wanted in zip(batches, alone, strict=True):
+            assert got["keys"] == wanted["keys"] and torch.equal(got["images"], wanted["images"])
+        assert batches.broken == alone.broken and bool(alone.broken) == (part in (0, 1))
+
+
+def test_rows_are_found_by_shard_and_place() -> None:
+    whole = np.arange(40, dtype=np.uint16).reshape(10, 4)
+    array = Rows([whole[:3], whole[3:3], whole[3:9], whole[9:]])
+    assert len(array) == 10 and array.shape == (10, 4) and array.dtype == np.uint16
+    mask = np.arange(10) % 3 == 0
+    indices: list = [
+        0,
+        9,
+        -1,
+        -10,
+        slice(None),
+        slice(2, 5),
+        slice(8, 1, -3),
+        slice(20, 30),
+        [],
+        [9, 0, 3, 3, -2],
+        mask,
+    ]
+    for index in [*indices, np.array([2, 3], np.uint8), np.int64(4), np.array([[1, 2], [9, 0]]), range(2, 9, 2)]:
+        assert np.array_equal(array[index], whole[index]), index
+        assert array[index].dtype == np.uint16
+    for beyond in (10, -11, [0, 10], np.zeros(9, bool), 0.5, "a"):
+        with pytest.raises(IndexError):
+            array[beyond]
+
+
+def test_codes_are_in_memory_once(tmp_path) -> None:
+    """Three copies, as reading all shards and joining them makes, are over the bound."""
+    megabytes, length, shards = 64, 256, 8
+    each = megabytes * 2**20 // (2 * length * shards)
+    layout = CodeLayout(((16, 16),), sizes=(16384,))
+    info = CodesInfo(fingerprint="a" * 64, layout=layout.to_dict(), precision="fp32", shards=shards)
+    write_info(tmp_path, info)
+    codes = np.random.default_rng(0).integers(0, 16384, each * length, dtype=np.uint16)
+    table = {
+        "codes": pa.FixedSizeListArray.from_arrays(pa.array(codes), length),
+        "fingerprint": pa.array(["a" * 64] * each),
+        "key": pa.array([str(row) for row in range(each)]),
+        "label": pa.array(np.zeros(each, np.int64)),
+    }
+    write_shard(tmp_path / shard_name(0, shards), pa.table(table), info.how(), {})
+    for part in range(1, shards):
+        shutil.copy(tmp_path / shard_name(0, shards), tmp_path / shard_name(part, shards))
+    program = (
+        "import resource, sys, pyarrow.parquet, pyarrow.compute\n"
+        "from tokenizers_vq.data.shards import read_codes\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak(); shards = read_codes(sys.argv[1]); print(peak() - before, len(shards))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True)
+    grown, rows = map(int, done.stdout.split())
+    assert rows == each * shards
+    assert grown < 1.7 * megabytes * 1024
 
 
 def test_datasets_reads_the_shards(pictures, tmp_path) -> None:
