@@ -159,6 +159,59 @@ def test_reading_refuses_what_does_not_fit(pictures, tmp_path) -> None:
         read_codes(folder)
 
 
+def test_captions_stand_beside_the_codes(pictures, tmp_path) -> None:
+    folder = tmp_path / "c"
+    write_codes(Encoder(), data(pictures), folder, shards=3)
+    assert read_codes(folder).captions is None and not read_codes(folder).info["captions"]
+    lines = [{"file_name": f"a/{n:02d}.png", "caption": f"picture {n}"} for n in range(12)]
+    lines += [{"file_name": "a/07.png", "caption": "another text, of Zürich"}]
+    (pictures / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match="captions = False, now True"):
+        write_codes(Encoder(), data(pictures), folder)
+    write_codes(Encoder(), data(pictures, caption_column="none"), tmp_path / "none")
+    assert read_codes(tmp_path / "none").captions is None
+    for views, count in (("center", 1), ("flip", 2)):
+        write_codes(Encoder(), data(pictures), tmp_path / views, shards=3, views=views)
+        shards = read_codes(tmp_path / views)
+        wanted = {key: (f"picture {int(key[2:4])}",) if key[0] == "a" else () for key in shards.keys}
+        wanted["a/07.png"] = ("picture 7", "another text, of Zürich")
+        assert shards.captions == [wanted[key] for key in shards.keys] and len(shards) == 22 * count
+        assert shards.captions_of(np.array([20, 3, 3])) == [shards.captions[row] for row in (20, 3, 3)]
+        assert shards.renumbered(("b", "a"), "").captions == shards.captions
+    column = pq.read_table(tmp_path / "center" / shard_name(2, 3))["captions"]
+    assert column.type == pa.list_(pa.string())
+
+
+def test_what_was_read_stands_in_codes_json(pictures, tmp_path, caplog) -> None:
+    caplog.set_level("INFO")
+    for split in ("train", "test"):
+        (tmp_path / "d" / split).mkdir(parents=True)
+        for name in ("a", "b") if split == "train" else ("b",):
+            shutil.copytree(pictures / name, tmp_path / "d" / split / name)
+    numbers = {}
+    for split, count in (("train", 24), ("test", 12)):
+        info = write_codes(Encoder(), data(tmp_path / "d", split=split), tmp_path / split)
+        assert (info["folder"], info["split"], info["found"]) == (str(tmp_path / "d" / split), split, count)
+        assert info["label_names"] == ["a", "b"]  # one numbering, though the second split has one class
+        assert any(str(tmp_path / "d" / split) in line and str(count) in line for line in caplog.messages)
+        shards = read_codes(tmp_path / split)
+        numbers[split] = {key.split("/")[-2]: int(label) for key, label in zip(shards.keys, shards.labels, strict=True)}
+    assert numbers == {"train": {"a": 0, "b": 1}, "test": {"b": 1}}
+
+
+def test_moved_data_are_the_same_and_changed_data_are_not(pictures, tmp_path) -> None:
+    write_codes(Encoder(), data(pictures), tmp_path / "c", shards=2)
+    before = rows(tmp_path / "c")
+    (tmp_path / "c" / shard_name(0, 2)).unlink()
+    moved = pictures.rename(tmp_path / "moved")
+    write_codes(Encoder(), data(moved), tmp_path / "c")
+    assert rows(tmp_path / "c") == before
+    shutil.copy(moved / "a" / "00.png", moved / "b" / "20.png")
+    with pytest.raises(ValueError, match=r"codes of other data \(b/20.png differs\): give another --out"):
+        write_codes(Encoder(), data(moved), tmp_path / "c")
+    assert rows(tmp_path / "c") == before
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_one_loader_serves_all_shards(workers: int, pictures) -> None:
     config = DataConfig(path=str(pictures), workers=workers)

@@ -43,7 +43,16 @@ class ReadingInfo(Config):
         None
     )
     label_column: str | None = None
+    caption_column: str | None = None
     limit: Count | None = None
+
+
+class RecordInfo(Config):
+    """What tells these images from others, as `identity.record` gives it."""
+
+    files: Count
+    classes: str | None = None
+    blocks: Annotated[tuple[str, ...], Field(max_length=1000)]
 
 
 class CodesInfo(Config):
@@ -70,7 +79,13 @@ class CodesInfo(Config):
     data: ReadingInfo = ReadingInfo()
     """which images were read"""
     source: str | None = None
-    """the same in words: folder, split and count"""
+    """the same in words, with their number"""
+    folder: str | None = None
+    """the folder that was chosen"""
+    split: str | None = None
+    """the split that was chosen"""
+    record: RecordInfo | None = None
+    """names, sizes and a hash of a sample of the files"""
     found: Count | None = None
     """images that the source has, readable or not"""
     label_names: tuple[str, ...] | None = None
@@ -107,7 +122,7 @@ class CodesInfo(Config):
 
         A tokenizer or data folder may be written another way and be the same.
         """
-        plain, free = self.to_dict(), ("tokenizer", "source", "images", "broken")
+        plain, free = self.to_dict(), {"tokenizer", "source", "folder", "split", "record", "images", "broken"}
         return {name: value for name, value in plain.items() if name not in free}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from tokenizers_vq.codes import CodeLayout
+from tokenizers_vq.data import identity
 from tokenizers_vq.data.loading import Batch, Batches, batches_by_part
 from tokenizers_vq.data.shards.files import ShardFile, code_dtype, read_how, schema, shard_name, write_shard
 from tokenizers_vq.data.shards.info import (
@@ -20,16 +21,16 @@ from tokenizers_vq.data.shards.info import (
     MOST_SHARDS,
     CodesInfo,
     DamagedCodes,
+    ReadingInfo,
     differences,
     read_info,
     short,
     write_info,
 )
-from tokenizers_vq.data.sources import DataConfig, Source, open_source
+from tokenizers_vq.data.sources import DataConfig, Source, Stream, open_source, open_stream
 from tokenizers_vq.data.transforms import VIEWS, check_views, cut_views, size_for_views
 
 IMAGES_A_SHARD = 8192
-_READING = ("path", "split", "streaming", "image_column", "range", "label_column", "limit")
 _PREFER = ("train", "training", "test", "validation", "val")
 _NAME = re.compile(r"codes-\d{5}-of-(\d{5})\.parquet")
 
@@ -55,8 +56,6 @@ class _Job(NamedTuple):
     """What the shards of one call have in common."""
 
     encoder: Encoder
-    data: DataConfig
-    source: Source | None
     info: CodesInfo
     out: Path
     batch_size: int
@@ -93,32 +92,26 @@ def write_codes(
     if shards is not None and not 1 <= shards <= MOST_SHARDS:
         raise ValueError(f"needs 1 to {MOST_SHARDS:,} shards, got {shards}")
     before, problem = _found(out)
-    source = None if data.streaming else open_source(data, _PREFER)
-    logger.info("reading %s", f"{data.path}, as a stream" if source is None else source.description)
+    opened = open_stream(data, _PREFER) if data.streaming else open_source(data, _PREFER)
+    logger.info("reading %s", opened.about.description)
     if shards is None:
         number = _numbered(out) or (None if before is None else before.shards)
-        shards = number or max(world, -(-(1 if source is None else len(source)) // IMAGES_A_SHARD))
-    info = _describe(encoder, data, source, shards, views)
+        shards = number or max(world, -(-(_count(opened) or 1) // IMAGES_A_SHARD))
+    info = _describe(encoder, data, opened, shards, views)
     if before is not None:
-        problem = _differs(out, before.how(), info.how())
+        problem = _differs(out, before, info, opened)
     if problem is not None:
         _adopt(out, info, problem)
     if before is None or problem is not None:
+        before = info
         write_info(out, info)
-    job = _Job(encoder, data, source, info, out, batch_size, progress)
+    job = _Job(encoder, info, out, batch_size, progress)
     parts = [part for part in range(rank, shards, world) if not _is_done(job, part)]
-    for part, batches in batches_by_part(
-        data,
-        source,
-        image_size=size_for_views(encoder.image_size, views),
-        channels=encoder.channels,
-        batch_size=batch_size,
-        parts=parts,
-        of=shards,
-        prefer=_PREFER,
-    ):
+    size = size_for_views(encoder.image_size, views)
+    sizes: dict[str, Any] = {"image_size": size, "channels": encoder.channels, "batch_size": batch_size}
+    for part, batches in batches_by_part(data, opened, parts=parts, of=shards, prefer=_PREFER, **sizes):
         _write(job, part, batches)
-    return _complete(out, info if before is None or problem is not None else before, alone=world == 1).to_dict()
+    return _complete(out, before, alone=world == 1).to_dict()
 
 
 def recorded_precision(out: Path | str) -> str | None:
@@ -128,8 +121,13 @@ def recorded_precision(out: Path | str) -> str | None:
     return next((how["precision"] for how in known if how and isinstance(how.get("precision"), str)), None)
 
 
-def _describe(encoder: Encoder, data: DataConfig, source: Source | None, shards: int, views: str) -> CodesInfo:
-    size = encoder.image_size
+def _count(opened: Source | Stream) -> int | None:
+    return None if isinstance(opened, Stream) else len(opened)
+
+
+def _describe(encoder: Encoder, data: DataConfig, opened: Source | Stream, shards: int, views: str) -> CodesInfo:
+    size, columns = encoder.image_size, opened.columns if isinstance(opened, Stream) else None
+    label_names = opened.label_names if columns is None else columns.label_names
     return CodesInfo(
         tokenizer=encoder.name,
         fingerprint=encoder.fingerprint,
@@ -139,12 +137,20 @@ def _describe(encoder: Encoder, data: DataConfig, source: Source | None, shards:
         views=views,
         preprocessing=VIEWS[views].preprocessing,
         precision=encoder.precision,
-        data={name: value for name, value in data.to_dict().items() if name in _READING},
-        source=None if source is None else source.description,
-        found=None if source is None else len(source),
-        label_names=None if source is None or source.label_names is None else tuple(source.label_names),
+        data={name: value for name, value in data.to_dict().items() if name in ReadingInfo.model_fields},
+        source=opened.about.description,
+        folder=opened.about.folder,
+        split=opened.about.split,
+        record=identity.record(_files(opened), label_names),
+        found=_count(opened),
+        label_names=None if label_names is None else tuple(label_names),
+        captions=opened.has_captions if columns is None else columns.captions is not None,
         shards=shards,
     )
+
+
+def _files(opened: Source | Stream) -> list[tuple[str, str]]:
+    return opened.files if isinstance(opened, Stream) else opened.files()
 
 
 def _found(out: Path) -> tuple[CodesInfo | None, str | None]:
@@ -176,12 +182,20 @@ def _made(out: Path) -> list[dict[str, Any] | None]:
     return found
 
 
-def _differs(out: Path, before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    was, wanted = (short(how["fingerprint"]) for how in (before, now))
-    if was != wanted:
+def _differs(out: Path, before: CodesInfo, now: CodesInfo, opened: Source | Stream) -> str | None:
+    """In words, how the codes that `out` holds are others than those of this call; None where they are not."""
+    if before.fingerprint != now.fingerprint:
+        was, wanted = short(before.fingerprint), short(now.fingerprint)
         return f"{out} holds codes of another tokenizer ({was}, this one is {wanted})"
-    found = differences(before, now)
-    return f"{out} holds {found}" if found else None
+    how = before.how()
+    if before.record is not None:  # which tells the same data, wherever they lie now
+        how["data"]["path"] = now.data.path
+    if found := differences(how, now.how()):
+        return f"{out} holds {found}"
+    if before.record is None or now.record is None:
+        return None
+    changed = identity.changed(before.record.to_dict(), now.record.to_dict(), _files(opened))
+    return None if changed is None else f"{out} holds codes of other data ({changed})"
 
 
 def _adopt(out: Path, info: CodesInfo, problem: str) -> None:
@@ -244,8 +258,8 @@ def _columns(codes: np.ndarray, batch: Batch, info: CodesInfo, rows: int) -> dic
     if rows > 1:
         columns["view"] = pa.array(list(range(rows)) * len(batch["keys"]), pa.int8())
     if info.captions:
-        captions = batch["captions"] or [()] * len(batch["keys"])
-        columns["captions"] = pa.array([list(texts) for texts in captions for _ in range(rows)], pa.list_(pa.string()))
+        captions = [list(texts) for texts in batch["captions"] for _ in range(rows)]
+        columns["captions"] = pa.array(captions, pa.list_(pa.string()))
     return columns
 
 
