@@ -89,7 +89,7 @@ class TokenizerConfig(TokenizerFields):
 
 def kind_of(data: Any) -> str:
     """The kind of a tokenizer's config, or of the plain data of one."""
-    return str(data.get("kind", "flat") if isinstance(data, Mapping) else data.kind)
+    return str(data.get("kind", "flat") if isinstance(data, Mapping) else getattr(data, "kind", "flat"))
 
 
 class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-tokenizer"]):

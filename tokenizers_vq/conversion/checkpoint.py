@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tokenizers_vq.config import read_yaml
+from tokenizers_vq.config import read_json, read_yaml
 from tokenizers_vq.conversion import pickles
 
 _WRAPPED = ("module.", "_orig_mod.", "_forward_module.")
@@ -29,15 +28,7 @@ def read_config(config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]
     path = Path(config)
     if not path.is_file():
         raise FileNotFoundError(f"no config file {path}")
-    if path.suffix == ".json":
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON ({error})") from None
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} holds no JSON object, where the config of a model is wanted")
-        return content
-    return read_yaml(path)
+    return read_json(path) if path.suffix == ".json" else read_yaml(path)
 
 
 def expect(config: Mapping[str, Any] | None, given: Mapping[str, Any], names: Iterable[str], path: Path) -> None:
