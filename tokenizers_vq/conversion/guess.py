@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from tokenizers_vq.conversion import pickles
+from tokenizers_vq.conversion import modules, pickles
 
 _MARKS = {
     "llamagen": r"encoder\.conv_blocks\.",
@@ -36,7 +36,7 @@ def guess(path: Path) -> str | None:
             with safe_open(path, "pt") as file:
                 keys = list(file.keys())
         else:
-            keys = list(_keys(pickles.read(path), 2))
+            keys = list(_keys(pickles.read(path), path, 2))
     except (ValueError, OSError, RuntimeError, SafetensorError):
         return None
     return next((source for source, mark in _MARKS.items() if any(re.match(mark, key) for key in keys)), None)
@@ -50,9 +50,9 @@ def hint(source: str, path: Path) -> str:
     return f"; its keys look like those of source '{likely}'"
 
 
-def _keys(content: Any, depth: int) -> Iterator[str]:
+def _keys(content: Any, path: Path, depth: int) -> Iterator[str]:
     if isinstance(content, pickles.Inert):
-        content = pickles.module_tensors(content)
+        content = modules.module_tensors(content, path)
     if isinstance(content, Mapping) and depth:
         for key, value in content.items():
             yield str(key)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion import pickles
-from tokenizers_vq.conversion.checkpoint import below, expect, read_tensors
+from tokenizers_vq.conversion.checkpoint import below, expect, read_tensors, tensors_of
 from tokenizers_vq.conversion.keys import fill, rename, skip
 from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
@@ -76,7 +76,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         outer = content.get("trainer", content) if isinstance(content, Mapping) else None
         inner = outer.get("vae_local") if isinstance(outer, Mapping) else None
         if isinstance(inner, Mapping):
-            return {str(key): value for key, value in inner.items() if isinstance(value, Tensor)}
+            return tensors_of(inner, path)
     tensors = read_tensors(path, "state_dict", "model", "trainer")
     return below(tensors, "vae_local.") or tensors
 
