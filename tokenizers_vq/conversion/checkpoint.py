@@ -18,7 +18,7 @@ _WRAPPING = re.compile(
 )
 """names that DDP, torch.compile, DeepSpeed and Lightning, FSDP and checkpointing put before those of what they wrap"""
 _WRAPPERS = ("state_dict", "model", "module", "model_state_dict", "ema", "state_dict_ema", "ema_model")
-"""where training checkpoints keep the tensors, if the source does not say: Lightning, plain files, DeepSpeed, averages"""
+"""where training checkpoints keep the tensors, if the source does not say: Lightning, others, DeepSpeed, averages"""
 _AVERAGE = "ema_model."
 _BESIDE_AVERAGE = ("online_model.", "initted", "step")
 """what ema-pytorch keeps beside the averaged model"""

@@ -55,7 +55,7 @@ def walk(
         prefix, part, above = waiting.pop()
         attributes = part.attributes()
         left -= 1 + len(attributes)
-        left -= sum(len(part) for kind in _HELD if isinstance(part := attributes.get(kind), Mapping))
+        left -= sum(len(held) for kind in _HELD if isinstance(held := attributes.get(kind), Mapping))
         if left < 0 or len(above) > _DEEPEST or len(prefix) > _LONGEST:
             raise ValueError(f"{path} holds modules inside one another over and over: it is no checkpoint")
         yield prefix, attributes

@@ -31,7 +31,8 @@ from tokenizers_vq.text import printable
 _MAGIC = 0x1950A86A20F9469CFC6C
 _ERRORS = (
     pickle.UnpicklingError, zipfile.BadZipFile, tarfile.TarError, EOFError, KeyError, IndexError, TypeError, ValueError,
-    AttributeError, AssertionError, NotImplementedError, OverflowError, MemoryError, RuntimeError, struct.error, zlib.error,
+    AttributeError, AssertionError, NotImplementedError, OverflowError, MemoryError, RuntimeError, struct.error,
+    zlib.error,
 )  # fmt: skip
 _MOST_COUNTED, _MOST_SAID = 100_000, 300
 
