@@ -51,7 +51,7 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
         quantizer=GumbelQuantizerConfig(num_codes=codes, dim=dim, project=False, kl_weight=6.6 / 192),
         decoder=DvaeDecoderConfig(**_fields(tensors, "decoder", path), output="logit_laplace"),
     )
-    return fill(Tokenizer(described), tensors, path)
+    return fill(described.build, tensors, path)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -37,17 +37,15 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     said = {"encoder_ch_mult": encoder["multipliers"], "z_channels": encoder["latent_width"]}
     agree(config, {"codebook_size": codes, "codebook_embed_dim": dim, **said}, path)
     normalised = given.get("codebook_l2_norm", True)
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size=image_side(given.get("image_size"), len(encoder["multipliers"])),
-            channels=shape(ours, "encoder.conv_in.weight", path)[1],
-            pixels=PixelRange(clamp=False),
-            encoder=VqganEncoderConfig(**encoder),
-            quantizer=VectorQuantizerConfig(num_codes=codes, dim=dim, distance="cosine" if normalised else "euclidean"),
-            decoder=VqganDecoderConfig(**decoder),
-        )
+    described = TokenizerConfig(
+        image_size=image_side(given.get("image_size"), len(encoder["multipliers"])),
+        channels=shape(ours, "encoder.conv_in.weight", path)[1],
+        pixels=PixelRange(clamp=False),
+        encoder=VqganEncoderConfig(**encoder),
+        quantizer=VectorQuantizerConfig(num_codes=codes, dim=dim, distance="cosine" if normalised else "euclidean"),
+        decoder=VqganDecoderConfig(**decoder),
     )
-    return fill(tokenizer, ours, path)
+    return fill(described.build, ours, path)
 
 
 def _arguments(path: Path) -> dict[str, Any]:

@@ -63,17 +63,15 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
         beta=float(hparams.get("latent_loss_weight", 0.25)),
         decay=decay[0] if isinstance(decay, (list, tuple)) else decay,
     )
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size=network.get("resolution", 256),
-            channels=shape(ours, "encoder.conv_in.weight", path)[1],
-            pixels=PixelRange(clamp=False),
-            encoder=VqganEncoderConfig(**network_fields(ours, "encoder", path)),
-            quantizer=quantizer,
-            decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
-        )
+    described = TokenizerConfig(
+        image_size=network.get("resolution", 256),
+        channels=shape(ours, "encoder.conv_in.weight", path)[1],
+        pixels=PixelRange(clamp=False),
+        encoder=VqganEncoderConfig(**network_fields(ours, "encoder", path)),
+        quantizer=quantizer,
+        decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
     )
-    return fill(tokenizer, ours, path)
+    return fill(described.build, ours, path)
 
 
 def convert_discriminator(path: Path, config: dict[str, Any] | None) -> PatchGAN | None:

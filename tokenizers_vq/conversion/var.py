@@ -51,23 +51,21 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
     side = scales[-1] if isinstance(scales[-1], tuple) else (scales[-1], scales[-1])
     stride = 2 ** (len(encoder["multipliers"]) - 1)
     ratio = abs(float(settings.get("quant_resi", 0.5)))
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size=(side[0] * stride, side[1] * stride),
-            channels=shape(ours, "encoder.conv_in.weight", path)[1],
-            encoder=VqganEncoderConfig(**encoder),
-            quantizer=MultiscaleQuantizerConfig(
-                scales=scales,
-                num_codes=codes,
-                dim=dim,
-                phis=len([key for key in ours if key.startswith("quantizer.phis.") and key.endswith(".weight")]),
-                phi_ratio=ratio,
-                beta=float(settings.get("beta", 0.25)),
-            ),
-            decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
-        )
+    described = TokenizerConfig(
+        image_size=(side[0] * stride, side[1] * stride),
+        channels=shape(ours, "encoder.conv_in.weight", path)[1],
+        encoder=VqganEncoderConfig(**encoder),
+        quantizer=MultiscaleQuantizerConfig(
+            scales=scales,
+            num_codes=codes,
+            dim=dim,
+            phis=len([key for key in ours if key.startswith("quantizer.phis.") and key.endswith(".weight")]),
+            phi_ratio=ratio,
+            beta=float(settings.get("beta", 0.25)),
+        ),
+        decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
     )
-    return fill(tokenizer, ours, path)
+    return fill(described.build, ours, path)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
