@@ -21,6 +21,18 @@ Path_ = tuple[str, ...]
 T = TypeVar("T", bound="Config")
 
 
+Size = Annotated[int, Field(ge=1, le=65_536)]
+"""channels of a layer, sides of images in pixels, heads, groups"""
+Blocks = Annotated[int, Field(ge=0, le=256)]
+"""blocks or layers, one after the other"""
+Halvings = Annotated[int, Field(ge=1, le=16)]
+"""how often a size is halved"""
+Multiplier = Annotated[int, Field(ge=1, le=1024)]
+"""channels of a level as a multiple of others"""
+MOST_LEVELS = 16
+"""levels of a network, each of which halves the size"""
+
+
 class ConfigError(ValueError):
     """A config value that cannot be used: `path` is where it stands, `problem` what is wrong and what to do."""
 
