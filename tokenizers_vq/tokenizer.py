@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import ModelCard
@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from tokenizers_vq import folders
 from tokenizers_vq.codes import CodeLayout, Codes, Output, whole_numbers
-from tokenizers_vq.config import Config, ConfigError, nearest, parse
+from tokenizers_vq.config import Config, ConfigError, Size, nearest, parse
 from tokenizers_vq.images import check
 from tokenizers_vq.networks import Decoder, DecoderConfig, Encoder, EncoderConfig
 from tokenizers_vq.pretrained import Pretrained, model_card
@@ -28,21 +28,27 @@ WEIGHTS = Path(__file__).parent / "weights"
 class PixelRange(Config):
     """What the networks see: images in [-1, 1] are mapped to [low, high], and the output back."""
 
-    low: float = -1.0
+    low: float = Field(default=-1.0, ge=-1e6, le=1e6)
     """the networks' value of black"""
-    high: float = 1.0
+    high: float = Field(default=1.0, ge=-1e6, le=1e6)
     """the networks' value of white"""
     clamp: bool = True
     """`decode` clamps to [-1, 1] (never `forward`: it would kill gradients)"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.low == self.high:
+            raise ConfigError(("high",), f"black and white are both {self.low}")
+        return self
 
 
 class TokenizerFields(Config):
     """What the config of every tokenizer has."""
 
     kind: str
-    image_size: Annotated[int, Field(ge=1)] | tuple[int, int] = 256
+    image_size: Size | tuple[Size, Size] = 256
     """the size it is made for: one side, or height and width; others work where the stride divides them"""
-    channels: int = Field(default=3, ge=1)
+    channels: Size = 3
     """channels of the images"""
     pixels: PixelRange = PixelRange()
     """range that the networks see"""
@@ -86,7 +92,7 @@ class TokenizerConfig(TokenizerFields):
 
 def kind_of(data: Any) -> str:
     """The kind of a tokenizer's config, or of the plain data of one."""
-    return str(data.get("kind", "flat") if isinstance(data, Mapping) else data.kind)
+    return str(data.get("kind", "flat") if isinstance(data, Mapping) else getattr(data, "kind", "flat"))
 
 
 class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-tokenizer"]):
