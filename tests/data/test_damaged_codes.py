@@ -52,7 +52,10 @@ SHARDS: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
     "a null fingerprint": (column("fingerprint", first_null), "rows without a 'fingerprint'"),
     "fewer rows": (lambda table: table.slice(1), "holds 11 rows, 12 were written"),
     "fewer rows, nothing said": (lambda table: table.slice(1).replace_schema_metadata(None), "says 22 images, but"),
-    "metadata": (lambda table: table.replace_schema_metadata({"broken": "["}), "metadata 'broken' that is no JSON"),
+    "metadata": (
+        lambda table: table.replace_schema_metadata({"broken": "["}),
+        "metadata .broken. that is not valid JSON",
+    ),
     "broken": (lambda table: table.replace_schema_metadata({"broken": '{"a": 1}'}), "'broken' that does not name"),
 }
 
@@ -135,7 +138,8 @@ INFOS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "levels 0": (layout(levels=0), "layout: .*0 levels"),
     "10^18 levels": (layout(levels=10**18), "layout: .*levels need"),
     "sizes 0": (layout(sizes=[0]), "layout: sizes must be 1 to"),
-    "sizes beyond 64 bits": (layout(sizes=[10**30]), "sizes"),
+    "sizes beyond 64 bits": (layout(sizes=[10**30]), "whole number of 100 bits"),
+    "sizes of 10^18": (layout(sizes=[10**18]), r"layout\.sizes: 1,000,000,000,000,000,000 codes are too many"),
     "sizes as words": (layout(sizes=["8"]), "layout: sizes must be whole numbers"),
     "a grid of 10^18": (layout(grids=[[10**9, 10**9]]), "layout: a layout holds at most"),
     "no grids": (layout(grids=[], sizes=[]), "layout: grids must be"),

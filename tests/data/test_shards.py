@@ -8,8 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,6 +157,37 @@ def test_reading_refuses_what_does_not_fit(pictures, tmp_path) -> None:
         read_codes(folder)
 
 
+def test_one_process_at_a_time_writes_a_folder(pictures, tmp_path) -> None:
+    out = tmp_path / "c"
+
+    def encode() -> None:
+        write_codes(Encoder(pause=0.1), data(pictures), out, batch_size=1)
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=encode)
+    process.start()
+    while not (out / "codes.json").is_file():
+        time.sleep(0.01)
+    with pytest.raises(ValueError, match=f"{out} is being written by another process") as error:
+        write_codes(Encoder(), data(pictures), out)
+    assert "\n" not in str(error.value)
+    os.kill(process.pid, signal.SIGKILL)  # what it holds is let go, what it left is taken away
+    process.join()
+    (out / f".{shard_name(0, 1)}.partial").write_bytes(b"half")
+    (out / ".codes.json.partial").write_bytes(b"half")
+    write_codes(Encoder(), data(pictures), out)
+    assert sorted(path.name for path in out.iterdir()) == [shard_name(0, 1), "codes.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(pictures, tmp_path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match=r"file.* cannot be written"):
+        write_codes(Encoder(), data(pictures), tmp_path / "file")
+    with pytest.raises(FileNotFoundError):
+        write_codes(Encoder(), data(tmp_path / "nothing"), tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
 def test_captions_stand_beside_the_codes(pictures, tmp_path) -> None:
     folder = tmp_path / "c"
     write_codes(Encoder(), data(pictures), folder, shards=3)
@@ -255,6 +284,7 @@ def test_rows_are_found_by_shard_and_place() -> None:
 
 def test_codes_are_in_memory_once(tmp_path) -> None:
     """Three copies, as reading all shards and joining them makes, are over the bound."""
+    harness = pytest.importorskip("tests.fuzz.harness")
     megabytes, length, shards = 64, 256, 8
     each = megabytes * 2**20 // (2 * length * shards)
     layout = CodeLayout(((16, 16),), sizes=(16384,))
@@ -270,16 +300,9 @@ def test_codes_are_in_memory_once(tmp_path) -> None:
     write_shard(tmp_path / shard_name(0, shards), pa.table(table), info.how(), {})
     for part in range(1, shards):
         shutil.copy(tmp_path / shard_name(0, shards), tmp_path / shard_name(part, shards))
-    program = (
-        "import resource, sys, pyarrow.parquet, pyarrow.compute\n"
-        "from tokenizers_vq.data.shards import read_codes\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "before = peak(); shards = read_codes(sys.argv[1]); print(peak() - before, len(shards))"
-    )
-    done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True)
-    grown, rows = map(int, done.stdout.split())
-    assert rows == each * shards
-    assert grown < 1.7 * megabytes * 1024
+    (attempt,) = harness.attempts([0], lambda number: tmp_path, read_codes, ())
+    assert attempt.fault is None
+    assert 0.9 * megabytes * 2**20 < attempt.memory < 1.7 * megabytes * 2**20
 
 
 def test_datasets_reads_the_shards(pictures, tmp_path) -> None:

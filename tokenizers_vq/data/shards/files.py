@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from tokenizers_vq.codes import CodeLayout
-from tokenizers_vq.data.shards.info import INFO, CodesInfo, DamagedCodes, short
+from tokenizers_vq.data.shards.info import INFO, MOST_JSON, CodesInfo, DamagedCodes, short
 from tokenizers_vq.data.transforms import VIEWS
+from tokenizers_vq.text import parse_json
+from tokenizers_vq.writing import naming
 
 _BLOCK = 2**24
 _MOST_RATIO, _SLACK = 1000, 2**26
@@ -50,22 +52,23 @@ def write_shard(path: Path, table: Any, how: dict[str, Any], broken: dict[str, s
     """Write a table of `schema`, beside its place, then move it there.
 
     How its codes were made, and the images of it that could not be read, travel in its metadata: there with the shard,
-    or not at all.
+    or not at all. Raises `WriteError`.
     """
     import pyarrow.parquet as pq
 
     described = {"how": how, "broken": broken, "rows": len(table)}
     metadata = {name: json.dumps(value, ensure_ascii=False) for name, value in described.items()}
     aside = path.with_name(f".{path.name}.partial")
-    try:
-        with aside.open("wb") as file:
-            pq.write_table(table.replace_schema_metadata(metadata), file, write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    with naming(path):
+        try:
+            with aside.open("wb") as file:
+                pq.write_table(table.replace_schema_metadata(metadata), file, write_page_checksum=True)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
 
 
 def read_how(path: Path) -> dict[str, Any] | None:
@@ -249,9 +252,9 @@ def _described(path: Path, metadata: dict[bytes, bytes], name: str, kind: type) 
     if name.encode() not in metadata:
         return None
     try:
-        described = json.loads(metadata[name.encode()])
-    except (ValueError, RecursionError):
-        raise DamagedCodes(path, f"has metadata '{name}' that is no JSON") from None
+        described = parse_json(metadata[name.encode()].decode(), MOST_JSON)
+    except ValueError as error:
+        raise DamagedCodes(path, f"has metadata '{name}' that is {error}") from None
     if not isinstance(described, kind):
         raise DamagedCodes(path, f"has metadata '{name}' that is a {type(described).__name__}")
     return described

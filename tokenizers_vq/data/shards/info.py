@@ -11,12 +11,16 @@ from pydantic import ConfigDict, Field, field_validator
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.config import Config, ConfigError, parse
 from tokenizers_vq.data.transforms import check_views
-from tokenizers_vq.folders import write_atomically
+from tokenizers_vq.text import parse_json, printable
+from tokenizers_vq.writing import write_atomically
 
 INFO = "codes.json"
 MOST_SHARDS = 100_000
 """file names number the shards with five digits"""
-_MOST_BYTES, _DEEPEST = 2**28, 32
+MOST_CODES = 2**48
+"""codes of a stream: published tokenizers have up to 2**36"""
+MOST_JSON = 2**28
+"""bytes: a web's worth of images has many broken ones"""
 
 Side = Annotated[int, Field(ge=1, le=2**20)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -102,7 +106,10 @@ class CodesInfo(Config):
     @field_validator("layout")
     @classmethod
     def _check_layout(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return CodeLayout.from_dict(value).to_dict()
+        layout = CodeLayout.from_dict(value)
+        if max(layout.sizes) > MOST_CODES:
+            raise ConfigError(("sizes",), f"{max(layout.sizes):,} codes are too many, at most 2**48 are kept on disk")
+        return layout.to_dict()
 
     @field_validator("views")
     @classmethod
@@ -160,8 +167,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` with line breaks and other characters that a terminal obeys written out, and no longer than a screen."""
-    plain = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    """`text` without line breaks or other characters that a terminal obeys, and no longer than a screen."""
+    plain = printable(" ".join(text.split()))
     return plain if len(plain) <= 2000 else f"{plain[:2000]}..."
 
 
@@ -179,20 +186,9 @@ def _resolved(path: Any) -> Any:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > _MOST_BYTES:
+    if path.stat().st_size > MOST_JSON:
         raise ValueError(f"{path.stat().st_size:,} bytes are too many")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    data = parse_json(path.read_bytes().decode(), MOST_JSON)
     if not isinstance(data, dict):
         raise ValueError(f"holds no JSON object but a {type(data).__name__}")
-    level: list[Any] = [data]
-    for _ in range(_DEEPEST):
-        level = [
-            inner for item in level if isinstance(item, (dict, list))
-            for inner in (item.values() if isinstance(item, dict) else item)
-        ]  # fmt: skip
-    if level:
-        raise ValueError(f"nested more than {_DEEPEST} deep")
     return data

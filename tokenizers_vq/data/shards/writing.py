@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -29,6 +29,7 @@ from tokenizers_vq.data.shards.info import (
 )
 from tokenizers_vq.data.sources import DataConfig, Source, Stream, open_source, open_stream
 from tokenizers_vq.data.transforms import VIEWS, check_views, cut_views, size_for_views
+from tokenizers_vq.writing import clear, lock
 
 IMAGES_A_SHARD = 8192
 _PREFER = ("train", "training", "test", "validation", "val")
@@ -84,34 +85,26 @@ def write_codes(
     after every batch. A damaged shard is written anew, as is a damaged `codes.json` whose shards say that they were
     made as this call makes them. The log says what is read (info) and what was damaged (warning).
 
-    Raises `ValueError` for unknown views, where `out` holds codes made otherwise, the field named, and what
-    `open_source` raises.
+    Raises `ValueError` for unknown views, where `out` holds codes made otherwise, the field named, or another process
+    writes them, and what `open_source` raises; `WriteError` where it cannot be written.
     """
     out = Path(out)
     check_views(views)
     if shards is not None and not 1 <= shards <= MOST_SHARDS:
         raise ValueError(f"needs 1 to {MOST_SHARDS:,} shards, got {shards}")
-    before, problem = _found(out)
-    opened = open_stream(data, _PREFER) if data.streaming else open_source(data, _PREFER)
-    logger.info("reading %s", opened.about.description)
-    if shards is None:
-        number = _numbered(out) or (None if before is None else before.shards)
-        shards = number or max(world, -(-(_count(opened) or 1) // IMAGES_A_SHARD))
-    info = _describe(encoder, data, opened, shards, views)
-    if before is not None:
-        problem = _differs(out, before, info, opened)
-    if problem is not None:
-        _adopt(out, info, problem)
-    if before is None or problem is not None:
-        before = info
-        write_info(out, info)
-    job = _Job(encoder, info, out, batch_size, progress)
-    parts = [part for part in range(rank, shards, world) if not _is_done(job, part)]
-    size = size_for_views(encoder.image_size, views)
-    sizes: dict[str, Any] = {"image_size": size, "channels": encoder.channels, "batch_size": batch_size}
-    for part, batches in batches_by_part(data, opened, parts=parts, of=shards, prefer=_PREFER, **sizes):
-        _write(job, part, batches)
-    return _complete(out, before, alone=world == 1).to_dict()
+    with lock(out) if world == 1 else nullcontext():
+        if world == 1:
+            clear(out)
+        opened = open_stream(data, _PREFER) if data.streaming else open_source(data, _PREFER)
+        logger.info("reading %s", opened.about.description)
+        info, known = _begin(encoder, data, opened, out, shards, views, world)
+        job = _Job(encoder, info, out, batch_size, progress)
+        parts = [part for part in range(rank, info.shards, world) if not _is_done(job, part)]
+        size = size_for_views(encoder.image_size, views)
+        sizes: dict[str, Any] = {"image_size": size, "channels": encoder.channels, "batch_size": batch_size}
+        for part, batches in batches_by_part(data, opened, parts=parts, of=info.shards, prefer=_PREFER, **sizes):
+            _write(job, part, batches)
+        return _complete(out, known, alone=world == 1).to_dict()
 
 
 def recorded_precision(out: Path | str) -> str | None:
@@ -151,6 +144,31 @@ def _describe(encoder: Encoder, data: DataConfig, opened: Source | Stream, shard
 
 def _files(opened: Source | Stream) -> list[tuple[str, str]]:
     return opened.files if isinstance(opened, Stream) else opened.files()
+
+
+def _begin(
+    encoder: Encoder,
+    data: DataConfig,
+    opened: Source | Stream,
+    out: Path,
+    shards: int | None,
+    views: str,
+    world: int,
+) -> tuple[CodesInfo, CodesInfo]:
+    """What this call writes, and what `codes.json` says, which is written where it is missing or damaged."""
+    before, problem = _found(out)
+    if shards is None:
+        number = _numbered(out) or (None if before is None else before.shards)
+        shards = number or max(world, -(-(_count(opened) or 1) // IMAGES_A_SHARD))
+    info = _describe(encoder, data, opened, shards, views)
+    if before is not None:
+        problem = _differs(out, before, info, opened)
+    if problem is not None:
+        _adopt(out, info, problem)
+    if before is not None and problem is None:
+        return info, before
+    write_info(out, info)
+    return info, info
 
 
 def _found(out: Path) -> tuple[CodesInfo | None, str | None]:
