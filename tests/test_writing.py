@@ -145,6 +145,17 @@ def test_a_killed_process_leaves_no_lock_though_its_loaders_live_on(tmp_path: Pa
         os.kill(loader, signal.SIGKILL)
 
 
+def test_training_priors_and_tables_take_the_lock_before_all_else(tmp_path: Path) -> None:
+    from prior import training as prior_training
+    from tokenizers_vq.ablation import run
+    from tokenizers_vq.training import runs
+
+    for command in (runs.train, prior_training.train, run.run_table):
+        with lock(tmp_path / "out"), pytest.raises(ValueError, match="out is being written by another process"):
+            command(None, tmp_path / "out")  # type: ignore[operator]
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for text in ("first", "second"):
