@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenizers_vq.conversion import pickles
 from tokenizers_vq.conversion.checkpoint import below, expect, read_tensors, tensors_of
+from tokenizers_vq.conversion.given import number
 from tokenizers_vq.conversion.keys import fill, rename, skip
 from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
@@ -50,7 +51,7 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
     scales = _scales(given, hits, path)
     side = scales[-1] if isinstance(scales[-1], tuple) else (scales[-1], scales[-1])
     stride = 2 ** (len(encoder["multipliers"]) - 1)
-    ratio = abs(float(settings.get("quant_resi", 0.5)))
+    ratio = abs(number(settings, "quant_resi", 0.5))
     described = TokenizerConfig(
         image_size=(side[0] * stride, side[1] * stride),
         channels=shape(ours, "encoder.conv_in.weight", path)[1],
@@ -61,7 +62,7 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
             dim=dim,
             phis=len([key for key in ours if key.startswith("quantizer.phis.") and key.endswith(".weight")]),
             phi_ratio=ratio,
-            beta=float(settings.get("beta", 0.25)),
+            beta=number(settings, "beta", 0.25),
         ),
         decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
     )
