@@ -11,6 +11,7 @@ import struct
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,12 +27,13 @@ from tokenizers_vq.conversion.checkpoint import read_tensors
 
 DOCUMENTED = (ValueError, FileNotFoundError)
 _NUMBERS = (0, 1, 2, 127, 128, 255, 256, 32767, 65535, 2**24 - 1, 2**31 - 1, 2**31, 2**32 - 1)
-_PIECES = (
+PIECES = (
     b"(", b"]", b"}", b")", b"\x85", b"\x86", b"\x87", b"t", b"\x94", b"0", b"2", b"R", b"\x81", b"\x92", b"b", b"a",
-    b"e", b"s", b"u", b"\x90", b"\x91", b"\x8f", b"Q", b"N", b"\x88", b"K\x05", b"h\x00", b"h\x01", b"j\x03\x00\x00\x00",
+    b"e", b"s", b"u", b"\x90", b"\x91", b"\x8f", b"Q", b"N", b"\x88", b"K\x05", b"h\x00", b"h\x01", b"P7\n",
     b"\x8a\x08" + b"\xff" * 8, b"\x8b\xff\xff\xff\x7f", b"\x96" + b"\xff" * 5 + b"\0\0\0", b"\x8e" + b"\xff" * 8,
-    b"ccollections\nOrderedDict\n", b"cbuiltins\nset\n", b"ctorch\nFloatStorage\n", b"ctorch._utils\n_rebuild_tensor_v2\n",
-    b"c_codecs\nencode\n", b"cos\nsystem\n", b"I12\n", b"L9" + b"9" * 30 + b"L\n", b"X\x04\x00\x00\x00name", b"P7\n",
+    b"ccollections\nOrderedDict\n", b"cbuiltins\nset\n", b"ctorch\nFloatStorage\n", b"j\x03\x00\x00\x00",
+    b"c_codecs\nencode\n", b"cos\nsystem\n", b"I12\n", b"L9" + b"9" * 30 + b"L\n", b"X\x04\x00\x00\x00name",
+    b"ctorch._utils\n_rebuild_tensor_v2\n",
     b"\x97", b"\x98", b"\x95" + b"\xff" * 8, b"p9999999999999\n", b".",
 )  # fmt: skip
 
@@ -115,11 +117,12 @@ def make(number: int) -> tuple[int, bytes, bool]:
     which = number % len(seeds())
     seed = seeds()[which]
     if seed.content.startswith(b"PK") and draw.random() < 0.6:
-        return which, _packed(seed.content, lambda record: _mutated(record, draw)), False
-    return which, _mutated(seed.content, draw), True
+        return which, _packed(seed.content, lambda record: mutated(record, draw)), False
+    return which, mutated(seed.content, draw), True
 
 
-def _mutated(original: bytes, draw: random.Random) -> bytes:
+def mutated(original: bytes, draw: random.Random, pieces: Sequence[bytes] = PIECES) -> bytes:
+    """Bytes with a few changed, taken out, doubled, or `pieces` put between them."""
     content = bytearray(original)
     for _ in range(draw.choice((1, 1, 1, 2, 3, 8))):
         ends = (len(content), min(64, len(content)), len(content))
@@ -138,7 +141,7 @@ def _mutated(original: bytes, draw: random.Random) -> bytes:
         elif kind == 5:
             content[at:at] = content[at : at + draw.randrange(1, 64)] * draw.choice((1, 1, 2, 50))
         elif kind == 6:
-            content[at:at] = draw.choice(_PIECES) * draw.choice((1, 1, 1, 3, 2000))
+            content[at:at] = draw.choice(pieces) * draw.choice((1, 1, 1, 3, 2000))
         else:
             other = draw.randrange(len(content))
             content[at : at + 4] = content[other : other + 4]

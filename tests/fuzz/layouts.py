@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,10 +26,15 @@ from tokenizers_vq.conversion.checkpoint import read_config, read_tensors
 
 DOCUMENTED = (ValueError, FileNotFoundError)
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 3, 7, 10**9, 10**18, -(2**70), 1.5, -0.5, 1e300, float("inf"), float("nan"), "", "x",
-    "16", [], [1], [1, "a"], [[1, 2], [3]], [0, 0], [10**9] * 3, {}, {"a": 1}, [{}], "\x1b[31m",
+    None, True, False, 0, 1, -1, 2, 3, 7, 10**9, 10**18, -(2**70), 1.5, -0.5, 1e300, float("inf"), float("nan"), "",
+    "x", "16", [], [1], [1, "a"], [[1, 2], [3]], [0, 0], [10**9] * 3, {}, {"a": 1}, [{}], "\x1b[31m",
 )  # fmt: skip
 _NUMBERS = ("0", "1", "2", "9", "63", "100000", "1000000000", "9" * 25)
+
+
+def odd(draw: random.Random) -> Any:
+    """A value that is seldom what is wanted."""
+    return copy.deepcopy(draw.choice(ODD))
 
 
 class Seed(NamedTuple):
@@ -68,13 +72,9 @@ def seeds() -> tuple[Seed, ...]:
     for case in cases() if (SHARED / "golden").is_dir() else []:
         weights, config = source(SHARED / "golden" / case)
         if weights.is_dir():
-            files = sorted(weights.glob("*.safetensors"))
-            tensors = {
-                key: file.get_tensor(key) for path in files for file in [safe_open(path, "pt")] for key in file.keys()
-            }
             config = weights / "config.json" if config is None else config
-        else:
-            tensors = read_tensors(weights, "state_dict", "model")
+        files = sorted(weights.glob("*.safetensors")) if weights.is_dir() else [weights]
+        tensors = {key: tensor for file in files for key, tensor in read_tensors(file, "state_dict", "model").items()}
         made.append(Seed(case.split("/")[0], tensors, read_config(config)))
     return tuple(made)
 
@@ -87,7 +87,7 @@ def make(number: int) -> Input:
     config = copy.deepcopy(seed.config)
     for _ in range(draw.choice((1, 1, 2, 3))):
         if config and draw.random() < 0.4:
-            _change_value(config, draw)
+            change_value(config, draw)
         else:
             draw.choice(_CHANGES)(tensors, draw)
     if config and draw.random() < 0.05:
@@ -105,7 +105,7 @@ def _apart(tensors: dict[str, Tensor]) -> bool:
     return len(set(places)) == len(places) and sum(t.numel() for t in tensors.values()) < 10**7
 
 
-def _change_value(config: Any, draw: random.Random) -> None:
+def change_value(config: Any, draw: random.Random) -> None:
     """One value of a config, or of a part of it, replaced or taken out."""
     while True:
         places = list(config) if isinstance(config, dict) else list(range(len(config)))
@@ -117,7 +117,7 @@ def _change_value(config: Any, draw: random.Random) -> None:
             del config[place]
             return
         else:
-            config[place] = draw.choice(ODD)
+            config[place] = odd(draw)
             return
 
 
@@ -158,8 +158,8 @@ def _reshape(tensors: dict[Any, Any], draw: random.Random) -> None:
         return
     tensors[key] = draw.choice(
         (
-            torch.zeros(()), torch.zeros(0), old[None], old.flatten(), old.T if old.ndim == 2 else old, old[:0] if shape else old,
-            torch.zeros(1).expand(10**6, 10**6), torch.zeros(1).expand(1024, 1024, 3, 3),
+            torch.zeros(()), torch.zeros(0), old[None], old.flatten(), old.movedim(0, -1) if shape else old,
+            old[:0] if shape else old, torch.zeros(1).expand(10**6, 10**6), torch.zeros(1).expand(1024, 1024, 3, 3),
         )
     )  # fmt: skip
 
@@ -172,7 +172,7 @@ def _retype(tensors: dict[Any, Any], draw: random.Random) -> None:
 
 
 def _no_tensor(tensors: dict[Any, Any], draw: random.Random) -> None:
-    tensors[draw.choice((_key(tensors, draw), 3, ("a", 1), "args", "quantize"))] = draw.choice(ODD)
+    tensors[draw.choice((_key(tensors, draw), 3, ("a", 1), "args", "quantize"))] = odd(draw)
 
 
 def _prefix(tensors: dict[Any, Any], draw: random.Random) -> None:

@@ -86,10 +86,8 @@ def _scales(given: Any, hits: Tensor | None, path: Path) -> tuple[Any, ...]:
         if hits is not None and len(hits) != len(published):
             raise ValueError(f"{path} is of {len(hits)} scales: give them as v_patch_nums in a config, [1, 2, 4] say")
         return published
-    try:
-        scales = tuple(tuple(map(int, scale)) if isinstance(scale, (list, tuple)) else int(scale) for scale in given)
-    except (TypeError, ValueError):
-        scales = ()
-    if not scales or isinstance(given, str):
+    scales = tuple(tuple(s) if isinstance(s, list) else s for s in given) if isinstance(given, (list, tuple)) else ()
+    sides = [scale if isinstance(scale, tuple) else (scale, scale) for scale in scales]
+    if not sides or not all(len(scale) == 2 and all(type(side) is int for side in scale) for scale in sides):
         raise ValueError(f"v_patch_nums must list the scales' sides, coarse first, [1, 2, 4] say: got {given!r}")
     return scales

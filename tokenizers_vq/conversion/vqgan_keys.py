@@ -52,7 +52,7 @@ def our_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         )
 
     ours = rekey(tensors, counted)
-    for key in [key for key in ours if re.match(r"(en|de)coder\..*\.qkv\.", key)]:
+    for key in [key for key, joint in ours.items() if joint.ndim and re.match(r"(en|de)coder\..*\.qkv\.", key)]:
         joint, theirs = ours.pop(key), ours.original.pop(key)
         for name, third in zip("qkv", joint.chunk(3), strict=True):
             part = key.replace(".qkv.", f".{name}.")
