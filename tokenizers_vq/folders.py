@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from tokenizers_vq.config import ConfigError, nearest, read_json
+from tokenizers_vq.writing import write_atomically
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -24,22 +23,6 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 def to_json(data: Any) -> str:
     """Canonical JSON: sorted keys, no spaces to differ in."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"))
-
-
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file beside its place, then move it there: a reader sees the old file or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def save(

@@ -105,10 +105,10 @@ def _check_keys(node: Any) -> None:
         names.add(key.value)
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, most: int = MOST_JSON) -> Any:
     """The content of a JSON text. Raises `ValueError`, one line, for what is no JSON, stands twice, or is too much."""
-    if len(text) > MOST_JSON:
-        raise ValueError(f"has {len(text):,} characters, where {MOST_JSON:,} are the most")
+    if len(text) > most:
+        raise ValueError(f"has {len(text):,} characters, where {most:,} are the most")
     try:
         content = json.loads(text, object_pairs_hook=_once)
     except RecursionError:

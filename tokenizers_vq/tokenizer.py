@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tokenizers_vq import folders
-from tokenizers_vq.codes import CodeLayout, Codes, Output
+from tokenizers_vq.codes import CodeLayout, Codes, Output, whole_numbers
 from tokenizers_vq.config import Config, ConfigError, Size, nearest, parse
 from tokenizers_vq.images import check
 from tokenizers_vq.networks import Decoder, DecoderConfig, Encoder, EncoderConfig
@@ -179,11 +179,11 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:
-        """int64 codes -> images `(B, C, H, W)` in [-1, 1].
+        """Integer codes -> images `(B, C, H, W)` in [-1, 1].
 
-        Raises `ValueError` for codes of another number of dimensions or out of range.
+        Raises `ValueError` for codes of another type or number of dimensions, or out of range.
         """
-        layout = self.code_layout()
+        codes, layout = whole_numbers(codes), self.code_layout()
         if isinstance(codes, Tensor) and codes.ndim != 1 + len(layout.grids[0]) + (layout.levels > 1):
             raise ValueError(
                 f"codes must be as `encode` gives them, (B, *grid), got {tuple(codes.shape)}; add the batch dimension "
