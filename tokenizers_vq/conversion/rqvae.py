@@ -18,6 +18,7 @@ from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
 from tokenizers_vq.discriminators.patchgan import PatchGAN
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
 from tokenizers_vq.quantizers.residual import ResidualQuantizerConfig
+from tokenizers_vq.quantizers.vector import VectorQuantizerConfig
 from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
 
 _STATE = {"weight": "weight", "cluster_size_ema": "cluster_size", "embed_ema": "cluster_sum"}
@@ -54,15 +55,17 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
     for level, book in enumerate(books[:1] if shared else books):
         ours |= {f"quantizer.codebooks.{level}.{name}": tensor for name, tensor in book.items()}
     decay = hparams.get("decay", 0.99)
-    quantizer = ResidualQuantizerConfig(
-        levels=levels,
-        num_codes=len(books[0]["weight"]) if shared else tuple(len(book["weight"]) for book in books),
-        dim=books[0]["weight"].shape[1],
-        shared=shared,
-        codebook="ema",
-        beta=float(hparams.get("latent_loss_weight", 0.25)),
-        decay=decay[0] if isinstance(decay, (list, tuple)) else decay,
+    configs = tuple(
+        VectorQuantizerConfig(
+            num_codes=len(book["weight"]),
+            dim=book["weight"].shape[1],
+            codebook="ema",
+            beta=float(hparams.get("latent_loss_weight", 0.25)),
+            decay=decay[0] if isinstance(decay, (list, tuple)) else decay,
+        )
+        for book in books
     )
+    quantizer = ResidualQuantizerConfig(levels=levels, shared=shared, book=configs[0] if shared else configs)
     tokenizer = Tokenizer(
         TokenizerConfig(
             image_size=network.get("resolution", 256),
