@@ -181,7 +181,7 @@ class MultiscaleQuantizer(Quantizer):
         """What the books give, the sums f_1, f_2, ..., and the last of them."""
         found: list[Quantized] = []
         sums: list[Tensor] = []
-        residual = z.detach()
+        residual = z
         for scale, book in enumerate(self.books):
             found.append(book.forward_confined(self._shrunk(residual, scale)))
             enlarged = self._enlarged(book.lookup(found[-1].codes), scale)
