@@ -19,6 +19,7 @@ from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
 from tokenizers_vq.discriminators.patchgan import PatchGAN
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
 from tokenizers_vq.quantizers.residual import ResidualQuantizerConfig
+from tokenizers_vq.quantizers.vector import VectorQuantizerConfig
 from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
 
 _STATE = {"weight": "weight", "cluster_size_ema": "cluster_size", "embed_ema": "cluster_sum"}
@@ -56,15 +57,18 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
     for level, book in enumerate(books[:1] if shared else books):
         ours |= {f"quantizer.codebooks.{level}.{name}": tensor for name, tensor in book.items()}
     decay = hparams.get("decay")
-    quantizer = ResidualQuantizerConfig(
-        levels=levels,
-        num_codes=len(books[0]["weight"]) if shared else tuple(len(book["weight"]) for book in books),
-        dim=books[0]["weight"].shape[1],
-        shared=shared,
-        codebook="ema",
-        beta=number(hparams, "latent_loss_weight", 0.25),
-        decay=number({"decay": decay[0] if isinstance(decay, (list, tuple)) and decay else decay}, "decay", 0.99),
+    decay = decay[0] if isinstance(decay, (list, tuple)) and decay else decay
+    configs = tuple(
+        VectorQuantizerConfig(
+            num_codes=len(book["weight"]),
+            dim=book["weight"].shape[1],
+            codebook="ema",
+            beta=number(hparams, "latent_loss_weight", 0.25),
+            decay=number({"decay": decay}, "decay", 0.99),
+        )
+        for book in books
     )
+    quantizer = ResidualQuantizerConfig(levels=levels, shared=shared, book=configs[0] if shared else configs)
     described = TokenizerConfig(
         image_size=whole(network, "resolution", 256),
         channels=shape(ours, "encoder.conv_in.weight", path)[1],

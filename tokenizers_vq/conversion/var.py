@@ -15,6 +15,7 @@ from tokenizers_vq.conversion.keys import fill, rename, skip
 from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
 from tokenizers_vq.quantizers.multiscale import MultiscaleQuantizerConfig
+from tokenizers_vq.quantizers.vector import VectorQuantizerConfig
 from tokenizers_vq.tokenizer import Tokenizer, TokenizerConfig
 
 _RULES = [
@@ -58,11 +59,9 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
         encoder=VqganEncoderConfig(**encoder),
         quantizer=MultiscaleQuantizerConfig(
             scales=scales,
-            num_codes=codes,
-            dim=dim,
+            book=VectorQuantizerConfig(num_codes=codes, dim=dim, beta=number(settings, "beta", 0.25)),
             phis=len([key for key in ours if key.startswith("quantizer.phis.") and key.endswith(".weight")]),
             phi_ratio=ratio,
-            beta=number(settings, "beta", 0.25),
         ),
         decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
     )

@@ -165,8 +165,9 @@ def _quantizer(params: Mapping[str, Any], book: Tensor) -> VectorQuantizerConfig
         "distance": "cosine" if params.get("use_norm", True) else "euclidean",
         "beta": number(params, "beta", 0.25),
     }
+    config = VectorQuantizerConfig(gradient_through_norm=False, **common)
     if params.get("use_residual"):
         if not params.get("num_quantizers"):
             raise ValueError("the config's quantizer has use_residual, but no num_quantizers: say how many levels")
-        return ResidualQuantizerConfig(levels=params["num_quantizers"], shared=True, **common)
-    return VectorQuantizerConfig(gradient_through_norm=False, **common)
+        return ResidualQuantizerConfig(levels=params["num_quantizers"], shared=True, book=config)
+    return config
