@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq import images
-from tokenizers_vq.codes import CodeLayout, Codes
+from tokenizers_vq.codes import CodeLayout, Codes, whole_numbers
 from tokenizers_vq.devices import channels_last, computing, resolve_device, resolve_precision
 from tokenizers_vq.folders import lasting_name
 from tokenizers_vq.images import check
@@ -131,14 +131,13 @@ class BatchEncoder:
     def decode(self, tokens: Tensor | np.ndarray | Sequence[Sequence[int]]) -> Tensor:
         """Whole numbers `(B, N)` of the encoder's image size -> float32 images `(B, C, H, W)` in [-1, 1] on the CPU.
 
-        Raises `ValueError` for other numbers and shapes.
+        Raises `ValueError` for another shape, for floats and booleans, and for codes out of range.
         """
-        tokens = torch.as_tensor(tokens)
-        if not len(tokens):
+        rows = whole_numbers(torch.as_tensor(tokens))
+        assert isinstance(rows, Tensor)
+        if rows.ndim and not len(rows):
             return torch.empty(0, self.channels, *_pair(self.image_size))
-        if tokens.is_floating_point() or tokens.dtype == torch.bool:
-            raise ValueError(f"codes are whole numbers, got {tokens.dtype}")
-        codes = self.layout.unflatten(tokens.to(self.device, torch.int64))
+        codes = self.layout.unflatten(rows.to(self.device))
         with computing(self.device, self.autocast):
             if self.tile is not None and max(_pair(self.image_size)) > self.tile:
                 assert isinstance(codes, Tensor)
