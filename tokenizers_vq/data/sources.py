@@ -89,8 +89,8 @@ class FolderSource(_Described):
         import pyarrow as pa
 
         where = readable(config.path)
-        if config.image_column is not None or config.label_column not in (None, NONE):
-            name = config.image_column or config.label_column
+        if config.image_column not in (None, "image") or config.label_column not in (None, "label", NONE):
+            name = config.label_column if config.image_column in (None, "image") else config.image_column
             raise ValueError(
                 f"{where}: no column '{name}': it is a folder of images, whose sub-folders are the classes"
             )

@@ -165,7 +165,7 @@ def _stamp(path: str) -> str:
     if "://" in path:
         return ""
     known = Path(path).stat()
-    return f"{known.st_size}/{known.st_mtime_ns}"
+    return f"1/{known.st_size}/{known.st_mtime_ns}"  # 1: the form of the rows, which are kept
 
 
 def _columns(features: Mapping[str, Any], config: DataConfig, where: str, roots: Sequence[str] = ()) -> Columns:
