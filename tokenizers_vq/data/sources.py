@@ -118,7 +118,8 @@ class FolderSource(_Described):
         if found.metadata and texts is None:
             said += f"; no captions of {readable(found.metadata[0])}"
         of_split = "" if split is None else f", split {split}"
-        self.about = About(f"{len(parts)} images in {readable(str(folder))}{of_split}{said}", str(folder), split)
+        chosen = readable(str(folder.absolute()))
+        self.about = About(f"{len(parts)} images in {readable(str(folder))}{of_split}{said}", chosen, split)
 
     def __len__(self) -> int:
         return self.table.num_rows
