@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers_vq.data.columns import NONE, caption_column
-from tokenizers_vq.data.files import readable
+from tokenizers_vq.data.files import parquet_file, readable
 
 
 def read(root: Path, metadata: Sequence[str], column: str | None) -> dict[str, tuple[str, ...]] | None:
@@ -30,6 +30,8 @@ def read(root: Path, metadata: Sequence[str], column: str | None) -> dict[str, t
         where, inside = readable(str(root / name)), posixpath.dirname(name)
         rows = list(_rows(root / name, where))
         if not rows or "file_name" not in rows[0]:
+            if column is None:
+                continue
             raise ValueError(f"{where}: no column 'file_name', which says what picture a row speaks of")
         textual = [key for key, value in rows[0].items() if key != "file_name" and _texts(value) is not None]
         chosen = caption_column(textual, column, where, [key for key in rows[0] if key != "file_name"])
@@ -68,9 +70,8 @@ def _rows(path: Path, where: str) -> Iterator[Mapping[str, Any]]:
                             raise ValueError(f"line {number} holds no object")
                         yield row
         else:
-            import pyarrow.parquet as pq
-
-            yield from pq.read_table(path).to_pylist()
+            with parquet_file(path) as opened:
+                yield from opened.read().to_pylist()
     except (ValueError, csv.Error, RecursionError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{where}: cannot be read: {reason}") from None
+        raise ValueError(f"{where}: cannot be read: {reason}; put it right, or set caption_column=none") from None
