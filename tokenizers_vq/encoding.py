@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq import images
-from tokenizers_vq.codes import CodeLayout, Codes, whole_numbers
+from tokenizers_vq.codes import CodeLayout, Codes
 from tokenizers_vq.devices import channels_last, computing, resolve_device, resolve_precision
 from tokenizers_vq.folders import lasting_name
 from tokenizers_vq.images import check

@@ -99,6 +99,9 @@ def test_labels_that_are_no_class_are_refused_with_file_and_row(
         _open(path)
     assert "\n" not in str(error.value) and "label_column=none" in str(error.value)
     assert [item.label for item in _open(path, label_column="none").items(range(3))] == [-1] * 3
+    streamed = DataConfig(path=str(path), streaming=True)
+    with pytest.raises(ValueError, match=rf"row {row} of column|which a stream cannot number"):
+        list(evaluation_batches(streamed, image_size=4, channels=3, batch_size=3))
     _table(tmp_path / "d/a.parquet", image=image, label=labels.take([0 if row else 2] * 3))
     (tmp_path / "d/b.parquet").write_bytes(path.read_bytes())
     with pytest.raises(ValueError, match=rf"d: b.parquet, row {row} of column 'label'"):

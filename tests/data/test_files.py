@@ -152,6 +152,23 @@ def test_what_this_package_wrote_is_no_data(tmp_path: Path) -> None:
             _open(root / name)
 
 
+def test_a_run_in_its_own_data_goes_on_with_the_same(tmp_path: Path) -> None:
+    """Killed before its first line of the log, it has pictures already."""
+    _put(tmp_path, "1.png", "run/recipe.yaml", "run/data.json", "run/images/0000001.png")
+    assert _keys(_open(tmp_path)) == ["1.png"]
+
+
+def test_variants_of_one_data_set_are_not_mixed(tmp_path: Path) -> None:
+    for name in ("64/train-0", "64/test-0", "256/train-0", "256/test-0"):
+        _parquet(tmp_path / f"{name}.parquet", 2)
+    with pytest.raises(ValueError, match="the same files lie in 256, 64, as if each were a data set of its own"):
+        _open(tmp_path)
+    assert len(_open(tmp_path / "64")) == 2 and len(_open(tmp_path, split="all")) == 8
+    for name in ("y=1/part-0", "y=2/part-0"):
+        _parquet(tmp_path / f"parts/{name}.parquet", 2)
+    assert len(_open(tmp_path / "parts")) == 4
+
+
 def test_files_of_unreadable_kinds_are_counted_and_named_once(tmp_path: Path) -> None:
     _put(tmp_path, "1.png", "a.HEIC", "b.heic", "c.jxl", "d", ".hidden", ".DS_Store", "__MACOSX/._1.png")
     assert "left out: 2 .heic, 1 .jxl, 1 without ending (a.HEIC ...)" in _open(tmp_path).description

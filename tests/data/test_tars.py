@@ -38,6 +38,7 @@ def _values(items: list[Item]) -> dict[str, int]:
         ("0.mask.png 0.png 1.png 1.mask.png", "0 1"),  # companions
         ("0.left.png 1.left.png", "0 1"),
         ("v1.0.png", "v1"),
+        ("caf\udce9.png", r"caf\xe9"),
     ],
 )
 def test_names_of_members(tmp_path: Path, names: str, keys: str) -> None:

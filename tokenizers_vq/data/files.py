@@ -29,15 +29,16 @@ Kind = Literal["pictures", "parquet", "tar", "saved"]
 
 _SYSTEM = frozenset(("lost+found", "__MACOSX", "$RECYCLE.BIN", "System Volume Information"))
 
-_RUN = frozenset(("recipe.yaml", "log.jsonl"))
 _OWN = (
-    _RUN,
+    {"recipe.yaml", "log.jsonl"},
+    {"recipe.yaml", "data.json", "images"},
+    {"recipe.yaml", "data.json", "checkpoints"},
     {"codes.json"},
     {"report.json", "report.html"},
     {"compare.json", "compare.html"},
     {"samples.json", "grid.png"},
 )
-"""files by which a folder that this package wrote is known: what lies in it is no data"""
+"""names by which a folder that this package wrote is known: what lies in it is no data"""
 
 
 class Found(NamedTuple):
@@ -154,8 +155,7 @@ def _in_folder(root: Path, peek: Peek) -> Found:
     ):
         return Found("saved", root, [])
     walked = _walk(root)
-    around = list(root.absolute().parents)[:2]
-    if "" in walked.own or any(all((folder / name).is_file() for name in _RUN) for folder in around):
+    if "" in walked.own or any(_is_own(os.listdir(folder)) for folder in list(root.absolute().parents)[:2]):  # noqa: PTH208
         raise ValueError(f"{readable(str(root))} was written by this package (run, codes or report): it is no data")
     return _of_one_kind(root, walked, peek)
 
@@ -249,6 +249,11 @@ def _walk(root: Path) -> _Walked:
     return _Walked(pictures, parquets, tars, others, own, metadata)
 
 
+def _is_own(*names: Sequence[str]) -> bool:
+    there = {name for group in names for name in group}
+    return any(marks <= there for marks in _OWN)
+
+
 class _Real(NamedTuple):
     """What lies below one place without following links; `links`: name and place that they lead to."""
 
@@ -263,7 +268,7 @@ def _walk_real(place: str, prefix: str, seen: frozenset[str]) -> _Real:
     for folder, folders, files in os.walk(place, onerror=_refuse):
         inside = prefix + folder[len(place) :].lstrip(os.sep).replace(os.sep, "/")
         inside += "/" if inside and not inside.endswith("/") else ""
-        if folder in seen or any(marks <= {*files} for marks in _OWN):
+        if folder in seen or _is_own(files, folders):
             if folder not in seen:
                 found.own.append(inside.rstrip("/"))
             folders[:] = []

@@ -89,8 +89,8 @@ class FolderSource(_Described):
         import pyarrow as pa
 
         where = readable(config.path)
-        if config.image_column is not None or config.label_column not in (None, NONE):
-            name = config.image_column or config.label_column
+        if config.image_column not in (None, "image") or config.label_column not in (None, "label", NONE):
+            name = config.label_column if config.image_column in (None, "image") else config.image_column
             raise ValueError(
                 f"{where}: no column '{name}': it is a folder of images, whose sub-folders are the classes"
             )
@@ -118,7 +118,8 @@ class FolderSource(_Described):
         if found.metadata and texts is None:
             said += f"; no captions of {readable(found.metadata[0])}"
         of_split = "" if split is None else f", split {split}"
-        self.about = About(f"{len(parts)} images in {readable(str(folder))}{of_split}{said}", str(folder), split)
+        chosen = readable(str(folder.absolute()))
+        self.about = About(f"{len(parts)} images in {readable(str(folder))}{of_split}{said}", chosen, split)
 
     def __len__(self) -> int:
         return self.table.num_rows

@@ -220,6 +220,11 @@ def of_tables(names: Sequence[str], wanted: str | None, where: str) -> Splits:
     roles = {key for key in keys if key is not None}
     if wanted == EVERYTHING or not roles or (None in keys and len(roles) == 1):
         return Splits(group([EVERYTHING if wanted == EVERYTHING else "train"] * len(names)), [])
+    if len(variants := _variants(names)) > 1:
+        raise ValueError(
+            f"{where}: the same files lie in {_listed(variants)}, as if each were a data set of its own; give the path "
+            f"of one, or split={EVERYTHING} for everything"
+        )
     beside = [name for name, key in zip(names, keys, strict=True) if key is None]
     if beside and wanted is None:
         raise ValueError(
@@ -229,6 +234,16 @@ def of_tables(names: Sequence[str], wanted: str | None, where: str) -> Splits:
     parts = group(keys)
     parts.pop(None, None)
     return Splits(parts, beside)
+
+
+def _variants(names: Sequence[str]) -> list[str]:
+    """Folders that hold files of one split by the same name: `64x64/train-0.parquet` and `256x256/train-0.parquet`."""
+    places: dict[str, list[str]] = {}
+    for name in names:
+        *folders, file = name.split("/")
+        if _roles(file):
+            places.setdefault(file, []).append("/".join(folders) or ".")
+    return sorted(max(places.values(), key=len)) if places else []
 
 
 def _table_keys(names: Sequence[str]) -> list[str | None]:

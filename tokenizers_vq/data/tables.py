@@ -118,7 +118,14 @@ def _local(config: DataConfig, prefer: Sequence[str], found: Found, streaming: b
             return _texts([found.root / name for name in others], str(columns.label))
 
     return Table(
-        undecoded(dataset, columns), columns, where, readable(str(found.root)), split, files, left_out, classes
+        undecoded(dataset, columns),
+        columns,
+        where,
+        readable(str(found.root.absolute())),
+        split,
+        files,
+        left_out,
+        classes,
     )
 
 
@@ -165,7 +172,7 @@ def _stamp(path: str) -> str:
     if "://" in path:
         return ""
     known = Path(path).stat()
-    return f"{known.st_size}/{known.st_mtime_ns}"
+    return f"1/{known.st_size}/{known.st_mtime_ns}"  # 1: the form of the rows, which are kept
 
 
 def _columns(features: Mapping[str, Any], config: DataConfig, where: str, roots: Sequence[str] = ()) -> Columns:
@@ -222,7 +229,7 @@ def _saved(config: DataConfig, prefer: Sequence[str], root: Path, streaming: boo
     table = _of_splits(config, prefer, loaded, readable(config.path), [str(root)])
     inside = root / str(table.split) if (root / "dataset_dict.json").is_file() else root
     files = [(path.name, str(path)) for path in sorted(inside.glob("*.arrow"))]
-    return table._replace(folder=readable(str(inside)), files=files)
+    return table._replace(folder=readable(str(inside.absolute())), files=files)
 
 
 def _of_splits(

@@ -223,7 +223,7 @@ def _add(sample: dict[str, Any], ending: str, member: Member, how: Plan, path: s
             raise UnreadableTar(f"{place}: a second picture of its name; set image_column to one ending, or rename it")
         if "image" not in sample or plain:
             fits = member.size <= LARGEST and not member.sparse
-            sample["image"] = {"bytes": member.read(), "path": member.name} if fits else None
+            sample["image"] = {"bytes": member.read(), "path": readable(member.name)} if fits else None
             sample["unread"] = None if fits else too_large(member.size)
             sample["plain"] = plain
     elif ending == how.label and member.size < 100_000:
