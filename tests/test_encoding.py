@@ -172,6 +172,8 @@ def test_broken_images_stop_or_leave_their_rows(tokenizer, sources) -> None:
     assert result["label"] == [0, 2]
     assert len(result["codes"]) == len(result["fingerprint"]) == 2
     assert list(encoder.broken) == ["x.jpg"]
+    assert len(encoder({"image": ["nowhere.png", sources[0], {"bytes": None, "path": "gone.png"}]})["codes"]) == 1
+    assert encoder.broken["nowhere.png"].startswith("no image file") and "gone.png" in encoder.broken
     assert encoder({"image": [b"none"]})["codes"].shape == (0, 256)
 
 

@@ -72,9 +72,12 @@ def test_exif_rotation_is_applied(orientation: int) -> None:
     array = stored.get(orientation, lambda a: a)(upright)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(array)).save(file, "PNG", exif=exif)
-    assert torch.equal(images.to_uint8(images.read(file.getvalue()))[0].permute(1, 2, 0), torch.from_numpy(upright))
+    for form in ("PNG", "TIFF"):
+        file = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(array)).save(file, form, exif=exif)
+        for source in (file.getvalue(), Image.open(file)):
+            read = images.to_uint8(images.read(source))[0].permute(1, 2, 0)
+            assert torch.equal(read, torch.from_numpy(upright)), form
 
 
 def test_transparency_is_laid_on_white() -> None:
@@ -232,6 +235,7 @@ def test_a_range_reads_twelve_bits_in_sixteen(tmp_path: Path) -> None:
         (lambda: images.read(np.ma.masked_equal(np.zeros((4, 4)), 0)), "masked values"),
         (lambda: images.read(torch.zeros(3, 4, 4)), "an image already.*from_float01.x.*range="),
         (lambda: images.read([[[1, 2, 3], [1, 2]]]), "nested lists that make no array"),
+        (lambda: images.read([[[1, None, 3]]]), "something else than numbers"),
         (lambda: images.read([]), "an empty list"),
         (
             lambda: images.read([np.zeros((4, 4, 3)), np.zeros((4, 5, 3))]),
@@ -244,7 +248,14 @@ def test_a_range_reads_twelve_bits_in_sixteen(tmp_path: Path) -> None:
         (lambda: images.read("https://x.org/a.png"), "no image file at https://x.org/a.png"),
         (lambda: images.read(np.zeros((4, 4)), range=(1, 1)), "black below white"),
         (lambda: images.read(np.zeros((4, 4)), range=(0, float("inf"))), "two finite numbers"),
-        (lambda: images.read(np.zeros((4, 4)), size=0), "at least 1 x 1"),
+        (
+            lambda: images.read(np.zeros((4, 4)), size=0),
+            "an image size is one whole number or two .height, width., at least 1",
+        ),
+        (lambda: images.read(np.zeros((4, 4)), size=8.5), "an image size is .* got 8.5"),
+        (lambda: images.read(np.zeros((4, 4)), size=(8, 8, 8)), "an image size is"),
+        (lambda: images.read(np.zeros((4, 4)), size="8"), "an image size is"),
+        (lambda: images.read(Image.new("RGB", (0, 5)), size=8), "0 x 5 pixels"),
         (lambda: images.to_array(torch.zeros(1, 3, 4, 4)), "one floating image"),
         (lambda: images.read(Image.new("RGB", (4, 4)), 5), "store it as .npy"),
         (lambda: images.read(np.zeros((4, 4), np.uint8), 0), "at least 1"),

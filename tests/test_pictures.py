@@ -132,6 +132,21 @@ def test_what_is_not_said_is_not_guessed(content: bytes, problem: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_an_opened_picture_is_read_as_its_file_is() -> None:
+    for content, range in ((_tiff(_grey(16384, "u2"), 0), None), (_tiff(_grey(-5, "i2"), 1), (-10, 0))):
+        for loaded in (False, True):
+            picture = Image.open(io.BytesIO(content))
+            if loaded:
+                picture.load()
+            assert torch.equal(images.read(picture, 1, range=range), images.read(content, 1, range=range))
+    with pytest.raises(images.BrokenImage, match="does not say whether"):
+        images.read(Image.open(io.BytesIO(_tiff(RGBN, 2))))
+    scaled = Image.open(io.BytesIO(b"P5\n1 1\n4095\n" + struct.pack(">H", 1024)))
+    assert images.read(scaled, 1, range=(0, 2048)).item() == 0
+    with pytest.raises(ValueError, match="of PPM Pillow scales the values to 16 bits"):  # loaded: no more known
+        images.read(scaled, 1, range=(0, 2048))
+
+
 def test_sixteen_bit_transparency_is_white() -> None:
     content = _saved(Image.fromarray(np.array([[0, 16384]], np.uint16)), "PNG")
     at = content.find(b"IDAT") - 4

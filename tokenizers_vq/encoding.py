@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq import images
-from tokenizers_vq.codes import CodeLayout, Codes
+from tokenizers_vq.codes import CodeLayout, Codes, whole_numbers
 from tokenizers_vq.devices import channels_last, computing, resolve_device, resolve_precision
 from tokenizers_vq.folders import lasting_name
 from tokenizers_vq.images import check
@@ -101,9 +102,14 @@ class BatchEncoder:
     def _view(self, source: Any, name: str) -> Tensor:
         from tokenizers_vq.resizing import resize_center_crop
 
-        if isinstance(source, Mapping):
-            name = source.get("path") or name
-        image = images.decode(source, self.channels, str(name), self.range, self.max_pixels)
+        if isinstance(source, (str, os.PathLike)):
+            name = str(source)
+        elif isinstance(source, Mapping):
+            name = str(source.get("path") or name)
+        try:
+            image = images.decode(source, self.channels, name, self.range, self.max_pixels)
+        except OSError as error:
+            raise images.BrokenImage(name, str(error)) from None
         view = resize_center_crop(image, self.image_size)
         return view if view.is_floating_point() else images.from_uint8(view)
 
@@ -125,14 +131,13 @@ class BatchEncoder:
     def decode(self, tokens: Tensor | np.ndarray | Sequence[Sequence[int]]) -> Tensor:
         """Whole numbers `(B, N)` of the encoder's image size -> float32 images `(B, C, H, W)` in [-1, 1] on the CPU.
 
-        Raises `ValueError` for other numbers and shapes.
+        Raises `ValueError` for another shape, for floats and booleans, and for codes out of range.
         """
-        tokens = torch.as_tensor(tokens)
-        if not len(tokens):
+        rows = whole_numbers(torch.as_tensor(tokens))
+        assert isinstance(rows, Tensor)
+        if rows.ndim and not len(rows):
             return torch.empty(0, self.channels, *_pair(self.image_size))
-        if tokens.is_floating_point() or tokens.dtype == torch.bool:
-            raise ValueError(f"codes are whole numbers, got {tokens.dtype}")
-        codes = self.layout.unflatten(tokens.to(self.device, torch.int64))
+        codes = self.layout.unflatten(rows.to(self.device))
         with computing(self.device, self.autocast):
             if self.tile is not None and max(_pair(self.image_size)) > self.tile:
                 assert isinstance(codes, Tensor)

@@ -90,7 +90,7 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> tuple[Image.Image, De
     if form in ("JPEG", "MPO"):
         _check_scans(_content(file), picture.size, name, max_pixels)
     depth = depth_of(picture, _content(file) if form == "JPEG2000" else b"")
-    _check_bands(picture, name)
+    check_bands(picture, name)
     picture.load()
     return picture, depth
 
@@ -182,8 +182,8 @@ def _sizes_in_icon(file: BinaryIO, head: bytes) -> Iterator[tuple[int, int]]:
             yield struct.unpack(">II", inside[16:24])
 
 
-def _check_bands(picture: Any, name: str) -> None:
-    """TIFF's ExtraSamples says whether a band more than grey or colour is transparency; Pillow guesses without it."""
+def check_bands(picture: Any, name: str) -> None:
+    """Raises `BrokenImage` for a TIFF whose last band is transparency to Pillow, which no ExtraSamples says it is."""
     if picture.format == "TIFF" and picture.mode in ("LA", "RGBA") and 338 not in picture.tag_v2:
         bands = len(picture.mode)
         raise BrokenImage(
@@ -206,8 +206,8 @@ def depth_of(picture: Any, content: bytes = b"") -> Depth:
     if picture.format == "PNG":
         return Depth("uint16", 65535, None, False, cut)
     if picture.format == "PPM":
-        values = tile[3][-1] if tile is not None and isinstance(tile[3], tuple) else 0
-        white = 65535 if values <= 0 else values
+        values = tile[3][-1] if tile is not None and tile[0] != "raw" else 0
+        white = values or 65535
         cut = picture.mode not in DEEP and values > 255
         return Depth("uint16", white if tile is not None else None, 65535, False, cut)
     if picture.format == "JPEG2000":

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokenizers_vq.pictures import DEEP, MAX_PIXELS, BrokenImage, Depth, deep_array, depth_of, open_picture
+from tokenizers_vq.pictures import DEEP, MAX_PIXELS, BrokenImage, Depth, check_bands, deep_array, depth_of, open_picture
 
 _NPY = b"\x93NUMPY"
 Range = tuple[float, float]
@@ -140,6 +140,8 @@ def _as_array(source: Any, name: str, range: Range | None) -> np.ndarray:
         array = np.asarray(source)
     except (ValueError, OverflowError) as error:
         raise BrokenImage(name, f"nested lists that make no array: {str(error).split('.')[0]}") from None
+    if array.dtype == object:
+        raise BrokenImage(name, "nested lists with something else than numbers")
     if range is None and array.dtype == np.int64 and array.size and array.min() >= 0 and array.max() <= 65535:
         return array.astype(np.uint8 if array.max() <= 255 else np.uint16)
     return array
@@ -152,13 +154,18 @@ def _from_pil(
         raise ValueError(
             f"{name}: a picture gives 1 or 3 channels, not {channels}; store it as .npy (H, W, {channels})"
         )
+    if 0 in picture.size:
+        raise BrokenImage(name, f"{picture.size[0]} x {picture.size[1]} pixels")
     try:
-        depth = depth_of(picture) if depth is None else depth
+        if depth is None:
+            check_bands(picture, name)
+            depth = depth_of(picture)
+            picture.load()  # which turns a TIFF upright, and then says so
         turn = _orientation(picture)
         if picture.mode not in (*DEEP, "F"):
             return _turned(_eight_bits(picture, channels), turn)
         array = deep_array(picture, depth, range, name)
-    except ValueError as error:
+    except ValueError as error:  # ours begin with the name
         if str(error).startswith(f"{name}: "):
             raise
         raise BrokenImage(name, str(error)) from None

@@ -17,10 +17,13 @@ _LONG = 16  # from so many times the window's area on, the rest of the scaled pi
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """`(H, W)` of a size given as one number or two. Raises `ValueError` for sizes below 1."""
-    height, width = (size, size) if isinstance(size, int) else (size[0], size[1])
-    if height < 1 or width < 1:
-        raise ValueError(f"an image size must be at least 1 x 1, got {height} x {width}")
+    """`(H, W)` of a size given as one number or two. Raises `ValueError` for others, and for sizes below 1."""
+    try:
+        height, width = np.broadcast_to(np.asarray(size), 2).tolist()
+    except ValueError:
+        height, width = None, None
+    if not (isinstance(height, int) and isinstance(width, int)) or min(height, width) < 1:
+        raise ValueError(f"an image size is one whole number or two (height, width), at least 1, got {size!r}")
     return height, width
 
 

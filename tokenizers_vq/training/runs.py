@@ -31,7 +31,9 @@ from tokenizers_vq.training.step import TokenizerTask
 from tokenizers_vq.training.tracking import read_log
 from tokenizers_vq.writing import clear, holds_anything, lock, write_atomically
 
-C, P, R = TypeVar("C"), ParamSpec("P"), TypeVar("R")
+C = TypeVar("C")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def alone(command: Callable[Concatenate[C, Path, P], R]) -> Callable[Concatenate[C, Path, P], R]:
