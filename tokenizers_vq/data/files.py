@@ -130,14 +130,18 @@ def find(text: str, peek: Peek) -> Found | None:
     return _of_one_kind(root, _Walked(*_by_kind(names)), peek)
 
 
+def _listdir(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208 (names)
+    except OSError:  # none there, or not for us to see
+        return []
+
+
 def missing(text: str) -> FileNotFoundError | None:
     """The error for a path at which nothing lies, None where `text` may be a name of the Hub."""
     path = Path(text)
     written_as_path = path.is_absolute() or text.startswith((".", "~")) or text.endswith("/") or text.count("/") > 1
-    try:
-        beside = os.listdir(path.parent if path.parent.is_dir() else ".")  # noqa: PTH208 (names)
-    except OSError:
-        beside = []
+    beside = _listdir(path.parent if path.parent.is_dir() else Path())
     near = nearest(path.name, [name for name in beside if not name.startswith(".")] or [""])
     near = near if near.startswith("; did") else ""
     inside = "/" in text and path.parent.is_dir()  # of owner/name only the name is wrong
@@ -155,7 +159,8 @@ def _in_folder(root: Path, peek: Peek) -> Found:
     ):
         return Found("saved", root, [])
     walked = _walk(root)
-    if "" in walked.own or any(_is_own(os.listdir(folder)) for folder in list(root.absolute().parents)[:2]):  # noqa: PTH208
+    around = list(Path(os.path.realpath(root)).parents)[:2]
+    if "" in walked.own or any(_is_own(_listdir(folder)) for folder in around):
         raise ValueError(f"{readable(str(root))} was written by this package (run, codes or report): it is no data")
     return _of_one_kind(root, walked, peek)
 
