@@ -5,6 +5,7 @@ A path is taken literally where something lies there, and as a glob only where n
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
 from collections import Counter
@@ -12,8 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-
-from tokenizers_vq.config import nearest
 
 EXTENSIONS = frozenset(
     f".{name}"
@@ -141,14 +140,13 @@ def missing(text: str) -> FileNotFoundError | None:
     """The error for a path at which nothing lies, None where `text` may be a name of the Hub."""
     path = Path(text)
     written_as_path = path.is_absolute() or text.startswith((".", "~")) or text.endswith("/") or text.count("/") > 1
-    beside = _listdir(path.parent if path.parent.is_dir() else Path())
-    near = nearest(path.name, [name for name in beside if not name.startswith(".")] or [""])
-    near = near if near.startswith("; did") else ""
     inside = "/" in text and path.parent.is_dir()  # of owner/name only the name is wrong
+    beside = _listdir(path.parent) if inside or "/" not in text else []
+    near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.8)
     if written_as_path or inside or glob.has_magic(text) or kind_of(path.name) or near:
         return FileNotFoundError(
             f"no data at {readable(text)}; give an existing folder, file or glob, a Hub name, or skimage"
-            + near.replace("; did", " - did")
+            + (f" - did you mean '{readable(str(path.parent / near[0]))}'?" if near else "")
         )
     return None
 
