@@ -221,3 +221,9 @@ def test_a_mistyped_path_is_answered_at_once(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(FileNotFoundError, match=r"no data at phtos; .* did you mean 'photos'\?"):
         _open("phtos")
     assert len(open_source(DataConfig(path=tmp_path / "photos"))) == 1
+    asked: list[str] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: asked.append(name) or {})
+    for name in ("owner/photos", "mnist"):  # these may be the Hub's
+        with pytest.raises(ValueError, match="none of the splits"):
+            _open(name)
+    assert asked == ["owner/photos", "mnist"]

@@ -5,6 +5,7 @@ A path is taken literally where something lies there, and as a glob only where n
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
 from collections import Counter
@@ -12,8 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-
-from tokenizers_vq.config import nearest
 
 EXTENSIONS = frozenset(
     f".{name}"
@@ -130,21 +129,24 @@ def find(text: str, peek: Peek) -> Found | None:
     return _of_one_kind(root, _Walked(*_by_kind(names)), peek)
 
 
+def _listdir(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208 (names)
+    except OSError:  # none there, or not for us to see
+        return []
+
+
 def missing(text: str) -> FileNotFoundError | None:
     """The error for a path at which nothing lies, None where `text` may be a name of the Hub."""
     path = Path(text)
     written_as_path = path.is_absolute() or text.startswith((".", "~")) or text.endswith("/") or text.count("/") > 1
-    try:
-        beside = os.listdir(path.parent if path.parent.is_dir() else ".")  # noqa: PTH208 (names)
-    except OSError:
-        beside = []
-    near = nearest(path.name, [name for name in beside if not name.startswith(".")] or [""])
-    near = near if near.startswith("; did") else ""
     inside = "/" in text and path.parent.is_dir()  # of owner/name only the name is wrong
+    beside = _listdir(path.parent) if inside or "/" not in text else []
+    near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.8)
     if written_as_path or inside or glob.has_magic(text) or kind_of(path.name) or near:
         return FileNotFoundError(
             f"no data at {readable(text)}; give an existing folder, file or glob, a Hub name, or skimage"
-            + near.replace("; did", " - did")
+            + (f" - did you mean '{readable(str(path.parent / near[0]))}'?" if near else "")
         )
     return None
 
@@ -155,7 +157,8 @@ def _in_folder(root: Path, peek: Peek) -> Found:
     ):
         return Found("saved", root, [])
     walked = _walk(root)
-    if "" in walked.own or any(_is_own(os.listdir(folder)) for folder in list(root.absolute().parents)[:2]):  # noqa: PTH208
+    around = list(Path(os.path.realpath(root)).parents)[:2]
+    if "" in walked.own or any(_is_own(_listdir(folder)) for folder in around):
         raise ValueError(f"{readable(str(root))} was written by this package (run, codes or report): it is no data")
     return _of_one_kind(root, walked, peek)
 

@@ -385,4 +385,4 @@ def batches_by_part(
     tasks = {part: _evaluation_tasks(opened, config, image_size, channels, batch_size, (part, of)) for part in parts}
     with closing(ahead(chain.from_iterable(tasks.values()), config.workers)) as loaded:
         for part in parts:
-            yield part, Batches(partial(islice, loaded, len(tasks[part])), config, opened)
+            yield part, Batches(partial(islice, loaded, len(tasks[part])), config, opened, whole=of == 1)

@@ -243,7 +243,7 @@ def _variants(names: Sequence[str]) -> list[str]:
         *folders, file = name.split("/")
         if _roles(file):
             places.setdefault(file, []).append("/".join(folders) or ".")
-    return sorted(max(places.values(), key=len)) if places else []
+    return sorted(next(iter(sorted(places.values(), key=len, reverse=True)), []))
 
 
 def _table_keys(names: Sequence[str]) -> list[str | None]:

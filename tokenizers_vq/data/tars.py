@@ -58,7 +58,7 @@ class Member(NamedTuple):
 def members(path: str) -> Iterator[Member]:
     """The files in a tar in order, hidden ones passed over. Raises `UnreadableTar` where it is damaged."""
     try:
-        with _opened(path) as file, _unpacked(file) as inside, tarfile.open(fileobj=_Bounded(inside), mode="r:") as tar:
+        with _opened(path) as file, _unpacked(file) as inside, _tar(_Bounded(inside)) as tar:
             while (info := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # they would pile up, a kilobyte each
                 name = info.name.removeprefix("./")
@@ -75,6 +75,10 @@ def members(path: str) -> Iterator[Member]:
 def _read(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     file = tar.extractfile(info)
     return b"" if file is None else file.read()
+
+
+def _tar(file: Any) -> tarfile.TarFile:
+    return tarfile.open(fileobj=file, mode="r:")
 
 
 class _Bounded:
