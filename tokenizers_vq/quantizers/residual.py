@@ -20,7 +20,7 @@ from tokenizers_vq.quantizers.base import (
     split_levels,
     straight_through,
 )
-from tokenizers_vq.quantizers.books import BooksConfig, mean_losses, move_into_book, moved_back, quantizers_in
+from tokenizers_vq.quantizers.books import MOST, BooksConfig, mean_losses, move_into_book, moved_back, quantizers_in
 from tokenizers_vq.quantizers.statistics import joined_stats
 
 
@@ -28,7 +28,7 @@ class ResidualQuantizerConfig(BooksConfig):
     """Several codes at every position, coarse to fine, whose vectors add up."""
 
     kind: Literal["residual"] = "residual"
-    levels: int = Field(default=4, ge=1)
+    levels: int = Field(default=4, ge=1, le=MOST)
     """codes at one position"""
     shared: bool = False
     """one book for all levels (RQ-VAE); each level is then an update of it"""
