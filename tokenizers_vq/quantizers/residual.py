@@ -161,19 +161,23 @@ class ResidualQuantizer(Quantizer):
 
     def _scaled(self, residual: Tensor, number: int) -> Tensor:
         """What level `number` (0 = first) is given of the residual."""
-        scale, centre = self._range(number, residual)
-        return residual if scale is None else residual / scale + centre
+        if (found := self._range(number, residual)) is None:
+            return residual
+        scale, centre = found
+        return residual / scale + centre
 
     def _unscaled(self, vectors: Tensor, number: int) -> Tensor:
         """A level's vectors as they are added, float32."""
-        scale, centre = self._range(number, vectors)
-        return vectors.float() if scale is None else (vectors.float() - centre) * scale
+        if (found := self._range(number, vectors)) is None:
+            return vectors.float()
+        scale, centre = found
+        return (vectors.float() - centre) * scale
 
-    def _range(self, number: int, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _range(self, number: int, like: Tensor) -> tuple[Tensor, Tensor] | None:
         """Scale and centre of a level, broadcast over `(B, D, *grid)`; None for a level whose book has its own size."""
         before, level = self.levels[:number], self.levels[number]
         if not number or all(book.finer == 1.0 for book in before):
-            return None, None
+            return None
         shape = (-1,) + (1,) * (like.ndim - 2)
         scale = torch.ones(self.dim, device=like.device)
         for book in before:
