@@ -104,7 +104,7 @@ def test_a_field_beside_the_book_is_the_book_s() -> None:
         (MultiscaleQuantizerConfig, {"book": [{"num_codes": 3}]}, "book.0: needs a `kind`"),
         (ResidualQuantizerConfig, {"book": 3, "dim": 4}, "book: input should be a valid dictionary"),
         (ResidualQuantizerConfig, {"book": {"kind": "fsq"}, "dim": 4}, "book.dim: no such field"),
-        (ResidualQuantizerConfig, {"levels": 10**12}, "levels: input should be less than or equal to 4096"),
+        (ResidualQuantizerConfig, {"levels": 10**12}, "levels: input should be less than or equal to 256"),
         (ProductQuantizerConfig, {"groups": 0}, "groups: input should be greater than or equal to 1"),
         (ResidualQuantizerConfig, {"shared": True, "book": [BOOKS["vector"], BOOKS["simvq"]], "levels": 2}, "is one"),
     ],

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tokenizers_vq.export.graphs import Tensors, compare, examples
 from tokenizers_vq.tokenizer import Tokenizer
+from tokenizers_vq.writing import write_atomically, write_tensors
 
-FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+FILES = ("config.json", "diffusion_pytorch_model.safetensors", "export.json")
 
 _HALF = {
     *("kind", "width", "multipliers", "blocks", "attention", "middle_attention", "latent_width", "groups", "norm"),
@@ -50,9 +50,9 @@ def write(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     problem = _problem(tokenizer)
     if problem:
         raise ValueError(f"diffusers' VQModel {problem}: export to torch or onnx instead")
-    (folder / FILES[0]).write_text(json.dumps(_config(tokenizer), indent=2) + "\n", encoding="utf-8")
-    save_file(_tensors(tokenizer), folder / FILES[1], metadata={"format": "pt"})
-    report: dict[str, Any] = {"fingerprint": tokenizer.fingerprint, "compared": None}
+    write_atomically(folder / FILES[0], json.dumps(_config(tokenizer), indent=2) + "\n")
+    write_tensors(folder / FILES[1], _tensors(tokenizer))
+    report: dict[str, Any] = {"fingerprint": tokenizer.fingerprint, "differs": _differs(tokenizer), "compared": None}
     try:
         from diffusers import VQModel
 
@@ -78,6 +78,14 @@ def write(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
         part: compare(tokenizer, part, given, run) for part, run in (("encode", encode), ("decode", decode))
     }
     return report
+
+
+def _differs(tokenizer: Tokenizer) -> list[str]:
+    """What whoever calls `VQModel` has to do otherwise than here, a sentence each."""
+    found = ["decode(vectors) quantizes again: pass force_not_quantize=True with the vectors of codes"]
+    if tokenizer.config.pixels.clamp:
+        found.append("decode does not clamp: its images equal the tokenizer's after .clamp(-1, 1)")
+    return found
 
 
 def _problem(tokenizer: Tokenizer) -> str | None:

@@ -35,7 +35,7 @@ Book = Annotated[
 """a quantizer of one code at a position; a new one is imported and named here"""
 
 
-MOST = 4096
+MOST = 256
 """most levels or groups"""
 
 

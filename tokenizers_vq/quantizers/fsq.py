@@ -6,24 +6,36 @@ import math
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from tokenizers_vq.codes import Quantized
+from tokenizers_vq.config import ConfigError
 from tokenizers_vq.quantizers.base import QuantizerFields, Remedy, as_given, check_codes, straight_through
 from tokenizers_vq.quantizers.implicit import ImplicitQuantizer
+
+_MOST_CODES = 2**62
 
 
 class FsqQuantizerConfig(QuantizerFields):
     """One channel a dimension, each with its own number of levels; no codebook and no loss."""
 
     kind: Literal["fsq"] = "fsq"
-    levels: tuple[Annotated[int, Field(ge=2)], ...] = Field(default=(8, 5, 5, 5), min_length=1)
+    levels: tuple[Annotated[int, Field(ge=2, le=65_536)], ...] = Field(
+        default=(8, 5, 5, 5), min_length=1, max_length=62
+    )
     """levels of each channel; their product is the number of codes"""
     bound: Literal["paper", "atanh"] = "paper"
     """the paper's listing (narrowed by epsilon, tan), or that of vector-quantize-pytorch and Cosmos (widened, atanh)"""
     epsilon: float = Field(default=1e-3, gt=0, lt=1)
     """how much the bounded range is narrower or wider than the levels"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if math.prod(self.levels) > _MOST_CODES:
+            raise ConfigError(("levels",), f"{math.prod(self.levels):.1e} codes, where 2^62 are the most of an int64")
+        return self
 
     def remedies(self) -> list[Remedy]:
         """Fewer codes: one channel less."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tokenizers_vq.codes import CodeLayout, Quantized
-from tokenizers_vq.config import ConfigError
+from tokenizers_vq.config import MOST_CODES, ConfigError, Size
 from tokenizers_vq.quantizers.base import (
     Quantizer,
     QuantizerFields,
@@ -30,11 +30,11 @@ class GumbelQuantizerConfig(QuantizerFields):
     """A categorical distribution over the codes at every position; training draws relaxed samples of it."""
 
     kind: Literal["gumbel"] = "gumbel"
-    num_codes: int = Field(default=8192, ge=2)
+    num_codes: int = Field(default=8192, ge=2, le=MOST_CODES)
     """codes in the codebook"""
-    dim: int = Field(default=256, ge=1)
+    dim: Size = 256
     """width of a code's vector"""
-    in_dim: int | None = Field(default=None, ge=1)
+    in_dim: int | None = Field(default=None, ge=1, le=MOST_CODES)
     """width of the features; null = `dim`, and without projection the number of codes"""
     project: bool = True
     """features become logits by a linear layer; without it they are the logits (DALL-E's encoder)"""

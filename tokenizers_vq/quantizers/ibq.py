@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tokenizers_vq.codes import CodeLayout, Quantized
+from tokenizers_vq.config import MOST_CODES, Size
 from tokenizers_vq.quantizers.base import (
     Quantizer,
     QuantizerFields,
@@ -29,9 +30,9 @@ class IbqQuantizerConfig(QuantizerFields):
     """One codebook, all of which is trained by every vector."""
 
     kind: Literal["ibq"] = "ibq"
-    num_codes: int = Field(default=16384, ge=1)
+    num_codes: int = Field(default=16384, ge=1, le=MOST_CODES)
     """codes in the codebook"""
-    dim: int = Field(default=256, ge=1)
+    dim: Size = 256
     """width of a code"""
     beta: float = 0.25
     """weight of the codebook term, as the published code has it (commitment has 1)"""

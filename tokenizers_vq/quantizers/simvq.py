@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tokenizers_vq.codes import CodeLayout, Quantized
+from tokenizers_vq.config import MOST_CODES, Size
 from tokenizers_vq.quantizers.base import (
     Quantizer,
     QuantizerFields,
@@ -29,9 +30,9 @@ class SimVqQuantizerConfig(QuantizerFields):
     """A random codebook that stays, moved as a whole by a linear layer."""
 
     kind: Literal["simvq"] = "simvq"
-    num_codes: int = Field(default=65536, ge=1)
+    num_codes: int = Field(default=65536, ge=1, le=MOST_CODES)
     """codes in the codebook"""
-    dim: int = Field(default=128, ge=1)
+    dim: Size = 128
     """width of a code"""
     beta: float = 0.25
     """weight of the commitment term"""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tokenizers_vq import distributed
 from tokenizers_vq.codes import CodeLayout, Quantized
+from tokenizers_vq.config import MOST_CODES, Size
 from tokenizers_vq.quantizers import kmeans
 from tokenizers_vq.quantizers.base import (
     Quantizer,
@@ -35,9 +36,9 @@ class VectorQuantizerConfig(QuantizerFields):
     """One codebook: euclidean or cosine search, trained by gradient or by moving averages."""
 
     kind: Literal["vector"] = "vector"
-    num_codes: int = Field(default=1024, ge=1)
+    num_codes: int = Field(default=1024, ge=1, le=MOST_CODES)
     """codes in the codebook"""
-    dim: int = Field(default=256, ge=1)
+    dim: Size = 256
     """width of a code; far below the network's width it is *factorised*"""
     distance: Literal["euclidean", "cosine"] = "euclidean"
     """cosine: search and lookup on L2-normalised vectors, so that only directions count"""
