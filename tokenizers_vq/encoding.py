@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq import images
-from tokenizers_vq.codes import CodeLayout, Codes, whole_numbers
+from tokenizers_vq.codes import CodeLayout, Codes
 from tokenizers_vq.devices import channels_last, computing, resolve_device, resolve_precision
 from tokenizers_vq.folders import lasting_name
 from tokenizers_vq.images import check
@@ -133,8 +133,7 @@ class BatchEncoder:
 
         Raises `ValueError` for another shape, for floats and booleans, and for codes out of range.
         """
-        rows = whole_numbers(torch.as_tensor(tokens))
-        assert isinstance(rows, Tensor)
+        rows = torch.as_tensor(tokens)
         if rows.ndim and not len(rows):
             return torch.empty(0, self.channels, *_pair(self.image_size))
         codes = self.layout.unflatten(rows.to(self.device))

@@ -103,12 +103,13 @@ def _progress(rank: int) -> Iterator[Callable[[int], None]]:
             bar.update(task, description=f"encoded {_speed(done, start)}")
 
         logger.addHandler(notes)
-        before, logger.level = logger.level, logging.INFO if rank == 0 else logging.WARNING
+        before = logger.level
+        logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
         try:
             yield progress
         finally:
             logger.removeHandler(notes)
-            logger.level = before
+            logger.setLevel(before)
     if done:
         common.note(f"encoded {_speed(done, start)}")
 
