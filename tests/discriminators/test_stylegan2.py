@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tokenizers_vq.batch import Batch
 from tokenizers_vq.discriminators import DiscriminatorConfig, StyleGAN2Config
 from tokenizers_vq.discriminators.stylegan2 import StyleGAN2, layer_width, minibatch_deviation
 from tokenizers_vq.losses.record import Record
@@ -75,7 +76,10 @@ def test_other_sides_are_refused(size: tuple[int, int], nearest: str) -> None:
 
 def test_another_size_than_it_was_built_for_is_refused() -> None:
     discriminator = narrow(size=(16, 32))
-    for call in (lambda: discriminator.check(32, 16), lambda: discriminator(torch.rand(1, 3, 32, 16))):
+    for call in (
+        lambda: discriminator.check(Batch(torch.zeros(1, 3, 32, 16))),
+        lambda: discriminator(torch.rand(1, 3, 32, 16)),
+    ):
         with pytest.raises(ValueError, match="built for images of 16x32, got 32x16"):
             call()
 
@@ -112,7 +116,7 @@ def test_deviation_of_half_precision_is_taken_in_float32() -> None:
 
 
 def penalised(discriminator: StyleGAN2, images: Tensor, bf16: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    record = Record(images, images, lambda x: x, discriminator=discriminator)
+    record = Record(images, images, discriminator=discriminator)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         logits = discriminator(images).logits[0]
         penalty = R1()(record, discriminator, record.real, record.fake)
@@ -189,8 +193,8 @@ def test_effective_weight_of_r1_does_not_depend_on_its_interval() -> None:
         images, output = torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16)
         total = torch.zeros(())
         for step in range(16):
-            record = Record(images, output, lambda x: x, step=step, discriminator=discriminator)
-            loss, figures = adversary.own_loss(discriminator, record, step)
+            record = Record(images, output, step=step, discriminator=discriminator)
+            loss, figures = adversary.own_loss(discriminator, record)
             assert ("adversary/r1" in figures) == (step % every == 0)
             loss.backward()
             total += loss.detach() - figures["discriminator"]

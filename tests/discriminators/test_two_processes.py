@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.processes import in_processes
+from tokenizers_vq.discriminators.base import Discriminator
 from tokenizers_vq.discriminators.patchgan import PatchGAN
 from tokenizers_vq.discriminators.stylegan2 import StyleGAN2
-from tokenizers_vq.judgement import Discriminator
 from tokenizers_vq.losses.objectives import Hinge
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.regularisers import R1
@@ -36,9 +36,9 @@ def discriminator_step(case: str, rank: int, world: int) -> dict[str, Tensor]:
     """
     discriminator = build(case)
     images, output = (torch.rand(8, 3, 32, 32)[rank::world] for _ in range(2))
-    record = Record(images, output, lambda x: x, discriminator=discriminator)
+    record = Record(images, output, discriminator=discriminator)
     wrapper = DistributedDataParallel(discriminator) if world > 1 else discriminator
-    (g_adv,) = torch.autograd.grad(Hinge().generator(record.fake), record.output)
+    (g_adv,) = torch.autograd.grad(Hinge().generator(record), record.output)
     real, fake = wrapper(images), wrapper(record.reconstructions.detach())
     loss = Hinge().discriminator(real, fake)
     if case != "batch":

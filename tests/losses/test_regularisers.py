@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.processes import in_processes
-from tokenizers_vq.discriminators.patchgan import PatchGAN
-from tokenizers_vq.judgement import Discriminator, Judgement
+from tokenizers_vq.discriminators.base import Discriminator, Judgement
+from tokenizers_vq.discriminators.patchgan import PatchGAN, PatchGANConfig
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.regularisers import R1, LeCam
 
@@ -18,7 +18,7 @@ class Linear(Discriminator):
     """Two scales whose gradient is known."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(PatchGANConfig(), 3, (2, 2))
         self.scale = torch.nn.Parameter(torch.tensor(2.0))
 
     def forward(self, *inputs: Any) -> Judgement:
@@ -28,7 +28,7 @@ class Linear(Discriminator):
 def test_r1_sums_the_scales_and_reaches_the_weights() -> None:
     images = torch.rand(4, 3, 2, 2)
     discriminator = Linear()
-    record = Record(images, images, lambda x: x, discriminator=discriminator)
+    record = Record(images, images, discriminator=discriminator)
     penalty = R1()(record, discriminator, record.real, record.fake)
     assert penalty.item() == pytest.approx(0.5 * (2 + 1) ** 2 * 12)
     penalty.backward()
@@ -42,7 +42,7 @@ def test_r1_of_patchgan_is_finite_and_leaves_buffers(norm: str) -> None:
     discriminator = PatchGAN(3, width=4, layers=2, norm=norm)
     before = {name: buffer.clone() for name, buffer in discriminator.named_buffers()}
     images = torch.rand(2, 3, 32, 32)
-    record = Record(images, images, lambda x: x, discriminator=discriminator)
+    record = Record(images, images, discriminator=discriminator)
     R1(weight=1.0, every=1)(record, discriminator, record.real, record.fake).backward()
     weight = next(parameter for parameter in discriminator.parameters() if parameter.ndim == 4)
     assert weight.grad is not None
@@ -53,7 +53,7 @@ def test_r1_of_patchgan_is_finite_and_leaves_buffers(norm: str) -> None:
 
 def test_lecam_of_the_paper_takes_each_logit() -> None:
     """Against averages that were set by hand; the averages move after the step, by the mean of its micro-batches."""
-    lecam, record = LeCam(decay=0.75), Record(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), lambda x: x)
+    lecam, record = LeCam(decay=0.75), Record(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2))
     lecam.real_average.fill_(2.0)
     lecam.fake_average.fill_(-1.0)
     real, fake = torch.tensor([[1.0], [-3.0]]), torch.tensor([[0.0], [4.0]])
@@ -70,7 +70,7 @@ def test_lecam_of_the_paper_takes_each_logit() -> None:
 
 def lecam_of_a_share(rank: int, world: int, compare: str) -> tuple[torch.Tensor, ...]:
     """The gradient at one's own logits as DDP would average it, and the averages."""
-    lecam, record = LeCam(compare=compare, decay=0.5), Record(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), abs)
+    lecam, record = LeCam(compare=compare, decay=0.5), Record(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2))
     generator = torch.Generator().manual_seed(1)
     for _ in range(3):
         real, fake = torch.randn(2, 8, 1, generator=generator)

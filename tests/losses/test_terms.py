@@ -30,7 +30,7 @@ def pair(channels: int = 3, size: int = 64) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def record_of(images: torch.Tensor, output: torch.Tensor) -> Record:
-    return Record(images, output, lambda x: x)
+    return Record(images, output)
 
 
 @pytest.mark.parametrize("kind", KINDS)
