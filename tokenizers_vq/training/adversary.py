@@ -64,7 +64,7 @@ class Adversary:
             loss = self.config.objective.generator(record)
         at_leaves = gradients.at(loss, record.leaves, last=True)
         weight = torch.tensor(schedule_value(self.config.weight, record.step), device=output.device)
-        figures = {}
+        figures: dict[str, Tensor] = {}
         if self.config.adaptive:
             balance, figures = self._balance(output, reconstruction[0], at_leaves[0])
             weight = weight * balance

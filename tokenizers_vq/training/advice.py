@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import yaml
 
@@ -83,7 +83,7 @@ def rate_of_adversary(recipe: Recipe, factor: float) -> Advice:
 def spectral_norm(recipe: Recipe) -> list[Advice]:
     """Advice to give the discriminator, or the one inside its wrappers, spectral norm where it can have it."""
     assert recipe.adversary is not None
-    path, config = "adversary.discriminator", recipe.adversary.discriminator
+    path, config = "adversary.discriminator", cast(Config, recipe.adversary.discriminator)
     while isinstance(inner := getattr(config, "discriminator", None), Config):
         path, config = f"{path}.discriminator", inner
     try:

@@ -35,7 +35,7 @@ def mixed(reconstruction: Gradients, adversarial: Gradients, weight: Tensor | fl
     return added(reconstruction, tuple(None if g is None else weight * g for g in adversarial))
 
 
-def carried(values: Sequence[Tensor], gradients: Gradients) -> Tensor | None:
+def carried(values: Sequence[Tensor], gradients: Gradients) -> Tensor:
     """`sum_i <x_i, g_i>`: its gradient at the values x_i is g_i, so that one backward carries all of them on."""
     products = [(value * g).sum() for value, g in zip(values, gradients, strict=True) if g is not None]
-    return sum(products[1:], products[0]) if products else None
+    return sum(products, torch.zeros((), device=values[0].device))

@@ -97,7 +97,7 @@ class TokenizerTask:
             check_finite(step, losses | _named(at_leaves))
             places = (out.output, *levels(out.features), *self.term_parameters)
             total = gradients.carried(places, (*at_leaves, *at_parameters))
-            accelerator.backward(total + sum(quantizer.values(), torch.zeros((), device=total.device)))
+            accelerator.backward(sum(quantizer.values(), total))
             figures |= {name: loss.detach() for name, loss in losses.items()}
             figures |= {f"quantizer/{name}": value for name, value in out.quantized.stats.items()}
             self.usage = out.quantized.stats.get("usage")
