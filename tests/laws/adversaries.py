@@ -110,6 +110,12 @@ def patchgan(norm: str, **fields: Any) -> DiscriminatorCase:
 
 DISCRIMINATORS = Role(
     "discriminator",
+    [
+        patchgan("batch"),
+        patchgan("spectral"),
+        patchgan("none"),
+        DiscriminatorCase("stylegan2", StyleGAN2Config(width=1 / 64), (24, 32)),
+    ],
     {
         "step": "one step is finite, with a gradient on every trainable parameter and at the output",
         "precision": "near float32's losses and finite in bf16 autocast",
@@ -120,12 +126,7 @@ DISCRIMINATORS = Role(
         "state": "saved, described, built again and filled, it judges bitwise the same",
         "refusal": "sizes and channels that it cannot take are refused in one line before step 0",
     },
-    [
-        patchgan("batch"),
-        patchgan("spectral"),
-        patchgan("none"),
-        DiscriminatorCase("stylegan2", StyleGAN2Config(width=1 / 64), (24, 32)),
-    ],
+    "test_adversaries.py",
 )
 
 
@@ -152,15 +153,6 @@ def logistic64(r: Tensor, f: Tensor) -> Tensor:
 
 OBJECTIVES = Role(
     "objective",
-    {
-        "formula": "both losses are those of their formulas in float64, averaged over scales",
-        "chance": "`chance` is the least loss of a discriminator that answers the same to all",
-        "descent": "the generator raises the logits of its images; the discriminator does the reverse",
-        "finite": "finite with finite gradients at logits of +-10,000",
-        "precision": "float32 inside bf16 autocast",
-        "processes": "gradients of two processes are those of one",
-        "described": "its config is of the union and can be written and read",
-    },
     [
         ObjectiveCase("hinge", Hinge(), lambda r, f: -f.mean(), hinge64),
         ObjectiveCase(
@@ -171,6 +163,16 @@ OBJECTIVES = Role(
         ),
         ObjectiveCase("non-saturating", NonSaturating(), lambda r, f: -torch.sigmoid(f).log().mean(), logistic64),
     ],
+    {
+        "formula": "both losses are those of their formulas in float64, averaged over scales",
+        "chance": "`chance` is the least loss of a discriminator that answers the same to all",
+        "descent": "the generator raises the logits of its images; the discriminator does the reverse",
+        "finite": "finite with finite gradients at logits of +-10,000",
+        "precision": "float32 inside bf16 autocast",
+        "processes": "gradients of two processes are those of one",
+        "described": "its config is of the union and can be written and read",
+    },
+    "test_adversaries.py",
 )
 
 
@@ -217,6 +219,12 @@ def lecam64(regulariser: Regulariser, record: Record, real: Judgement, fake: Jud
 
 REGULARISERS = Role(
     "regulariser",
+    [
+        RegulariserCase("r1", R1Config(), r1_64),
+        RegulariserCase("r1-stylegan2", R1Config(), r1_64, StyleGAN2Config(width=1 / 64, stddev_group=1)),
+        RegulariserCase("lecam", LeCamConfig(), lecam64),
+        RegulariserCase("lecam-means", LeCamConfig(compare="means"), lecam64),
+    ],
     {
         "value": "equals its formula in float64",
         "gradient": "its gradient at the discriminator's weights is that of finite differences",
@@ -226,12 +234,7 @@ REGULARISERS = Role(
         "processes": "two processes equal one: gradients, buffers",
         "state": "state round-trips, values bitwise equal; its config is of the union and can be written and read",
     },
-    [
-        RegulariserCase("r1", R1Config(), r1_64),
-        RegulariserCase("r1-stylegan2", R1Config(), r1_64, StyleGAN2Config(width=1 / 64, stddev_group=1)),
-        RegulariserCase("lecam", LeCamConfig(), lecam64),
-        RegulariserCase("lecam-means", LeCamConfig(compare="means"), lecam64),
-    ],
+    "test_adversaries.py",
 )
 
 ROLES: Sequence[Role] = (DISCRIMINATORS, OBJECTIVES, REGULARISERS)

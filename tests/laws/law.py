@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pytest
 
 
 class Role(NamedTuple):
-    """One role of the house, the cases that stand for its parts, and the laws that they keep."""
+    """Parts of one kind and their laws."""
 
-    title: str
-    """as the table calls it"""
-    laws: dict[str, str]
-    """laws by the name that `exempt` uses"""
+    noun: str
+    """as its table calls a part"""
     cases: Sequence[Any]
     """each with `name` and `exempt`, law -> why it does not apply"""
+    laws: Mapping[str, str]
+    """what they say, by the names that `exempt` uses"""
+    tests: str
+    """file in which they are tried"""
 
     def law(self, name: str) -> Callable[[Callable], Callable]:
         """Gives a test its `case`, one after the other."""

@@ -49,7 +49,7 @@ class ProxyCodes(Term):
 
     def forward(self, record: Record) -> Tensor:
         """Raises `ValueError` where the decoder gives pixels, or logits of other codes or another grid."""
-        codes = self.codes(record.images)
+        codes = record.once(("proxy_codes", self.source), lambda: self.codes(record.images))
         wanted = (self.num_codes, *codes.shape[1:])
         if record.output.shape[1:] != wanted:
             height, width = record.images.shape[-2:]

@@ -35,5 +35,4 @@ class Frozen(nn.Module):
 
 def _as_it_is(module: Frozen, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Give what is loaded the weights that are there, so that strict loading does not miss them."""
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    state.update({prefix + name: tensor for name, tensor in tensors})
+    state.update(super(Frozen, module).state_dict(prefix=prefix))
