@@ -172,7 +172,7 @@ OBJECTIVES = Role(
         "processes": "gradients of two processes are those of one",
         "described": "its config is of the union and can be written and read",
     },
-    "test_adversaries.py",
+    "test_objectives.py",
 )
 
 
@@ -238,8 +238,3 @@ REGULARISERS = Role(
 )
 
 ROLES: Sequence[Role] = (DISCRIMINATORS, OBJECTIVES, REGULARISERS)
-
-
-def by_name(role: Role, name: str) -> Any:
-    """The case of that name."""
-    return next(case for case in role.cases if case.name == name)

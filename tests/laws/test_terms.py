@@ -11,14 +11,11 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from tests.laws.measure import Steps, at_places, is_slope, trained, two_equal_one
 from tests.laws.terms import TERMS, Case
-from tests.laws.test_adversaries import dealt, is_slope
-from tests.processes import in_processes
 from tokenizers_vq.losses import TermConfig
 from tokenizers_vq.losses.record import Record
-from tokenizers_vq.losses.terms import Term
 from tokenizers_vq.networks.frozen import Frozen
-from tokenizers_vq.training import gradients
 
 
 @pytest.fixture(autouse=True)
@@ -26,15 +23,6 @@ def _possible(request: pytest.FixtureRequest) -> None:
     case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
     if case and case.missing:
         pytest.skip(case.missing)
-
-
-def trained(term: Term) -> list[Tensor]:
-    return [parameter for parameter in term.parameters() if parameter.requires_grad]
-
-
-def at_places(term: Term, record: Record) -> gradients.Gradients:
-    """Gradients at the leaves, then at what the term trains."""
-    return gradients.at(term(record), (*record.leaves, *trained(term)))
 
 
 def test_exemptions_name_a_law_and_a_reason() -> None:
@@ -124,30 +112,6 @@ def test_what_a_term_trains_is_saved_and_frozen_weights_are_not(case: Case) -> N
     assert read == config
 
 
-def _shares(rank: int, world: int, names: list[str]) -> dict[str, list[Tensor | None]]:
-    found: dict[str, list[Tensor | None]] = {}
-    for case in TERMS.cases:
-        if case.name in names:
-            shares = at_places(case.build(), case.record(slice(rank, None, world)))
-            found[case.name] = [None if g is None else g / world for g in shares]
-    return found
-
-
-@pytest.fixture(scope="module")
-def shared_steps() -> list[dict[str, list[Tensor | None]]]:
-    """Of one process, then of each of two, started once for all cases."""
-    names = [case.name for case in TERMS.cases if "processes" not in case.exempt and not case.missing]
-    return [_shares(0, 1, names), *in_processes(2, _shares, names)]
-
-
 @TERMS.law("processes")
-def test_terms_of_two_processes_equal_one(case: Case, shared_steps: list) -> None:
-    alone, *pair = (run[case.name] for run in shared_steps)
-    leaves = len(case.record().leaves)
-    for i, value in enumerate(alone):
-        parts = [part[i] for part in pair]
-        if value is None:
-            assert parts == [None, None]
-            continue
-        found = dealt(parts) if i < leaves else sum(parts)
-        torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5 * value.abs().max().item())
+def test_terms_of_two_processes_equal_one(case: Case, shared_steps: list[Steps]) -> None:
+    two_equal_one(shared_steps, TERMS.noun, case.name)
