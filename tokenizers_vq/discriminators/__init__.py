@@ -16,10 +16,10 @@ from tokenizers_vq.discriminators.stylegan2 import StyleGAN2Config
 DiscriminatorConfig = Annotated[PatchGANConfig | StyleGAN2Config, Field(discriminator="kind")]
 
 
-def _complete(union: Any) -> None:
+def complete(union: Any) -> None:
     """Wrappers stand in the union that their own field names, so that their configs are whole only now."""
     for config in get_args(get_args(union)[0]):
         config.model_rebuild(_types_namespace={"DiscriminatorConfig": union})
 
 
-_complete(DiscriminatorConfig)
+complete(DiscriminatorConfig)
