@@ -17,9 +17,9 @@ from torch import Tensor
 from typing_extensions import Self
 
 from tokenizers_vq.config import Config, ConfigError, Schedule
-from tokenizers_vq.losses.backbones import Backbone, three_channels
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.terms import Term
+from tokenizers_vq.networks.backbones import Backbone, three_channels
 from tokenizers_vq.networks.frozen import Frozen
 from tokenizers_vq.tokenizer import Tokenizer
 
