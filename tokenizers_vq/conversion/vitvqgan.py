@@ -6,6 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def convert_discriminator(path: Path, config: Mapping[str, Any] | None = None) -
         logger.warning("left the discriminator of %s behind: it is not enhancing-transformers' StyleGAN2", path)
         return None
     size, width = 2 ** (max(blocks) + 2), last.shape[1] / 512
-    model = StyleGAN2(
+    build = partial(
+        StyleGAN2,
         first.shape[1],
         (size, size),
         width=width,
@@ -91,7 +93,7 @@ def convert_discriminator(path: Path, config: Mapping[str, Any] | None = None) -
     weight, bias = ours["stem.0.weight"].float(), ours["stem.0.bias"].float()
     ours["stem.0.weight"] = weight / 2
     ours["stem.0.bias"] = bias + weight.sum(dim=(1, 2, 3)) / (2 * math.sqrt(weight[0].numel()))
-    return fill(model, ours, path).eval()
+    return fill(build, ours, path).eval()
 
 
 def _discriminator_key(key: str) -> str:
