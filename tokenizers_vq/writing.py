@@ -61,6 +61,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
     Raises `WriteError`, which names the file and what to do; the old file stays.
     """
+    made = not path.parent.is_dir()
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, aside = _beside(path)
@@ -76,6 +77,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
                 aside.replace(path)
         except BaseException:
             aside.unlink(missing_ok=True)
+            if made:
+                with suppress(OSError):
+                    path.parent.rmdir()
             raise
 
 
