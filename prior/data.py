@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from prior.decoding import short
 from prior.recipe import PriorRecipe
@@ -20,8 +20,10 @@ _BLOCK = 65536
 class Data:
     """`rows` of `shards` to train on and `held_rows` of `held` to measure on, as a recipe says.
 
-    Raises `ValueError` where the codes are of several tokenizers or another one than the recipe's, and what
-    `read_codes` raises.
+    Classes have the numbers of `shards` in both: those of `held` are found by their names.
+
+    Raises `ValueError` where the codes are of several tokenizers or another one than the recipe's, where classes that
+    the prior is told cannot be compared, and what `read_codes` raises.
     """
 
     def __init__(self, recipe: PriorRecipe) -> None:
@@ -43,13 +45,19 @@ class Data:
                     f"{recipe.codes} ({short(self.shards.fingerprint)})"
                 )
             check_layout(self.held, self.shards.layout, f"{recipe.codes} has")
+            if _told_classes(recipe, self.shards, self.held):
+                self.held = self.held.renumbered(self.shards.label_names, recipe.codes)
             self.held_rows = np.arange(len(self.held))
         for folder, rows in ((recipe.codes, self.rows), (recipe.held_out_codes, self.held_rows)):
             if not len(rows):
                 raise ValueError(f"{folder} holds no codes: encode some images")
 
-    def batches(self, recipe: PriorRecipe, start: int, rank: int, world: int) -> Iterator[dict[str, Tensor]]:
-        """This process's micro-batches `{tokens, labels}` from optimizer step `start` on, endlessly."""
+    def batches(self, recipe: PriorRecipe, start: int, rank: int, world: int) -> Iterator[dict[str, Any]]:
+        """This process's micro-batches from optimizer step `start` on, endlessly.
+
+        `tokens` int64 `(b, N)`, `labels` int64 `(b,)`, -1 for none, and `captions`, b tuples with all captions of an
+        image, or None where the codes have none.
+        """
         labels = self.shards.labels
         order = MicroBatches(
             len(self.rows),
@@ -62,7 +70,13 @@ class Data:
         )
         for places in order:
             rows = self.rows[[index for _, index in places]]
-            yield {"tokens": self.shards[rows], "labels": labels[rows]}
+            yield {"tokens": self.shards[rows], "labels": labels[rows], "captions": self.shards.captions_of(rows)}
+
+
+def _told_classes(recipe: PriorRecipe, *shards: CodeShards) -> bool:
+    """Whether the prior is told classes: where they are asked for, or all images have one."""
+    kind = recipe.model.condition
+    return kind == "class" or (kind == "auto" and all(bool((part.labels >= 0).all()) for part in shards))
 
 
 def split(keys: Sequence[str], share: float, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -133,8 +133,8 @@ def test_pictures_are_judged_by_their_fine_detail(blurred: float, state: str) ->
 
 
 def test_a_healthy_codebook_does_not_hide_blurred_pictures(tmp_path: Path) -> None:
-    cells = (torch.rand(40, 1, 4, 4) * 2 - 1).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    pictures = (cells + 0.4 * torch.randn(40, 3, 16, 16)).clamp(-1, 1)
+    cells = (torch.rand(40, 1, 4, 4) * 5 - 2.5).clamp(-1, 1).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    pictures = (cells + 0.6 * torch.randn(40, 3, 16, 16)).clamp(-1, 1)
     page = write_report(ToyTokenizer(), batches(pictures), tmp_path, backbone=None).read_text()
     assert "Healthy codebook</strong>" in page and "Blurred pictures</strong>" in page
     assert json.loads((tmp_path / "report.json").read_text())["pictures"]["state"] == "blurred"

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion.checkpoint import below, expect, read_tensors
+from tokenizers_vq.conversion.given import number
 from tokenizers_vq.conversion.keys import fill, rename, skip
 from tokenizers_vq.conversion.patchgan import patchgan
 from tokenizers_vq.conversion.vqgan_keys import (
@@ -87,17 +88,15 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     encoder, quantizer = network_fields(ours, "encoder", path), _quantizer(ours, given, path)
     agree(ddconfig, network_said(encoder, channels), path)
     agree(given, {"n_embed": quantizer.num_codes, "embed_dim": quantizer.dim}, path)
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size=image_side(ddconfig.get("resolution"), len(encoder["multipliers"])),
-            channels=channels,
-            pixels=PixelRange(clamp=False),
-            encoder=VqganEncoderConfig(**encoder),
-            quantizer=quantizer,
-            decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
-        )
+    described = TokenizerConfig(
+        image_size=image_side(ddconfig.get("resolution"), len(encoder["multipliers"])),
+        channels=channels,
+        pixels=PixelRange(clamp=False),
+        encoder=VqganEncoderConfig(**encoder),
+        quantizer=quantizer,
+        decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
     )
-    return fill(tokenizer, ours, path)
+    return fill(described.build, ours, path)
 
 
 def convert_discriminator(path: Path, config: Mapping[str, Any] | None = None) -> PatchGAN | None:
@@ -140,7 +139,7 @@ def _quantizer(
             dim=dim,
             in_dim=None if in_dim == dim else in_dim,
             straight_through=True,
-            kl_weight=float(given.get("kl_weight", 1e-8)),
+            kl_weight=number(given, "kl_weight", 1e-8),
         )
     if "quantizer.cluster_size" in ours:
         return VectorQuantizerConfig(num_codes=codes, dim=dim, codebook="ema")

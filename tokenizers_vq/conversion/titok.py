@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion.checkpoint import below, expect, read_tensors
+from tokenizers_vq.conversion.given import number
 from tokenizers_vq.conversion.keys import fill, joined, rename, skip
 from tokenizers_vq.conversion.maskgit import decoder_tensors, folder_config, network_fields, wanted, weights_file
 from tokenizers_vq.conversion.vqgan_keys import agree
@@ -61,24 +62,20 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
         decoder = TitokProxyDecoderConfig(**trunk, proxy_codes=codes, proxy_dim=dim, proxy=proxy)
     said = {"codebook_size": book.shape[0], "token_size": book.shape[1], "num_latent_tokens": trunk["tokens"]}
     agree(given, {**said, "vit_enc_patch_size": patch, "vit_dec_patch_size": decoder_patch}, path)
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size=size,
-            channels=channels,
-            pixels=PixelRange(low=0.0, high=1.0),
-            encoder=TitokEncoderConfig(
-                **_trunk_fields(below(tensors, "encoder."), patch, path), legacy_reshape=two_stage
-            ),
-            quantizer=VectorQuantizerConfig(
-                num_codes=book.shape[0],
-                dim=book.shape[1],
-                distance="cosine" if given.get("use_l2_norm", two_stage) else "euclidean",
-                beta=float(given.get("commitment_cost", 0.25)),
-            ),
-            decoder=decoder,
-        )
+    described = TokenizerConfig(
+        image_size=size,
+        channels=channels,
+        pixels=PixelRange(low=0.0, high=1.0),
+        encoder=TitokEncoderConfig(**_trunk_fields(below(tensors, "encoder."), patch, path), legacy_reshape=two_stage),
+        quantizer=VectorQuantizerConfig(
+            num_codes=book.shape[0],
+            dim=book.shape[1],
+            distance="cosine" if given.get("use_l2_norm", two_stage) else "euclidean",
+            beta=number(given, "commitment_cost", 0.25),
+        ),
+        decoder=decoder,
     )
-    return fill(tokenizer, _ours(tensors, two_stage), path)
+    return fill(described.build, _ours(tensors, two_stage), path)
 
 
 def _vq_model(config: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -6,11 +6,10 @@ import atexit
 import multiprocessing
 import os
 import signal
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import cache, partial
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from tokenizers_vq import images
 from tokenizers_vq.data import identity
+from tokenizers_vq.data.ahead import ahead
 from tokenizers_vq.data.columns import Item, Unreadable
 from tokenizers_vq.data.files import readable
 from tokenizers_vq.data.order import MicroBatches, micro_batch_size
@@ -312,27 +312,6 @@ def _evaluation_batch(items: Sequence[Item], size: Size, channels: int, config: 
     return _stack(views, kept, broken, captions)
 
 
-def _ahead(tasks: Iterable[Callable[[], Batch]], workers: int) -> Iterator[Batch]:
-    """Results of `tasks` in order, computed by threads a few batches ahead.
-
-    Threads, not processes: decoders and resizing release the lock, small images cost more to send than to decode, and
-    a short run should not wait for processes to start.
-    """
-    if workers == 0:
-        yield from (task() for task in tasks)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="images")
-    try:
-        tasks, waiting = iter(tasks), deque[Any]()
-        while True:
-            waiting.extend(pool.submit(task) for task in islice(tasks, 2 * workers + 1 - len(waiting)))
-            if not waiting:
-                return
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
 def evaluation_batches(
     config: DataConfig,
     *,
@@ -364,13 +343,46 @@ def evaluation_batches(
             while chunk := [columns.item(row, number) for number, row in islice(rows, batch_size)]:
                 yield partial(_evaluation_batch, chunk, image_size, channels, config, captions)
 
-        return Batches(lambda: _ahead(read(), config.workers), config, stream, whole=whole)
+        return Batches(lambda: ahead(read(), config.workers), config, stream, whole=whole)
     source = open_source(config, prefer)
+    tasks = _evaluation_tasks(source, config, image_size, channels, batch_size, shard)
+    return Batches(lambda: ahead(tasks, config.workers), config, source, whole=whole)
+
+
+def _evaluation_tasks(
+    source: Source, config: DataConfig, size: Size, channels: int, batch_size: int, shard: tuple[int, int]
+) -> list[Callable[[], Batch]]:
     first, last = (len(source) * part // shard[1] for part in (shard[0], shard[0] + 1))
     ranges = [range(at, min(at + batch_size, last)) for at in range(first, last, batch_size)]
 
     def make(indices: range) -> Batch:
-        return _evaluation_batch(source.items(indices), image_size, channels, config, source.has_captions)
+        return _evaluation_batch(source.items(indices), size, channels, config, source.has_captions)
 
-    tasks = [partial(make, indices) for indices in ranges]
-    return Batches(lambda: _ahead(tasks, config.workers), config, source, whole=whole)
+    return [partial(make, indices) for indices in ranges]
+
+
+def batches_by_part(
+    config: DataConfig,
+    opened: Source | Stream,
+    *,
+    image_size: Size,
+    channels: int,
+    batch_size: int,
+    parts: Sequence[int],
+    of: int,
+    prefer: Sequence[str],
+) -> Iterator[tuple[int, Batches]]:
+    """`evaluation_batches` of some of `of` parts in turn, each with its number, to be read to its end before the next.
+
+    One loader serves them all, so that it loads ahead into the next part. A stream deals its items out to the parts, so
+    that each takes a pass of its own.
+    """
+    if isinstance(opened, Stream):
+        sizes: dict[str, Any] = {"image_size": image_size, "channels": channels, "batch_size": batch_size}
+        shared = {**sizes, "prefer": prefer}
+        yield from ((part, evaluation_batches(config, shard=(part, of), **shared)) for part in parts)
+        return
+    tasks = {part: _evaluation_tasks(opened, config, image_size, channels, batch_size, (part, of)) for part in parts}
+    with closing(ahead(chain.from_iterable(tasks.values()), config.workers)) as loaded:
+        for part in parts:
+            yield part, Batches(partial(islice, loaded, len(tasks[part])), config, opened)

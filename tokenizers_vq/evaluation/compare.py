@@ -170,7 +170,9 @@ def compare(
         raise ValueError("no images to compare on: the data is empty, or every file in it is broken")
     shape = tuple(first["images"].shape[1:])
     _check(codecs, shape)
-    networks = _networks(codecs, shape, (lpips, lpips_trunk), (backbone, layer))
+    networks = _Networks(codecs, shape)
+    networks.add_lpips(lpips, lpips_trunk)
+    networks.add_backbone(backbone, layer)
     rows = [networks.start(codec, *shape[1:]) for codec in codecs]
     places = set(range(examples)) if count is None else set(_spread(count, examples))
     found: list[Example] = []
@@ -202,16 +204,41 @@ def compare(
     return Comparison(finished, described, skipped, dict(left_out or {}), notes, versions(), found)
 
 
-class _Networks(NamedTuple):
+_NO_LPIPS = "no network was chosen or found: give --lpips squeeze, alex or vgg, and --lpips-trunk FILE"
+
+
+class _Networks:
     """What judges all rows: each network sees the originals of a batch once."""
 
-    device: torch.device
-    lpips: tuple[str, _Lpips] | None
-    """name of the metric, and the network"""
-    features: metrics.BackboneFeatures | None
-    backbone: str | None
-    originals: metrics.FeatureStatistics | None
-    skipped: dict[str, str]
+    def __init__(self, codecs: Sequence[Codec], shape: tuple[int, ...]) -> None:
+        devices = (codec.device for codec in codecs if isinstance(codec, TokenizerCodec))
+        self.device, self.channels = next(devices, torch.device("cpu")), shape[0]
+        self.lpips: tuple[str, _Lpips] | None = None
+        self.features: metrics.BackboneFeatures | None = None
+        self.originals: metrics.FeatureStatistics | None = None
+        self.backbone = ""
+        self.skipped: dict[str, str] = {}
+        pixel_measures(shape[1], shape[2], self.skipped)  # says what all rows lack
+
+    def add_lpips(self, lpips: str | nn.Module | None, trunk: Path | str | None) -> None:
+        if lpips is None:
+            self.skipped["lpips"] = _NO_LPIPS
+            return
+        try:
+            self.lpips = lpips_name(lpips), _Lpips(lpips_network(lpips, trunk, self.channels, self.device))
+        except (UnfitImagesError, FileNotFoundError) as error:
+            self.skipped[lpips_name(lpips)] = str(error)
+
+    def add_backbone(self, backbone: str | None, layer: str) -> None:
+        if backbone is None:
+            self.skipped["feature_distance"] = "no backbone was chosen"
+            return
+        self.backbone = backbone
+        try:
+            self.features = backbone_features(backbone, layer, self.channels, self.device)
+            self.originals = metrics.FeatureStatistics(self.features.dim)
+        except (UnfitImagesError, FileNotFoundError) as error:
+            self.skipped["feature_distance"] = str(error)
 
     def originals_of(self, images: Tensor) -> Tensor:
         """`images` on the device, seen by the networks as this batch's originals."""
@@ -227,42 +254,13 @@ class _Networks(NamedTuple):
         measures = pixel_measures(height, width, {})
         if self.lpips is not None:
             measures[self.lpips[0]] = lpips_measure(*self.lpips)
-        if self.features is not None and self.backbone is not None:
+        if self.features is not None:
             frechet = metrics.FrechetDistance(self.features, self.features.dim, self.originals)
             measures["feature_distance"] = feature_distance(frechet, self.features, self.backbone)
         usage = None
         if isinstance(codec, TokenizerCodec):
             usage = CodeUsage(codec.layout(height, width), pixels=height * width, positions=False)
         return _Under(codec, measures, Clock(codec.device), usage, metrics.Mean())
-
-
-def _networks(
-    codecs: Sequence[Codec],
-    shape: tuple[int, ...],
-    lpips: tuple[str | nn.Module | None, Path | str | None],
-    judge: tuple[str | None, str],
-) -> _Networks:
-    channels, height, width = shape
-    device = next((codec.device for codec in codecs if isinstance(codec, TokenizerCodec)), torch.device("cpu"))
-    skipped: dict[str, str] = {}
-    pixel_measures(height, width, skipped)  # says what all rows lack
-    named, features, originals = None, None, None
-    if lpips[0] is None:
-        skipped["lpips"] = "no network was chosen or found: give --lpips squeeze, alex or vgg, and --lpips-trunk FILE"
-    else:
-        try:
-            named = lpips_name(lpips[0]), _Lpips(lpips_network(*lpips, channels, device))
-        except (UnfitImagesError, FileNotFoundError) as error:
-            skipped[lpips_name(lpips[0])] = str(error)
-    if judge[0] is None:
-        skipped["feature_distance"] = "no backbone was chosen"
-    else:
-        try:
-            features = backbone_features(*judge, channels, device)
-            originals = metrics.FeatureStatistics(features.dim)
-        except (UnfitImagesError, FileNotFoundError) as error:
-            skipped["feature_distance"] = str(error)
-    return _Networks(device, named, features, judge[0], originals, skipped)
 
 
 def _other_sizes(codecs: Sequence[Codec], size: tuple[int, int]) -> list[str]:
