@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from typing_extensions import Self
 
+from tokenizers_vq.text import printable
 from tokenizers_vq.writing import WriteError, naming, write_atomically
 
 Tracker = Literal["tensorboard", "wandb"]
@@ -155,5 +156,4 @@ class Progress:
 
     def say(self, message: str) -> None:
         """A line for the person, in which a file's name is only text: no markup, no escape codes."""
-        text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message)
-        self.console.print(text, soft_wrap=True, markup=False)
+        self.console.print(printable(message), soft_wrap=True, markup=False)
