@@ -18,7 +18,7 @@ from rich.text import Text
 from typing_extensions import Self
 
 from tokenizers_vq.text import printable
-from tokenizers_vq.writing import WriteError, naming, write_atomically
+from tokenizers_vq.writing import FULL, WriteError, naming, write_atomically
 
 Tracker = Literal["tensorboard", "wandb"]
 PROJECT = "tokenizers-vq"
@@ -55,7 +55,12 @@ class Log:
         if self.accelerator.is_main_process:
             self._append(self.latest)
         if self.accelerator.log_with:
-            self.accelerator.log({**figures, "images_per_second": rate}, step=step)
+            try:
+                self.accelerator.log({**figures, "images_per_second": rate}, step=step)
+            except OSError as error:
+                if error.errno not in FULL:  # a tracker's network is not the disk
+                    raise
+                raise WriteError(error.errno, error.strerror, str(self.path.parent / PROJECT)) from None
 
     def stopped(self, step: int, reason: str) -> None:
         """Append why the run ended in the midst of a step; a resume, which begins before it, drops the line."""
