@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenizers_vq.data import splits, tars
 from tokenizers_vq.data.columns import Columns, holds_images
-from tokenizers_vq.data.files import Found, find, kind_of, missing, parquet_file, readable
+from tokenizers_vq.data.files import Found, Peek, find, kind_of, missing, parquet_file, readable
 
 if TYPE_CHECKING:
-    from tokenizers_vq.data.sources import DataConfig
+    from tokenizers_vq.data.config import DataConfig
 
-_ROWS = 128  # read at a time: a whole row group of a parquet file may be gigabytes
+_ROWS = 128  # read at a time: a whole row group of a parquet file may be gigabytes,
+_BYTES = 2**28  # and so may a few rows of large pictures
 
 
 class Table(NamedTuple):
@@ -65,7 +66,7 @@ def look(config: DataConfig) -> Found | None:
     def with_images(file: Path) -> bool:
         return holds_images(_features(file), config.image_column)
 
-    return None if "://" in config.path else find(config.path, with_images)
+    return None if "://" in config.path else find(config.path, Peek(with_images, tars.count_pictures))
 
 
 def _features(file: Path) -> dict[str, Any]:
@@ -133,9 +134,21 @@ def _parquet(paths: Sequence[str], columns: Columns, streaming: bool) -> Any:
         data_files={"train": [glob.escape(str(Path(path).absolute())) for path in paths]},
         columns=columns.used,
         features=datasets.Features({name: wanted[name] for name in columns.used}),
-        batch_size=_ROWS,
+        batch_size=_rows_at_a_time(paths, columns.image),
         streaming=streaming,
     )["train"]
+
+
+def _rows_at_a_time(paths: Sequence[str], column: str) -> int:
+    """So many that they stay within memory, by the size that each file states of its rows unpacked."""
+    largest = 0
+    for path in paths:
+        with parquet_file(path) as file:
+            for group in (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)):
+                chunks = (group.column(i) for i in range(group.num_columns))
+                size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == column)
+                largest = max(largest, size // max(1, group.num_rows))
+    return max(1, min(_ROWS, _BYTES // max(1, largest)))
 
 
 def _tar_rows(paths: Sequence[str], how: tars.Plan, streaming: bool) -> Any:
