@@ -22,6 +22,7 @@ from tokenizers_vq.discriminators import saved
 from tokenizers_vq.folders import read_config
 from tokenizers_vq.models import find, load
 from tokenizers_vq.quantizers.base import training_buffers
+from tokenizers_vq.text import parse_json
 from tokenizers_vq.tokenizer import Tokenizer
 from tokenizers_vq.training import loop
 from tokenizers_vq.training.checkpoint import saved_steps
@@ -207,12 +208,12 @@ def _check_moved(recipe: Recipe, began: str | None, out: Path) -> None:
 def _kept_record(path: Path) -> dict[str, Any]:
     """What `data.json` says. Raises `ValueError`, which names it, where it is damaged."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
         if record["size"] is not None and not isinstance(record["size"], int):
             raise ValueError(f"size is {record['size']!r}")
         if "blocks" in record and not (isinstance(record["blocks"], list) and {"files", "classes"} <= record.keys()):
             raise ValueError("its record of files is incomplete")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} cannot be read ({type(error).__name__}: {error}): restore it, or remove it to go on with the data "
             "as they are"
