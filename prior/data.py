@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from prior.decoding import short
 from prior.recipe import PriorRecipe
@@ -48,9 +48,8 @@ class Data:
             if not len(rows):
                 raise ValueError(f"{folder} holds no codes: encode some images")
 
-    def batches(self, recipe: PriorRecipe, start: int, rank: int, world: int) -> Iterator[dict[str, Tensor]]:
-        """This process's micro-batches `{tokens, labels}` from optimizer step `start` on, endlessly."""
-        labels = self.shards.labels
+    def batches(self, recipe: PriorRecipe, start: int, rank: int, world: int) -> Iterator[dict[str, Any]]:
+        """This process's micro-batches, as `read_rows` gives them, from optimizer step `start` on, endlessly."""
         order = MicroBatches(
             len(self.rows),
             batch_size=recipe.batch_size,
@@ -61,8 +60,12 @@ class Data:
             rank=rank,
         )
         for places in order:
-            rows = self.rows[[index for _, index in places]]
-            yield {"tokens": self.shards[rows], "labels": labels[rows]}
+            yield read_rows(self.shards, self.rows[[index for _, index in places]])
+
+
+def read_rows(shards: CodeShards, rows: np.ndarray) -> dict[str, Any]:
+    """Rows as a batch: `tokens` int64 `(B, N)`, `labels` int64 `(B,)`, `captions`: B tuples of strings, or None."""
+    return {"tokens": shards[rows], "labels": shards.labels[rows], "captions": None}
 
 
 def split(keys: Sequence[str], share: float, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,10 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from prior.conditions import ClassCondition
-from prior.data import Data, check_layout, frequencies
+from prior.data import Data, check_layout, frequencies, read_rows
 from prior.decoding import short
 from prior.model import Prior, load
 from prior.recipe import PriorRecipe
@@ -61,27 +59,21 @@ def entropies(counts: list[np.ndarray]) -> tuple[float, ...]:
     return tuple(-float((share * np.log2(share)).sum()) for share in shares)
 
 
-def labels_of(prior: Prior, labels: Tensor) -> Tensor | None:
-    """The condition of rows with these labels: nothing for a prior without classes."""
-    return labels if isinstance(prior.condition, ClassCondition) else None
-
-
 @torch.no_grad()
 def bits_per_token(prior: Prior, shards: CodeShards, rows: np.ndarray, batch_size: int, bf16: bool = False) -> float:
     """Mean bits of the codes in `rows` under the prior in eval mode; processes share the rows.
 
     Raises `ValueError` for codes or labels that are not the prior's.
     """
-    device = prior.sequence.positions.device
-    mine, labels = rows[distributed.rank() :: distributed.world_size()], shards.labels
+    device, mine = prior.device, rows[distributed.rank() :: distributed.world_size()]
     was_training = prior.training
     prior.eval()
     nats = torch.zeros((), dtype=torch.float64)
     for first in range(0, len(mine), batch_size):
-        chosen = mine[first : first + batch_size]
-        condition = labels_of(prior, labels[chosen].to(device))
+        batch = read_rows(shards, mine[first : first + batch_size])
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            nats -= prior.log_likelihood(shards[chosen].to(device), condition).sum().cpu().double()
+            told = prior.condition.take(batch)
+            nats -= prior.log_likelihood(batch["tokens"].to(device), told).sum().cpu().double()
     prior.train(was_training)
     total = distributed.sum(nats.float().to(device))
     return float(total) / (len(rows) * prior.layout.length * math.log(2))

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from prior.conditions import ClassConfig, ConditionConfig, NoneConfig
 from prior.model import HERE, list_models
 from prior.networks import NetworkConfig
 from tokenizers_vq.config import Config, ConfigError, apply_overrides, nearest, parse, read_yaml
@@ -22,11 +23,19 @@ class ModelConfig(Config):
     """What a recipe says of its prior; layout, number of codes and classes come from the codes."""
 
     network: NetworkConfig
-    """the transformer"""
-    condition: Literal["auto", "class", "none"] = "auto"
-    """what it is told beforehand; auto: the class, where every image has one"""
+    """what models the codes"""
+    condition: Literal["auto", "class", "none"] | ConditionConfig = "auto"
+    """what it is told beforehand; auto: the class, where every image has one; or a kind with its fields"""
     label_dropout: float = Field(default=0.1, ge=0, le=1)
-    """probability in training that the class is left out, which guidance needs"""
+    """probability in training that the class is left out, which guidance needs; a kind with fields has its own"""
+
+    def told(self, classes: bool) -> ConditionConfig:
+        """The condition, for codes of which all images have classes or not."""
+        if not isinstance(self.condition, str):
+            return self.condition
+        if self.condition == "class" or (self.condition == "auto" and classes):
+            return ClassConfig(dropout=self.label_dropout)
+        return NoneConfig()
 
 
 class PriorRecipe(LoopConfig):

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from tokenizers_vq.cli import common
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prior.model import Prior
+    from prior.sampling import Sampler
+    from tokenizers_vq.tokenizer import Tokenizer
 
 
 def sample(
@@ -35,16 +42,7 @@ def sample(
     device: common.Device = "auto",
 ) -> None:
     """Draw new images."""
-    import json
-
-    import torch
-
-    from prior.decoding import decode, find_classes, open_tokenizer, spread
-    from prior.decoding import grid as picture
-    from prior.model import load
     from prior.sampling import Sampler
-    from tokenizers_vq.devices import resolve_device
-    from tokenizers_vq.folders import write_atomically
 
     columns = 8 if count else _columns(grid)
     alone = out.suffix.lower() == ".png"
@@ -52,48 +50,92 @@ def sample(
         raise ValueError(f"--codes: {out} is a picture, which keeps none: give --out FOLDER")
     total = count or columns * int(re.split("[xX]", grid)[0])
     sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, seed=seed)
+    drawn = _draw(_open(model, tokenizer, classes, total, device), sampler, total, batch_size)
+    together = out if alone else out / "grid.png"
+    _write_grid(together, drawn, min(columns, total))
+    if alone:
+        print(f"{total} images: {out}")
+        return
+    _write_folder(out, drawn, codes, {"sampler": sampler.to_dict(), "batch_size": batch_size})
+    print(f"{total} images: {out}, together: {together}")
+
+
+class _Opened(NamedTuple):
+    prior: Prior
+    tokenizer: Tokenizer
+    labels: Tensor | None
+    settings: dict[str, Any]
+
+
+class _Drawn(NamedTuple):
+    opened: _Opened
+    tokens: Tensor
+    images: Tensor
+
+
+def _open(model: str, tokenizer: str | None, classes: str | None, total: int, device: str) -> _Opened:
+    """The prior, its tokenizer, a class for each of `total` samples."""
+    from prior.conditions import ClassCondition
+    from prior.decoding import find_classes, open_tokenizer, spread
+    from prior.model import load
+    from tokenizers_vq.devices import resolve_device
+
     place = resolve_device(device)
     prior = load(model).to(place)
     config = prior.config
     name = tokenizer or config.tokenizer
     opened = open_tokenizer(name, config.fingerprint, model, place)
     labels = None
-    if classes is not None or config.condition.kind == "class":
-        chosen = find_classes(classes, config) if classes else list(range(config.condition.num_classes))  # type: ignore[union-attr]
-        labels = spread(chosen, total)
+    if classes is not None:
+        labels = spread(find_classes(classes, prior.condition), total)
+    elif isinstance(prior.condition, ClassCondition):
+        labels = spread(list(range(prior.condition.num_classes)), total)
+    settings = {"model": model, "tokenizer": name, "fingerprint": config.fingerprint}
+    return _Opened(prior, opened, labels, settings)
 
-    tokens, images, entries = [], [], []
+
+def _draw(opened: _Opened, sampler: Sampler, total: int, batch_size: int) -> _Drawn:
+    import torch
+
+    from prior.decoding import decode
+
+    tokens, images = [], []
     for first in range(0, total, batch_size):
         n = min(batch_size, total - first)
-        drawn = prior.sample(n, None if labels is None else labels[first : first + n], sampler, first=first)
+        labels = None if opened.labels is None else opened.labels[first : first + n]
+        drawn = opened.prior.sample(n, labels, sampler, first=first)
         tokens.append(drawn.cpu())
-        images.append(decode(opened, prior, drawn))
+        images.append(decode(opened.tokenizer, opened.prior, drawn))
         common.note(f"{first + n} of {total} images")
-    together = out if alone else out / "grid.png"
-    common.write_png(together, picture(torch.cat(images), min(columns, total)))
-    if alone:
-        print(f"{total} images: {out}")
-        return
-    for index, (image, row) in enumerate(zip(torch.cat(images), torch.cat(tokens), strict=True)):
+    return _Drawn(opened, torch.cat(tokens), torch.cat(images))
+
+
+def _write_grid(path: Path, drawn: _Drawn, columns: int) -> None:
+    from prior.decoding import grid
+
+    common.write_png(path, grid(drawn.images, columns))
+
+
+def _write_folder(out: Path, drawn: _Drawn, codes: bool, settings: dict[str, Any]) -> None:
+    """A PNG an image, and `samples.json` that says what each is and how it was drawn."""
+    import json
+
+    from tokenizers_vq.folders import write_atomically
+
+    names, labels = drawn.opened.prior.config.label_names, drawn.opened.labels
+    entries = []
+    for index, (image, row) in enumerate(zip(drawn.images, drawn.tokens, strict=True)):
         entry: dict[str, object] = {"file": f"{index:05d}.png"}
         if labels is not None:
             entry["class"] = label = int(labels[index])
-            if config.label_names is not None:
-                entry["name"] = config.label_names[label]
+            if names is not None:
+                entry["name"] = names[label]
         if codes:
             entry["codes"] = row.tolist()
         entries.append(entry)
         common.write_png(out / f"{index:05d}.png", image)
-    settings = {
-        "model": model,
-        "tokenizer": name,
-        "fingerprint": config.fingerprint,
-        "sampler": sampler.to_dict(),
-        "batch_size": batch_size,
-        "images": entries,
-    }
-    write_atomically(out / "samples.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-    print(f"{total} images: {out}, together: {together}")
+    found = {**drawn.opened.settings, **settings, "images": entries}
+    write_atomically(out / "samples.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
 
 def _columns(grid: str) -> int:

@@ -1,8 +1,10 @@
-"""Networks of priors, one a file."""
+"""Networks of priors, one a file; their configs form a union on `kind`."""
 
 from __future__ import annotations
 
-from prior.networks.gpt import Gpt, GptConfig
+from prior.networks.base import Network
+from prior.networks.gpt import GptConfig
 
 NetworkConfig = GptConfig
-Network = Gpt
+
+__all__ = ["Network", "NetworkConfig"]

@@ -174,7 +174,7 @@ def test_every_parameter_gets_a_gradient(codes: Path) -> None:
     data = Data(recipe)
     task = PriorTask(recipe, Prior(configure(recipe, data)), data)
     batch = next(data.batches(recipe, 0, 0, 1))
-    task.prior(batch["tokens"], batch["labels"]).logsumexp(-1).sum().backward()
+    task.prior.logits(batch["tokens"], batch["labels"]).logsumexp(-1).sum().backward()
     assert not [name for name, parameter in task.prior.named_parameters() if parameter.grad is None]
     groups = task.optimizers["prior"].param_groups
     decays = {parameter.ndim: group["weight_decay"] for group in groups for parameter in group["params"]}

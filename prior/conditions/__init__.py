@@ -1,0 +1,23 @@
+"""Conditions: what a prior is told beforehand. One a file; their configs form a union on `kind`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from prior.conditions.base import Condition, Context
+from prior.conditions.classes import ClassCondition, ClassConfig
+from prior.conditions.nothing import NoCondition, NoneConfig
+
+ConditionConfig = Annotated[NoneConfig | ClassConfig, Field(discriminator="kind")]
+
+__all__ = [
+    "ClassCondition",
+    "ClassConfig",
+    "Condition",
+    "ConditionConfig",
+    "Context",
+    "NoCondition",
+    "NoneConfig",
+]
