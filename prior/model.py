@@ -261,7 +261,7 @@ def load_folder(folder: Path) -> Prior:
 
 def find_model(name: str | Path, **options: Any) -> Path:
     """The folder that `load(name)` reads, downloaded from the Hub where it must be, with the options of a download."""
-    from tokenizers_vq.tokenizer import list_models as tokenizers
+    from tokenizers_vq.models import list_models as tokenizers
 
     try:
         return folders.find(name, WEIGHTS, "prior", **options)

@@ -73,7 +73,7 @@ def test_any_number_of_levels(downsamples: tuple[int, ...], tmp_path: Path) -> N
     assert all(map(torch.equal, out.features, tokenizer.encode_features(images)))
     tokenizer.save_pretrained(tmp_path)
     loaded = tvq.load(tmp_path)
-    assert isinstance(loaded, tvq.HierarchicalTokenizer) and loaded.fingerprint == tokenizer.fingerprint
+    assert isinstance(loaded, HierarchicalTokenizer) and loaded.fingerprint == tokenizer.fingerprint
     assert torch.equal(loaded.decode(loaded.encode(images)), tokenizer.decode(codes))
 
 

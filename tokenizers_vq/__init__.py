@@ -20,37 +20,31 @@ if TYPE_CHECKING:
     from tokenizers_vq import images as images
     from tokenizers_vq.codes import CodeLayout as CodeLayout
     from tokenizers_vq.conversion import convert as convert
-    from tokenizers_vq.conversion import convert_discriminator as convert_discriminator
     from tokenizers_vq.encoding import BatchEncoder as BatchEncoder
-    from tokenizers_vq.hierarchical import HierarchicalTokenizer as HierarchicalTokenizer
+    from tokenizers_vq.models import create as create
     from tokenizers_vq.models import list_models as list_models
     from tokenizers_vq.models import load as load
     from tokenizers_vq.tokenizer import Tokenizer as Tokenizer
     from tokenizers_vq.tokenizer import TokenizerConfig as TokenizerConfig
-    from tokenizers_vq.tokenizer import create as create
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "CodeLayout": "codes",
     "BatchEncoder": "encoding",
-    "HierarchicalTokenizer": "hierarchical",
     "Tokenizer": "tokenizer",
     "TokenizerConfig": "tokenizer",
     "convert": "conversion",
-    "convert_discriminator": "conversion",
-    "create": "tokenizer",
+    "create": "models",
     "load": "models",
     "list_models": "models",
 }
 __all__ = [
     "BatchEncoder",
     "CodeLayout",
-    "HierarchicalTokenizer",
     "Tokenizer",
     "TokenizerConfig",
     "convert",
-    "convert_discriminator",
     "create",
     "images",
     "list_models",

@@ -102,10 +102,10 @@ class BatchEncoder:
         view = resize_center_crop(images.decode(source, self.channels, str(name), self.range), self.image_size)
         return view if view.is_floating_point() else images.from_uint8(view)
 
-    def encode(self, images_: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
         """`(B, C, H, W)` in [-1, 1] on any device -> int64 `(B, N)` on the CPU. Raises as `Tokenizer.encode`."""
-        moved = images_.to(self.device, non_blocking=True)
-        height, width = images_.shape[-2:]
+        moved = images.to(self.device, non_blocking=True)
+        height, width = images.shape[-2:]
         with computing(self.device, self.autocast):
             codes: Codes
             if self.tile is not None and max(height, width) > self.tile:

@@ -10,9 +10,9 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tokenizers_vq import images
 from tokenizers_vq.codes import CodeLayout, Codes, Output, Quantized
 from tokenizers_vq.config import ConfigError
+from tokenizers_vq.images import check
 from tokenizers_vq.networks.vqvae2 import Vqvae2DecoderConfig, Vqvae2EncoderConfig
 from tokenizers_vq.quantizers import Quantizer, QuantizerConfig
 from tokenizers_vq.quantizers.statistics import joined_stats
@@ -103,28 +103,28 @@ class HierarchicalTokenizer(Tokenizer):
             )
         return CodeLayout(grids, layouts[0].levels, tuple(size for layout in layouts for size in layout.sizes))
 
-    def encode_features(self, images_: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # one a level
+    def encode_features(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # one a level
         """`(B, C, H, W)` in [-1, 1] -> `(B, D_i, *grid_i)` of every level, coarse first, before the quantizers.
 
         Differentiable; the coarser codes that a finer level is given count as constants. Raises `ValueError` as
         `Tokenizer.encode_features` does.
         """
-        latents, _ = self._quantize(images_, _by_lookup)
+        latents, _ = self._quantize(images, _by_lookup)
         return latents
 
     @torch.no_grad()
-    def encode(self, images_: Tensor) -> Codes:
+    def encode(self, images: Tensor) -> Codes:
         """`(B, C, H, W)` in [-1, 1] -> int64 codes, a tuple. Raises `ValueError` as `encode_features` does."""
-        _, codes = self._quantize(images_, _by_lookup)
+        _, codes = self._quantize(images, _by_lookup)
         return tuple(codes)
 
     def _quantize(
-        self, images_: Tensor, quantize: Callable[[Quantizer, Tensor], tuple[Tensor, Any]]
+        self, images: Tensor, quantize: Callable[[Quantizer, Tensor], tuple[Tensor, Any]]
     ) -> tuple[tuple[Tensor, ...], list[Any]]:
         """Latents of every level, and what `quantize` gives beside the vectors that the finer levels are given."""
-        images.check(images_, self.config.channels)
-        self.encoder.grids(images_.shape[-2], images_.shape[-1])
-        features = self.encoder(self.to_pixels(images_.to(self.dtype)))
+        check(images, self.config.channels)
+        self.encoder.grids(images.shape[-2], images.shape[-1])
+        features = self.encoder(self.to_pixels(images.to(self.dtype)))
         latents: list[Tensor] = []
         coarser: list[Tensor] = []
         results = []
@@ -165,14 +165,14 @@ class HierarchicalTokenizer(Tokenizer):
                 got = [tuple(part.shape[1:3]) for part in codes]
                 raise ValueError(f"codes of grids {got} are not of one image, whose grids are as {list(layout.grids)}")
 
-    def forward(self, images_: Tensor, render: bool = True) -> Output:
+    def forward(self, images: Tensor, render: bool = True) -> Output:
         """Autoencode `(B, C, H, W)` for training: everything on the way, nothing clamped.
 
         `render=False` leaves the images out. `quantized` joins the levels: features and codes are tuples; losses of one
         name are summed; statistics are joined as `joined_stats` does, and stand for each level too (`level 1/usage`,
         coarse first), as do the losses.
         """
-        features, levels = self._quantize(images_, _by_forward)
+        features, levels = self._quantize(images, _by_forward)
         quantized = joined(levels)
         output = self.decoder(quantized.features)
         return Output(self.render(output) if render else None, output, features, quantized)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from huggingface_hub import ModelCard
@@ -13,18 +13,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tokenizers_vq import folders, images
+from tokenizers_vq import folders
 from tokenizers_vq.codes import CodeLayout, Codes, Output
-from tokenizers_vq.config import Config, ConfigError, apply_overrides, nearest, parse, read_yaml
+from tokenizers_vq.config import Config, ConfigError, nearest, parse
+from tokenizers_vq.images import check
 from tokenizers_vq.networks import Decoder, DecoderConfig, Encoder, EncoderConfig
 from tokenizers_vq.pretrained import Pretrained, model_card
 from tokenizers_vq.quantizers import Quantizer, QuantizerConfig
 from tokenizers_vq.quantizers.base import training_buffers
 
-if TYPE_CHECKING:
-    from tokenizers_vq.hierarchical import HierarchicalConfig
-
-PRESETS = Path(__file__).parent / "presets" / "models"
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -155,14 +152,14 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
         height = size[0] if height is None else height
         return self.quantizer.layout(self.encoder.grid(height, size[1] if width is None else width))
 
-    def encode_features(self, images_: Tensor) -> Tensor:
+    def encode_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W)` in [-1, 1] -> `(B, D, *grid)`, before the quantizer; differentiable.
 
         Raises `ValueError` for integers, other ranges, layouts or channels, and for sizes the stride does not divide.
         """
-        images.check(images_, self.config.channels)
-        self.encoder.grid(images_.shape[-2], images_.shape[-1])
-        return self.encoder(self.to_pixels(images_.to(self.dtype)))
+        check(images, self.config.channels)
+        self.encoder.grid(images.shape[-2], images.shape[-1])
+        return self.encoder(self.to_pixels(images.to(self.dtype)))
 
     def decode_features(self, features: Tensor) -> Tensor:
         """`(B, D, *grid)` looked-up vectors -> images `(B, C, H, W)` in [-1, 1]; differentiable."""
@@ -170,9 +167,9 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
         return decoded.clamp(-1, 1) if self.config.pixels.clamp else decoded
 
     @torch.no_grad()
-    def encode(self, images_: Tensor) -> Codes:
+    def encode(self, images: Tensor) -> Codes:
         """`(B, C, H, W)` in [-1, 1] -> int64 codes. Raises `ValueError` as `encode_features` does."""
-        return self.quantizer.encode(self.encode_features(images_))
+        return self.quantizer.encode(self.encode_features(images))
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:
@@ -188,12 +185,12 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
             )
         return self.decode_features(self.quantizer.lookup(codes))
 
-    def forward(self, images_: Tensor, render: bool = True) -> Output:
+    def forward(self, images: Tensor, render: bool = True) -> Output:
         """Autoencode `(B, C, H, W)` for training: everything on the way, nothing clamped.
 
         `render=False` leaves the images out, for losses of the decoder's output alone.
         """
-        features = self.encode_features(images_)
+        features = self.encode_features(images)
         quantized = self.quantizer(features)
         output = self.decoder(quantized.features)
         return Output(self.render(output) if render else None, output, features, quantized)
@@ -205,12 +202,12 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
             return rendered
         return (rendered - pixels.low) * (2 / (pixels.high - pixels.low)) - 1
 
-    def to_pixels(self, images_: Tensor) -> Tensor:
+    def to_pixels(self, images: Tensor) -> Tensor:
         """Images in [-1, 1] -> the range that the networks see."""
         pixels = self.config.pixels
         if (pixels.low, pixels.high) == (-1.0, 1.0):
-            return images_
-        return (images_ + 1) * ((pixels.high - pixels.low) / 2) + pixels.low
+            return images
+        return (images + 1) * ((pixels.high - pixels.low) / 2) + pixels.low
 
     @property
     def fingerprint(self) -> str:
@@ -257,7 +254,7 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
 
     @classmethod
     def _find(cls, name: str | Path, **options: Any) -> Path:
-        return find_model(name, **options)
+        return folders.find(name, WEIGHTS, "tokenizer", **options)
 
     @classmethod
     def _load(cls, folder: Path) -> Tokenizer:
@@ -282,64 +279,14 @@ def load_folder(folder: Path) -> Tokenizer:
     return tokenizer.eval()
 
 
-def read_tokenizer_config(data: Mapping[str, Any], source: str | None = None) -> TokenizerConfig | HierarchicalConfig:
-    """The config of a flat or hierarchical tokenizer from plain data. Raises `ConfigError`, headed by `source`."""
-    from tokenizers_vq.hierarchical import HierarchicalConfig
+def read_tokenizer_config(data: Mapping[str, Any], source: str | None = None) -> Any:
+    """The config of a tokenizer of any kind from plain data. Raises `ConfigError`, headed by `source`.
 
-    configs: dict[str, type[TokenizerConfig | HierarchicalConfig]] = {
-        "flat": TokenizerConfig,
-        "hierarchical": HierarchicalConfig,
-    }
+    The kinds are the subclasses of `TokenizerFields`; whoever imports `tokenizers_vq.models` has them all.
+    """
+    configs = {config.model_fields["kind"].default: config for config in TokenizerFields.__subclasses__()}
     kind = kind_of(data)
     if kind not in configs:
         where = f"{source}: " if source else ""
         raise ConfigError((), f"{where}kind: unknown kind '{kind}'{nearest(kind, configs)}")
     return parse(configs[kind], data, source)
-
-
-def create(preset: str | TokenizerConfig | HierarchicalConfig, overrides: Sequence[str] = ()) -> Tokenizer:
-    """An untrained tokenizer from a preset's name (`list_models("preset")`) or a config.
-
-    `overrides` are `path=value` strings, such as `quantizer.num_codes=512`. Raises `ValueError` for unknown names.
-    """
-    if isinstance(preset, str):
-        return preset_config(preset, overrides).build()
-    config = read_tokenizer_config(apply_overrides(preset.to_dict(), overrides)) if overrides else preset
-    return config.build()
-
-
-def preset_config(name: str, overrides: Sequence[str] = ()) -> TokenizerConfig | HierarchicalConfig:
-    """The config of a model preset with `path=value` overrides. Raises `ValueError` with near names."""
-    path = PRESETS / f"{name}.yaml"
-    if name not in list_models("preset"):
-        raise ValueError(f"no model preset '{name}'{nearest(name, list_models('preset'))}")
-    return read_tokenizer_config(apply_overrides(read_yaml(path), overrides), f"preset {name}")
-
-
-def load(name: str | Path, *, device: str | torch.device | None = None) -> Tokenizer:
-    """A trained tokenizer, float32 in eval mode: a run or saved folder, a shipped name, else a Hub `owner/name`.
-
-    Raises `ValueError` or `FileNotFoundError` with what to do next.
-    """
-    folder = find_model(name)
-    tokenizer = load_folder(folder)
-    return tokenizer if device is None else tokenizer.to(device)
-
-
-def find_model(name: str | Path, **options: Any) -> Path:
-    """The folder that `load(name)` reads, downloaded from the Hub where it must be, with the options of a download."""
-    try:
-        return folders.find(name, WEIGHTS, "tokenizer", **options)
-    except FileNotFoundError:
-        if str(name) not in list_models("preset"):
-            raise
-    raise ValueError(f"'{name}' is a preset without trained weights: use create('{name}'), or train it first")
-
-
-def list_models(kind: Literal["preset", "shipped"] = "preset") -> list[str]:
-    """Sorted names: `preset`s are taken by `create`, `shipped` (trained, inside the package) ones by `load`."""
-    if kind == "preset":
-        return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-    if kind == "shipped":
-        return folders.shipped(WEIGHTS)
-    raise ConfigError((), f"no kind of models called '{kind}'{nearest(kind, ['preset', 'shipped'])}")

@@ -15,7 +15,8 @@ from tests.conversion.test_taming import tensors_without_middle_attention
 from tokenizers_vq import folders, models
 from tokenizers_vq.config import ConfigError
 from tokenizers_vq.conversion import SOURCES, catalogue, convert
-from tokenizers_vq.tokenizer import WEIGHTS, preset_config
+from tokenizers_vq.models import preset_config
+from tokenizers_vq.tokenizer import WEIGHTS
 
 ENTRIES = catalogue.entries()
 

@@ -104,11 +104,10 @@ def test_errors_are_one_line_and_status_2(tmp_path: Path, capsys: pytest.Capture
     assert not (tmp_path / "out").exists()
 
 
-def test_the_package_offers_both_lazily() -> None:
+def test_the_package_offers_it_lazily() -> None:
     from tokenizers_vq import conversion
 
     assert tvq.convert is conversion.convert
-    assert tvq.convert_discriminator is conversion.convert_discriminator
 
 
 def test_the_card_of_a_file_that_the_catalogue_knows_says_its_licence(

@@ -177,6 +177,11 @@ def test_diffusers_reads_the_folder_as_the_same_model(overrides: list[str], tmp_
     decoded = back.decode(tokenizer.encode(images))
     assert torch.allclose(decoded.clamp(-1, 1), tokenizer.decode(tokenizer.encode(images)), atol=1e-5)
     model = diffusers.VQModel.from_pretrained(tmp_path / "out", local_files_only=True)
+    report = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert report["fingerprint"] == tokenizer.fingerprint and any("clamp" in line for line in report["differs"])
+    with torch.no_grad():
+        raw = model.decode(model.encode(images).latents).sample  # as `differs` says: clamped, it is the tokenizer's
+    assert torch.allclose(raw.clamp(-1, 1), tokenizer.decode(tokenizer.encode(images)), atol=1e-4)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == sum(tensor.numel() for name, tensor in tokenizer.state_dict().items() if "er.weight" in name) + sum(
         tensor.numel() for name, tensor in tokenizer.state_dict().items() if not name.startswith("quantizer.")

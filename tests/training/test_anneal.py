@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tokenizers_vq.tokenizer import load
+from tokenizers_vq.models import load
 from tokenizers_vq.training.recipe import load_recipe
 from tokenizers_vq.training.runs import train
 

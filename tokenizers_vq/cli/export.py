@@ -28,6 +28,8 @@ def export(
         common.note(f"{part}: any batch, {sizes}{because}; {_said(graph['compared'])}")
     for part, compared in (report.get("compared") or {}).items():
         common.note(f"{part}: {_said(compared)}")
+    for difference in report.get("differs", []):
+        common.note(f"in diffusers, {difference}")
     print(out)
 
 

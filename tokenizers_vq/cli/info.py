@@ -64,7 +64,7 @@ def _described(tokenizer: Tokenizer) -> Rows:
 
 
 def _preset(name: str) -> Rows:
-    from tokenizers_vq.tokenizer import PRESETS
+    from tokenizers_vq.models import PRESETS
 
     first = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
     about = [("about", first.lstrip("# "))] if first.startswith("#") else []
@@ -74,7 +74,7 @@ def _preset(name: str) -> Rows:
 def _empty(preset: str) -> Tokenizer:
     import torch
 
-    from tokenizers_vq.tokenizer import preset_config
+    from tokenizers_vq.models import preset_config
 
     with torch.device("meta"):
         return preset_config(preset).build()

@@ -7,8 +7,8 @@ def models() -> None:
     """List the names that `create` (presets, untrained) and `load` (shipped and published, trained) take."""
     from tokenizers_vq.cli.common import list_names
     from tokenizers_vq.conversion import catalogue
-    from tokenizers_vq.models import list_models
-    from tokenizers_vq.tokenizer import PRESETS, WEIGHTS
+    from tokenizers_vq.models import PRESETS, list_models
+    from tokenizers_vq.tokenizer import WEIGHTS
 
     list_names("presets, untrained, for create(NAME):", {name: PRESETS / f"{name}.yaml" for name in list_models()})
     shipped = {name: WEIGHTS / name / "README.md" for name in list_models("shipped")}

@@ -1,4 +1,4 @@
-"""The published tokenizers: where they lie, under which licences, how well they reconstruct; found by name, converted.
+"""The published tokenizers: where they lie, under which licences, how well they reconstruct.
 
 The facts are data, `catalogue/FAMILY.yaml`: fields of `Published` at the top hold for all of its `models`. What no
 source says is left out, never guessed. Converted copies are kept in a folder of their own, see `cache`.
@@ -16,7 +16,6 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from tokenizers_vq import folders
 from tokenizers_vq.config import Config, ConfigError, nearest, parse, read_yaml
 
 DATA = Path(__file__).with_suffix("")
@@ -147,28 +146,6 @@ def converted(name: str) -> Path:
     return cache() / f"converted-{REVISION}" / name
 
 
-def fetch(name: str) -> Path:
-    """The folder of a published tokenizer in our layout: the cached copy, else downloaded from the Hub and converted.
-
-    Raises `FileNotFoundError` where the weights are not on the Hub, saying what to fetch and which command converts
-    it, and where the Hub does not give them; `ValueError` for files with another checksum.
-    """
-    published, folder = entry(name), converted(name)
-    if folders.local(folder) is not None:
-        return folder
-    if published.hub is None:
-        raise FileNotFoundError(by_hand(published))
-    from tokenizers_vq.conversion.write import convert_to_folder
-
-    weights, config = _download(published), published.to_dict()["config"]
-    try:
-        convert_to_folder(published.source, weights, config, folder, name=name, card=card(published))
-    except OSError:  # another process may have been first
-        if folders.local(folder) is None:
-            raise
-    return folder
-
-
 def by_hand(published: Published) -> str:
     """One line: what to fetch, and the command that converts it to where `load` finds it."""
     links = [file.url or file.name for file in published.files]
@@ -182,36 +159,6 @@ def by_hand(published: Published) -> str:
         f"the weights of '{published.name}' are not on the Hub: fetch {what}, then "
         f"`{command} --out {converted(published.name)}`, and load('{published.name}') finds them"
     )
-
-
-def _download(published: Published) -> Path:
-    """The files of a Hub repository, their checksums checked: the path that `convert` takes."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    assert published.hub is not None
-    patterns = [file.name for file in published.files]
-    try:
-        folder = Path(snapshot_download(published.hub, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise FileNotFoundError(
-            f"'{published.name}' lies in the Hub repository {published.hub}, which cannot be had ({reason}): check the "
-            "network, or HF_TOKEN and the consent that it may ask for on its page"
-        ) from None
-    for file in published.files:
-        if file.sha256 is not None and (found := sha256(folder / file.name)) != file.sha256:
-            raise ValueError(
-                f"{folder / file.name} has sha256 {found[:12]}, the catalogue says {file.sha256[:12]}: "
-                "delete it and load again; if it stays so, the publisher has changed the file"
-            )
-    hits = sorted(folder.glob(published.checkpoint or "*")) if published.checkpoint != "." else [folder]
-    if len(hits) != 1:
-        raise FileNotFoundError(
-            f"the Hub repository {published.hub} holds {len(hits)} files {published.checkpoint}, where one was wanted: "
-            f"give one to `tvq convert {published.source}`"
-        )
-    return hits[0]
 
 
 def sha256(path: Path) -> str:

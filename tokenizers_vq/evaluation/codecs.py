@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokenizers_vq import images
 from tokenizers_vq.codes import CodeLayout, Codes
 from tokenizers_vq.devices import computing
 from tokenizers_vq.evaluation.figures import display, image_png
+from tokenizers_vq.images import from_uint8, to_pil
 
 QUALITIES: dict[str, tuple[int, ...]] = {
     "jpeg": (1, 5, 10, 15, 20, 35, 50, 75),
@@ -162,14 +162,14 @@ class PillowCodec:
             return 1
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    def encode(self, images_: Tensor) -> Files:
+    def encode(self, images: Tensor) -> Files:
         """`(B, C, H, W)`, C 1 or 3 -> one file an image, rounded to 8 bits first."""
         files = []
-        for image in images_:
+        for image in images:
             buffer = io.BytesIO()
-            images.to_pil(image).save(buffer, self.family, quality=self.quality, **_OPTIONS[self.format])
+            to_pil(image).save(buffer, self.family, quality=self.quality, **_OPTIONS[self.format])
             files.append(buffer.getvalue())
-        return Files(files, images_.shape[1])
+        return Files(files, images.shape[1])
 
     def decode(self, coded: Files) -> Tensor:
         """float32 `(B, C, H, W)` in [-1, 1]."""
@@ -178,7 +178,7 @@ class PillowCodec:
             with Image.open(io.BytesIO(file)) as opened:
                 pictures.append(np.array(opened.convert("L" if coded.channels == 1 else "RGB")))
         pixels = torch.from_numpy(np.stack(pictures))
-        return images.from_uint8(pixels[:, None] if coded.channels == 1 else pixels.permute(0, 3, 1, 2).contiguous())
+        return from_uint8(pixels[:, None] if coded.channels == 1 else pixels.permute(0, 3, 1, 2).contiguous())
 
     def bits(self, coded: Files) -> Tensor:
         return torch.tensor([8.0 * len(file) for file in coded.data], dtype=torch.float64)

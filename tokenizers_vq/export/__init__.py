@@ -23,10 +23,11 @@ REPORT = "export.json"
 def export(tokenizer: Tokenizer, to: str, out: str | Path) -> dict[str, Any]:
     """Write the folder `out` and return what was compared.
 
-    `torch`: `encode.pt2` (images -> codes) and `decode.pt2` (codes -> images) for `torch.export.load`. `onnx`: the same
-    as `encode.onnx` and `decode.onnx`. Both take any batch, and any height and width where the network and the runtime
-    allow; `export.json` beside them holds the layout, the fingerprint, and what was compared. `diffusers`: a folder for
-    `VQModel.from_pretrained`. All compute in float32; a tokenizer on a GPU or in bfloat16 is copied first.
+    `torch`: `encode.pt2` (images -> codes) and `decode.pt2` (codes -> images) for `torch.export.load`. `onnx`: the
+    same as `encode.onnx` and `decode.onnx`. Both take any batch, and any height and width where the network and the
+    runtime allow. `diffusers`: a folder for `VQModel.from_pretrained`. `export.json` beside them holds the fingerprint,
+    what was compared, and what a caller has to do otherwise than here. All compute in float32; a tokenizer on a GPU or
+    in bfloat16 is copied first.
 
     What was written is loaded and compared with the tokenizer before `out` appears, at once and whole. Raises
     `ValueError` for an unknown format, an architecture that the format cannot hold, a package that is not installed,
@@ -47,8 +48,7 @@ def export(tokenizer: Tokenizer, to: str, out: str | Path) -> dict[str, Any]:
     new.mkdir()
     try:
         report: dict[str, Any] = {"format": to, **writer.write(tokenizer, new)}
-        if REPORT in writer.FILES:
-            (new / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        (new / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         for path in new.iterdir():
             path.chmod(0o644)  # some writers keep files to their owner
         if found:

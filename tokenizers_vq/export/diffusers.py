@@ -14,7 +14,7 @@ from torch import Tensor
 from tokenizers_vq.export.graphs import Tensors, compare, examples
 from tokenizers_vq.tokenizer import Tokenizer
 
-FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+FILES = ("config.json", "diffusion_pytorch_model.safetensors", "export.json")
 
 _HALF = {
     *("kind", "width", "multipliers", "blocks", "attention", "middle_attention", "latent_width", "groups", "norm"),
@@ -52,7 +52,7 @@ def write(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
         raise ValueError(f"diffusers' VQModel {problem}: export to torch or onnx instead")
     (folder / FILES[0]).write_text(json.dumps(_config(tokenizer), indent=2) + "\n", encoding="utf-8")
     save_file(_tensors(tokenizer), folder / FILES[1], metadata={"format": "pt"})
-    report: dict[str, Any] = {"fingerprint": tokenizer.fingerprint, "compared": None}
+    report: dict[str, Any] = {"fingerprint": tokenizer.fingerprint, "differs": _differs(tokenizer), "compared": None}
     try:
         from diffusers import VQModel
 
@@ -78,6 +78,14 @@ def write(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
         part: compare(tokenizer, part, given, run) for part, run in (("encode", encode), ("decode", decode))
     }
     return report
+
+
+def _differs(tokenizer: Tokenizer) -> list[str]:
+    """What whoever calls `VQModel` has to do otherwise than here, a sentence each."""
+    found = ["decode(vectors) quantizes again: pass force_not_quantize=True with the vectors of codes"]
+    if tokenizer.config.pixels.clamp:
+        found.append("decode does not clamp: its images equal the tokenizer's after .clamp(-1, 1)")
+    return found
 
 
 def _problem(tokenizer: Tokenizer) -> str | None:

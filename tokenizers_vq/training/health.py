@@ -61,6 +61,14 @@ def diagnose(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
     return findings
 
 
+def before_the_start(recipe: Recipe) -> list[str]:
+    """What is wrong with a recipe before any step, a line each: weights and rates at 0, a discriminator too late."""
+    return [
+        f"this recipe will not train as meant: {finding.what} ({finding.evidence}); try {finding.advice[0]}"
+        for finding in diagnose(recipe, [])
+    ]
+
+
 def summary(recipe: Recipe, lines: Sequence[Line]) -> dict[str, float]:
     """The figures that a diagnosis looks at, as means over the recent lines."""
     lines = [line for line in lines if "stopped" not in line]

@@ -18,8 +18,8 @@ from tokenizers_vq.discriminators import DiscriminatorConfig
 from tokenizers_vq.hierarchical import AnyTokenizerConfig
 from tokenizers_vq.losses import ObjectiveConfig, RegulariserConfig, TermConfig
 from tokenizers_vq.losses.objectives import Hinge
-from tokenizers_vq.tokenizer import PRESETS as MODELS
-from tokenizers_vq.tokenizer import list_models
+from tokenizers_vq.models import PRESETS as MODELS
+from tokenizers_vq.models import list_models
 from tokenizers_vq.training import modes
 from tokenizers_vq.training.loop import LoopConfig
 
@@ -132,7 +132,7 @@ class Recipe(LoopConfig):
 
 def list_recipes() -> list[str]:
     """Sorted names that `load_recipe` takes."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    return names_in(RECIPES)
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -143,10 +143,37 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         if path.suffix not in (".yaml", ".yml"):
             hint = "; did you mean the model? `tvq recipes` lists recipes" if str(name) in list_models() else ""
             raise ValueError(f"no recipe '{name}'{nearest(str(name), list_recipes()) or hint}")
-    data = read_yaml(path)
+    data = read_recipe(path, RECIPES)
     first = [override for override in overrides if override.partition("=")[0] in ("model", "data")]
     rest = [override for override in overrides if override not in first]
     return parse(Recipe, apply_overrides(_expand(apply_overrides(data, first)), rest), f"recipe {name}")
+
+
+def read_recipe(path: Path, shipped: Path) -> dict[str, Any]:
+    """The fields of a recipe file; those that it leaves out are its `base`'s, a name in `shipped` or a file beside it.
+
+    A field that it gives replaces the base's whole. Raises `ConfigError` for a base that is not there, or that begins
+    with itself.
+    """
+    layers: list[dict[str, Any]] = []
+    seen = [path]
+    while True:
+        layers.append(read_yaml(path))
+        base = layers[-1].pop("base", None)
+        if base is None:
+            return {name: value for layer in reversed(layers) for name, value in layer.items()}
+        named = shipped / f"{base}.yaml"
+        path = named if isinstance(base, str) and named.is_file() else path.parent / str(base)
+        if not path.is_file():
+            raise ConfigError((), f"{seen[-1]}: base: no recipe '{base}'{nearest(str(base), names_in(shipped))}")
+        if path in seen:
+            raise ConfigError((), f"{seen[-1]}: base: '{base}' begins with itself: name a recipe that does not")
+        seen.append(path)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Sorted names of the YAML files of a folder."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def _expand(data: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tokenizers_vq.models import find, load
 from tokenizers_vq.quantizers.base import training_buffers
 from tokenizers_vq.tokenizer import Tokenizer
 from tokenizers_vq.training import loop
+from tokenizers_vq.training.health import before_the_start
 from tokenizers_vq.training.recipe import Recipe
 from tokenizers_vq.training.step import TokenizerTask
 from tokenizers_vq.training.tracking import read_log
@@ -45,6 +46,8 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | N
         raise ValueError(f"train={recipe.train} keeps what was learnt before: give --init-from MODEL")
     tokenizer = channels_last(tokenizer.to(accelerator.device))
     accelerator.print(f"training on {accelerator.device}, {recipe.precision}; the run is {out}")
+    for problem in before_the_start(recipe):
+        accelerator.print(problem)
     task = TokenizerTask(
         recipe, tokenizer, _examples(recipe) if recipe.image_every else None, partial(_card, recipe, out)
     )
