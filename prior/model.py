@@ -64,7 +64,7 @@ class PriorConfig(Config):
 class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-prior"]):
     """The distribution of an image's codes, given what it is told. `tokens`: int64 `(B, N)`, as `layout.flatten` gives.
 
-    `condition` is what `Prior.condition.resolve` takes for B rows: of classes a number, a name, a list of them, or None.
+    `condition` is what `Prior.condition.resolve` takes for B rows: a class's number or name, a list of them, or None.
     """
 
     config: PriorConfig
@@ -114,7 +114,7 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
         return self.network.logits(tokens, self.context(condition, tokens.shape[0]))
 
     def log_likelihood(self, tokens: Tensor, condition: Any = None) -> Tensor:
-        """Nats of codes, float32 `(B,)`, a lower bound unless `exact`; raises as `forward`. Eval mode has no dropout."""
+        """Nats of codes, float32 `(B,)`, a lower bound unless `exact`; no dropout in eval mode. Raises as `forward`."""
         self.sequence.check(tokens)
         return self.network.log_likelihood(tokens, self.context(condition, tokens.shape[0]))
 
