@@ -30,10 +30,13 @@ class Measured(NamedTuple):
     """entropy in bits of the held-out codes of each stream, from their own frequencies"""
     images: int
     tokens: int
+    exact: bool = True
+    """whether `bits_per_token` is the prior's cross-entropy; otherwise it is no smaller than that"""
 
     def words(self) -> str:
         """The comparison as a sentence."""
-        text = f"held-out codes of {self.images} images: {self.bits_per_token:.3f} bits per token"
+        most = "" if self.exact else "at most "
+        text = f"held-out codes of {self.images} images: {most}{self.bits_per_token:.3f} bits per token"
         if self.unigram is None:
             return text
         gain = self.unigram - self.bits_per_token
@@ -116,4 +119,5 @@ def evaluate(model: str, codes: str | None = None, *, device: str = "auto", batc
         entropies(counts),
         len(rows),
         len(rows) * prior.layout.length,
+        prior.exact,
     )

@@ -123,8 +123,9 @@ class PriorTask:
     @property
     def measured(self) -> Measured:
         """The latest measurement on the held-out codes; NaN before the first."""
-        rows = len(self.data.held_rows)
-        return Measured(float(self.bits.value), self.unigram, self.entropies, rows, rows * self.prior.layout.length)
+        rows, prior = len(self.data.held_rows), self.prior
+        tokens = rows * prior.layout.length
+        return Measured(float(self.bits.value), self.unigram, self.entropies, rows, tokens, prior.exact)
 
     @property
     def trained(self) -> Prior:

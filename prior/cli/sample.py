@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 def sample(
     model: common.Model,
-    out: Annotated[Path, typer.Option(help="folder for PNG files, grid.png, samples.json; or X.png: the grid alone")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FIELD=VALUE]...", help="more fields of the sampler, such as steps=16 of a MaskGIT"),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="folder for PNG files, grid.png, samples.json; or X.png: the grid alone")
+    ] = ...,  # type: ignore[assignment]
     grid: Annotated[str, typer.Option(metavar="ROWSxCOLUMNS", help="how many, and how grid.png shows them")] = "4x8",
     count: Annotated[int | None, typer.Option(min=1, help="how many images, instead of --grid")] = None,
     classes: Annotated[
@@ -43,14 +49,17 @@ def sample(
 ) -> None:
     """Draw new images."""
     from prior.sampling import Sampler
+    from tokenizers_vq.config import apply_overrides
 
     columns = 8 if count else _columns(grid)
     alone = out.suffix.lower() == ".png"
     if alone and codes:
         raise ValueError(f"--codes: {out} is a picture, which keeps none: give --out FOLDER")
     total = count or columns * int(re.split("[xX]", grid)[0])
-    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, seed=seed)
-    drawn = _draw(_open(model, tokenizer, classes, total, device), sampler, total, batch_size)
+    plain = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, seed=seed)
+    opened = _open(model, tokenizer, classes, total, device)
+    sampler = opened.prior.network.Sampler(**{**plain.to_dict(), **apply_overrides({}, settings or ())})
+    drawn = _draw(opened, sampler, total, batch_size)
     together = out if alone else out / "grid.png"
     _write_grid(together, drawn, min(columns, total))
     if alone:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from prior.networks.base import Network
 from prior.networks.gpt import GptConfig
+from prior.networks.maskgit import MaskGitConfig
 
-NetworkConfig = GptConfig
+NetworkConfig = Annotated[GptConfig | MaskGitConfig, Field(discriminator="kind")]
 
 __all__ = ["Network", "NetworkConfig"]

@@ -17,6 +17,7 @@ from prior.conditions import ClassConfig, NoneConfig
 from prior.model import Prior, PriorConfig
 from prior.networks.autoregressive import Autoregressive
 from prior.networks.gpt import GptConfig
+from prior.networks.maskgit import MaskGitConfig
 from prior.sequences import LayoutConfig
 from tokenizers_vq.codes import CodeLayout
 
@@ -79,6 +80,8 @@ class Case:
     """bool `(N, N)`: the codes (columns) that a place (row) may depend on"""
     embedded: Callable[[Prior], nn.Module] = lambda prior: prior.network.tokens  # type: ignore[return-value]
     """the module that gives vectors `(B, n, D)` of the first n codes"""
+    steps: int = 150
+    """of learning eight rows"""
     stepwise: Callable[[Prior, Tensor, Any, int], Tensor] = step_by_step
     """logits as drawing sees them, from a number of codes on"""
 
@@ -134,8 +137,26 @@ def cases(
     return found
 
 
+def everything(layout: CodeLayout) -> Tensor:
+    """Bool `(N, N)`: every place sees every code that is shown."""
+    return torch.ones(layout.length, layout.length, dtype=torch.bool)
+
+
+_MASKED = {
+    "cache": "nothing is kept between steps: each reads all places",
+    "draws": "how likely a row is to be drawn in these steps is not known; the bound is another way's likelihood",
+    "processes": "each process draws which codes it masks",
+}
+
 CASES = [
     *cases("gpt", GptConfig(layers=2, dim=32, heads=2, multiple=16)),
+    *cases(
+        "maskgit",
+        MaskGitConfig(layers=2, dim=32, heads=2, dropout=0.0, label_smoothing=0.0),
+        _MASKED,
+        sees=everything,
+        steps=400,
+    ),
 ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -80,33 +79,6 @@ def test_greedy_and_distribution() -> None:
     codes = model.sample(20000)
     counts = torch.bincount(codes[:, 0] * 3 + codes[:, 1], minlength=9) / 20000
     assert (counts - wanted).abs().max() < 0.015
-
-
-def test_overfits_a_pattern_and_draws_it() -> None:
-    layout = CodeLayout(((6, 6),), 1, (8,))
-    condition = ClassConfig(num_classes=2, dropout=0.1)
-    model = Prior(
-        PriorConfig(
-            network=GptConfig(layers=2, dim=48, heads=4, multiple=16),
-            condition=condition,
-            layout=LayoutConfig.of(layout),
-        )
-    )
-    rows, columns = layout.positions()[:, 1], layout.positions()[:, 2]
-    patterns, labels = torch.stack(((rows + 2 * columns) % 8, (3 * rows * columns) % 8)), torch.tensor([0, 1])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0)
-    first = -model.log_likelihood(patterns, labels).mean() / layout.length
-    assert abs(first.item() - math.log(8)) < 0.3
-    for _ in range(250):
-        optimizer.zero_grad()
-        (-model.log_likelihood(patterns.repeat(4, 1), labels.repeat(4)).mean() / layout.length).backward()
-        optimizer.step()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    model.eval()
-    assert -model.log_likelihood(patterns, labels).min() / layout.length < 0.003
-    drawn = model.sample(2, labels, Sampler(guidance=1.5, top_p=0.95))
-    assert torch.equal(drawn, patterns)
-    assert model.training is False
 
 
 def test_rotary_keeps_relative_places() -> None:
@@ -187,7 +159,7 @@ def test_damaged_folders_say_so_in_one_line(tmp_path: Path) -> None:
 
 def test_presets() -> None:
     names = prior.list_models()
-    assert names == ["gpt-b", "gpt-l", "gpt-tiny", "gpt-xl"]
+    assert names == ["gpt-b", "gpt-l", "gpt-tiny", "gpt-xl", "maskgit", "maskgit-tiny"]
     with torch.device("meta"):
         models = {name: prior.create(name, LAYOUTS["grid"], {"kind": "class", "num_classes": 2}) for name in names}
     sizes = {name: sum(p.numel() for p in model.network.blocks.parameters()) for name, model in models.items()}
