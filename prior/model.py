@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -136,7 +137,7 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
 
         Raises `ValueError` for guidance that cannot be had, another kind's sampler, and as `forward` does.
         """
-        if not isinstance(n, int) or n < 1:
+        if not hasattr(n, "__index__") or (n := operator.index(n)) < 1:
             raise ValueError(f"cannot draw {n!r} samples; ask for 1 or more, then say what of: sample(2, [0, 3])")
         chosen = self._sampler(sampler, settings)
         self.condition.check_guidance(chosen.guidance, condition)

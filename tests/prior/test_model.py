@@ -202,7 +202,7 @@ def test_sample_takes_what_a_person_tries() -> None:
         assert torch.equal(model.sample(2, condition, guidance=3, seed=4), wanted)
     for sampler in (Sampler(seed=4), {"seed": 4}, {"seed": np.int64(4), "guidance": np.float32(1)}):
         assert torch.equal(model.sample(2, [2, 0], sampler, guidance=torch.tensor(3.0)), wanted)
-    assert torch.equal(model.sample(2, "dog"), model.sample(2, [1, 1]))
+    assert torch.equal(model.sample(np.int64(2), "dog"), model.sample(2, [1, 1]))
     assert torch.equal(model.sample(2, [None, 1]), torch.cat((model.sample(1), model.sample(1, 1, first=1))))
     codes = model.sample(1, 0)
     image = model.layout.unflatten(codes)

@@ -253,10 +253,11 @@ def test_errors_of_recipes(arguments: tuple, says: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["gpt-tiny", "gpt-b", "gpt-l", "gpt-xl"])
+@pytest.mark.parametrize("name", ["gpt-tiny", "gpt-b", "gpt-l", "gpt-xl", "maskgit", "maskgit-tiny"])
 def test_recipes_that_ship(name: str) -> None:
     recipe = load_recipe(name, "codes")
-    assert recipe.optimizer.betas == (0.9, 0.95)
+    assert recipe.optimizer.betas == (0.9, 0.96 if name == "maskgit" else 0.95)
+    assert recipe.model.network.kind == name.split("-")[0]
     assert recipe.model.label_dropout == 0.1
 
 
