@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -60,10 +61,21 @@ def find(name: str | Path) -> Path:
         if text in list_models("preset"):
             problem = "is a preset without trained weights"
             raise ValueError(f"'{text}' {problem}: use create('{text}'), or train it first") from None
+        if is_prior(text):
+            raise ValueError(
+                f"'{text}' is a prior, where a tokenizer is wanted: give it to prior.load or `tvq-prior`"
+            ) from None
         near = nearest(text, catalogue.entries())
         if "did you mean" not in near or "did you mean" in str(error):
             raise
         raise FileNotFoundError(f"{error}{near}") from None
+
+
+def is_prior(name: str) -> bool:
+    """Whether a prior of that name comes with the package `prior`, which is not imported for it."""
+    spec = importlib.util.find_spec("prior")
+    places = [] if spec is None else spec.submodule_search_locations or []
+    return any(name in folders.shipped(Path(place) / "weights") for place in places)
 
 
 def list_models(kind: Kind = "preset") -> list[str]:

@@ -13,8 +13,12 @@ from PIL import Image
 from tests.evaluation.toy import SequenceTokenizer, ToyTokenizer, batches
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.evaluation import CodeUsage, evaluate, write_report
+from tokenizers_vq.evaluation.curves import History, panels
 from tokenizers_vq.evaluation.exemplars import Exemplars, Sample
-from tokenizers_vq.evaluation.report import verdict
+from tokenizers_vq.evaluation.spectrum import RadialSpectrum
+from tokenizers_vq.evaluation.verdicts import picture_verdict, verdict
+from tokenizers_vq.training.advice import Advice
+from tokenizers_vq.training.health import Finding
 
 
 def images(count: int = 12) -> torch.Tensor:
@@ -107,3 +111,52 @@ def test_the_sample_is_fair_and_in_order() -> None:
     kept = [int(original[0, 0, 0]) for original, _ in sample.pairs()]
     assert len(kept) == 50 and kept == sorted(kept) and min(kept) < 40 and max(kept) > 215
     assert all(abs(255 - int(original[0, 0, 0]) - int(made[0, 0, 0])) <= 1 for original, made in sample.pairs())
+
+
+@pytest.mark.parametrize(
+    ("blurred", "state"), [(0.0, "sharp"), (1.0, "blurred"), (-1.0, "grainy")], ids=["same", "blur", "noise"]
+)
+def test_pictures_are_judged_by_their_fine_detail(blurred: float, state: str) -> None:
+    pictures = torch.rand(8, 3, 32, 32) * 2 - 1
+    made = pictures.clone()
+    if blurred > 0:
+        made = torch.nn.functional.avg_pool2d(pictures, 3, 1, 1)
+    elif blurred < 0:
+        pictures = torch.nn.functional.avg_pool2d(pictures, 5, 1, 2)
+        made = pictures + 0.2 * torch.randn_like(pictures)
+    spectra = RadialSpectrum(32, 32), RadialSpectrum(32, 32)
+    spectra[0].update(pictures)
+    spectra[1].update(made)
+    found = picture_verdict((spectra[0].compute(), spectra[1].compute()))
+    assert found is not None and found.state == state
+    assert picture_verdict(None) is None
+
+
+def test_a_healthy_codebook_does_not_hide_blurred_pictures(tmp_path: Path) -> None:
+    cells = (torch.rand(40, 1, 4, 4) * 5 - 2.5).clamp(-1, 1).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    pictures = (cells + 0.6 * torch.randn(40, 3, 16, 16)).clamp(-1, 1)
+    page = write_report(ToyTokenizer(), batches(pictures), tmp_path, backbone=None).read_text()
+    assert "Healthy codebook</strong>" in page and "Blurred pictures</strong>" in page
+    assert json.loads((tmp_path / "report.json").read_text())["pictures"]["state"] == "blurred"
+
+
+def test_rare_codes_are_drawn_at_the_size_of_the_others(tmp_path: Path) -> None:
+    pictures = torch.full((40, 3, 16, 16), -1.0)
+    pictures[0, :, :4, :4] = 1.0  # one code occurs once, the other everywhere
+    text = write_report(ToyTokenizer(), batches(pictures), tmp_path, backbone=None).read_text()
+    widths = [float(width) for width in re.findall(r'style="width: ([0-9.]+)%"', text)]
+    assert len(widths) == 2 and max(widths) == 100 and min(widths) == pytest.approx(100 / 9)
+
+
+def test_the_run_that_trained_it_is_shown(tmp_path: Path) -> None:
+    lines = [{"step": step, "reconstruction": 1 / step, "l1": 1 / step, "quantizer/usage": 0.1} for step in (1, 2, 3)]
+    finding = Finding("the codebook collapsed", "steps 1 to 3", "10 % in use", (Advice(("a=1",), "for this"),))
+    for findings, words in (([finding], "The run: the codebook collapsed"), ([], "The doctor found nothing wrong")):
+        history = History("runs/a", lines, findings, ("l1",))
+        page = write_report(ToyTokenizer(), batches(images()), tmp_path, backbone=None, history=history).read_text()
+        assert words in page and (tmp_path / "training.png").is_file()
+        assert ("Try <code>a=1</code> (for this)" in page) == bool(findings)
+    assert panels(history) == [
+        ("Losses", {"reconstruction": [(1, 1.0), (2, 0.5), (3, 1 / 3)], "l1": [(1, 1.0), (2, 0.5), (3, 1 / 3)]}),
+        ("Share of codes in use", {"usage": [(1, 0.1), (2, 0.1), (3, 0.1)]}),
+    ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from tokenizers_vq.cli.ablate import ablate
-from tokenizers_vq.cli.common import run_app
+from tokenizers_vq.cli.common import print_version, run_app
 from tokenizers_vq.cli.compare import compare
 from tokenizers_vq.cli.convert import convert
 from tokenizers_vq.cli.decode import decode
@@ -15,6 +15,8 @@ from tokenizers_vq.cli.doctor import doctor
 from tokenizers_vq.cli.encode import encode
 from tokenizers_vq.cli.evaluate import evaluate
 from tokenizers_vq.cli.export import export
+from tokenizers_vq.cli.fields import fields
+from tokenizers_vq.cli.groups import expanded
 from tokenizers_vq.cli.info import info
 from tokenizers_vq.cli.models import models
 from tokenizers_vq.cli.recipes import recipes
@@ -33,6 +35,7 @@ for verb in (
     models,
     info,
     recipes,
+    fields,
     train,
     evaluate,
     reconstruct,
@@ -45,11 +48,14 @@ for verb in (
     convert,
     export,
 ):
-    app.command()(verb)
+    app.command()(expanded(verb))
 
 
 @app.callback()
-def _options(debug: bool = typer.Option(False, "--debug", help="show the traceback of an error")) -> None:
+def _options(
+    debug: bool = typer.Option(False, "--debug", help="show the traceback of an error"),
+    version: bool = typer.Option(False, "--version", help="print the version", is_eager=True, callback=print_version),
+) -> None:
     pass  # `run_app` reads --debug wherever it stands
 
 

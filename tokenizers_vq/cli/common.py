@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -39,6 +40,15 @@ Lpips = Annotated[
 LpipsTrunk = Annotated[Path | None, typer.Option(help="file with torchvision's weights of the LPIPS trunk")]
 Backbone = Annotated[str, typer.Option(help="timm backbone of the feature distance, or none")]
 Layer = Annotated[str, typer.Option(help="its layer")]
+
+
+def print_version(wanted: bool) -> None:
+    """Print the installed version and stop, where it is asked for."""
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"tokenizers-vq {version('tokenizers-vq')}")
+        raise typer.Exit
 
 
 def run_app(app: typer.Typer, name: str, argv: Sequence[str] | None = None) -> None:
@@ -135,23 +145,19 @@ def describe(config: DataConfig, source: Any) -> dict[str, Any]:
     return described if source is None else {**described, "source": source.description}
 
 
-def metric_options(lpips: str, trunk: Path | None, backbone: str, layer: str) -> dict[str, Any]:
-    """Options of `evaluate` as the shared options say them. Raises `ValueError` for an unknown network."""
-    from tokenizers_vq.config import nearest
-    from tokenizers_vq.losses.perceptual import find_trunk
-
-    nets = ("squeeze", "alex", "vgg")
-    if lpips not in (*nets, "auto", "none"):
-        raise ValueError(f"--lpips: no network '{lpips}'{nearest(lpips, (*nets, 'auto', 'none'))}")
-    if lpips == "auto" and trunk is not None:
-        raise ValueError("--lpips-trunk: say of which network, for example --lpips squeeze")
-    net = next((net for net in nets if find_trunk(net)), None) if lpips == "auto" else lpips  # type: ignore[arg-type]
-    return {
-        "lpips": None if net == "none" else net,
-        "lpips_trunk": trunk,
-        "backbone": None if backbone == "none" else backbone,
-        "layer": layer,
-    }
+def told(batches: Any, verb: str, every: float = 30.0) -> Iterator[Mapping[str, Any]]:
+    """The batches, with a line on stderr every half minute: how many images are done, of how many, how fast."""
+    source = batches.source
+    total = "" if source is None else f" of {len(source):,}"
+    start = said = time.perf_counter()
+    done = 0
+    for batch in batches:
+        yield batch  # what is asked for next was dealt with
+        done += len(batch["images"])
+        now = time.perf_counter()
+        if now - said >= every:
+            said = now
+            note(f"{verb} {done:,}{total} images, {done / (now - start):,.1f} a second")
 
 
 def note(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tokenizers_vq.cli import common
+from tokenizers_vq.cli import common, groups
 
 _QUALITIES = "its qualities, separated by commas; unset: a range from its fewest bits on"
 
@@ -25,42 +25,23 @@ def compare(
     webp: Annotated[str | None, typer.Option(metavar="Q,...", help=_QUALITIES)] = None,
     avif: Annotated[str | None, typer.Option(metavar="Q,...", help=_QUALITIES)] = None,
     examples: Annotated[int, typer.Option(min=0, help="images on the page, evenly spread over the data")] = 8,
-    lpips: common.Lpips = "auto",
-    lpips_trunk: common.LpipsTrunk = None,
-    backbone: common.Backbone = "tf_efficientnet_lite0",
-    layer: common.Layer = "head",
-    split: common.Split = None,
-    image_column: common.ImageColumn = None,
-    range: common.Range = None,
-    streaming: common.Streaming = False,
-    limit: common.Limit = None,
-    workers: common.Workers = 2,
-    on_broken: common.OnBroken = "skip",
     batch_size: common.BatchSize = 8,
-    device: common.Device = "auto",
-    precision: common.Precision = "auto",
+    *,
+    judging: groups.Judging,
+    reading: groups.Reading,
+    computing: groups.Computing,
 ) -> None:
     """Set tokenizers beside each other and beside JPEG, WebP and AVIF: a table, a plot, one page of images."""
     from tokenizers_vq import evaluation
     from tokenizers_vq.data.loading import evaluation_batches
     from tokenizers_vq.evaluation.codecs import TokenizerCodec, pillow_codecs
 
-    options = common.metric_options(lpips, lpips_trunk, backbone, layer)
+    options = judging.options()
     qualities = _choose_qualities(codecs, {"jpeg": jpeg, "webp": webp, "avif": avif})
-    config = common.choose_data(
-        data,
-        models[0],
-        split=split,
-        image_column=image_column,
-        range=range,
-        streaming=streaming,
-        limit=limit,
-        workers=workers,
-        on_broken=on_broken,
-    )
+    config = common.choose_data(data, models[0], **reading._asdict())
     tokenizers = []
     for model, name in zip(models, names(models), strict=True):
-        encoder = common.open_encoder(model, device, precision)
+        encoder = common.open_encoder(model, *computing)
         tokenizers.append(TokenizerCodec(encoder.tokenizer, name, encoder.autocast))
         tokenizers[-1].layout(size, size)  # said now, not after an hour
     channels = tokenizers[0].channels
@@ -73,7 +54,7 @@ def compare(
     batches = evaluation_batches(config, image_size=size, channels=channels, batch_size=batch_size)
     result = evaluation.compare(
         [*tokenizers, *pillow],
-        batches,
+        common.told(batches, "compared"),
         data=common.describe(config, batches.source),
         count=None if batches.source is None else len(batches.source),
         left_out=left_out,

@@ -23,7 +23,7 @@ def info(
     from tokenizers_vq import folders
     from tokenizers_vq.config import nearest
     from tokenizers_vq.conversion import catalogue
-    from tokenizers_vq.models import list_models
+    from tokenizers_vq.models import find, is_prior, list_models
     from tokenizers_vq.tokenizer import WEIGHTS
 
     folder = folders.local(name)
@@ -35,8 +35,8 @@ def info(
         _print(name, _published(catalogue.entry(name)))
     elif name in list_models("preset"):
         _print(name, _preset(name))
-    elif Path(name).is_dir():
-        folders.read_config(Path(name))  # says that it is no saved model
+    elif Path(name).is_dir() or is_prior(name):
+        find(name)  # says what it is
     else:
         known = [*list_models(), *list_models("shipped"), *list_models("published")]
         raise ValueError(f"no folder, preset, shipped or published model '{name}'{nearest(name, known)}")

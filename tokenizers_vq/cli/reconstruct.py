@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tokenizers_vq.cli import common
+from tokenizers_vq.cli import common, groups
 
 
 def reconstruct(
@@ -15,13 +15,10 @@ def reconstruct(
     data: Annotated[str, typer.Option(help="folder of images, parquet or webdataset files, or a Hub name")],
     out: Annotated[Path, typer.Option(help="folder for the pictures and grid.png")],
     count: Annotated[int, typer.Option(min=1, help="images, evenly spread over the data")] = 16,
-    split: common.Split = None,
-    image_column: common.ImageColumn = None,
-    range: common.Range = None,
-    workers: common.Workers = 2,
     batch_size: common.BatchSize = 16,
-    device: common.Device = "auto",
-    precision: common.Precision = "auto",
+    *,
+    reading: groups.Reading,
+    computing: groups.Computing,
 ) -> None:
     """Write images beside their reconstructions, and a grid of them all (of many bands the first three)."""
     import torch
@@ -32,8 +29,10 @@ def reconstruct(
     from tokenizers_vq.evaluation.figures import display, image_png, reconstruction_grid
     from tokenizers_vq.folders import write_atomically
 
-    config = DataConfig(path=data, split=split, image_column=image_column, range=range, workers=workers, limit=count)
-    encoder = common.open_encoder(model, device, precision)
+    if reading.limit is not None:
+        raise ValueError("--limit: here --count says how many images")
+    config = DataConfig(**{"path": data, **reading._asdict(), "limit": count})
+    encoder = common.open_encoder(model, *computing)
     batches = evaluation_batches(
         config, image_size=encoder.image_size, channels=encoder.channels, batch_size=batch_size
     )

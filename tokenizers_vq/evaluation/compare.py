@@ -170,40 +170,10 @@ def compare(
         raise ValueError("no images to compare on: the data is empty, or every file in it is broken")
     shape = tuple(first["images"].shape[1:])
     _check(codecs, shape)
-    channels, height, width = shape
-    device = next((codec.device for codec in codecs if isinstance(codec, TokenizerCodec)), torch.device("cpu"))
-    skipped: dict[str, str] = {}
-    pixel_measures(height, width, skipped)  # says what all rows lack
-    distance, features, originals = None, None, None
-    if lpips is None:
-        skipped["lpips"] = "no network was chosen or found: give --lpips squeeze, alex or vgg, and --lpips-trunk FILE"
-    else:
-        try:
-            distance = _Lpips(lpips_network(lpips, lpips_trunk, channels, device))
-        except (UnfitImagesError, FileNotFoundError) as error:
-            skipped[lpips_name(lpips)] = str(error)
-    if backbone is None:
-        skipped["feature_distance"] = "no backbone was chosen"
-    else:
-        try:
-            features = backbone_features(backbone, layer, channels, device)
-            originals = metrics.FeatureStatistics(features.dim)
-        except (UnfitImagesError, FileNotFoundError) as error:
-            skipped["feature_distance"] = str(error)
-
-    def start(codec: Codec) -> _Under:
-        measures = pixel_measures(height, width, {})
-        if distance is not None and lpips is not None:
-            measures[lpips_name(lpips)] = lpips_measure(lpips_name(lpips), distance)
-        if features is not None and backbone is not None:
-            frechet = metrics.FrechetDistance(features, features.dim, originals)
-            measures["feature_distance"] = feature_distance(frechet, features, backbone)
-        usage = None
-        if isinstance(codec, TokenizerCodec):
-            usage = CodeUsage(codec.layout(height, width), pixels=height * width, positions=False)
-        return _Under(codec, measures, Clock(codec.device), usage, metrics.Mean())
-
-    rows = [start(codec) for codec in codecs]
+    networks = _Networks(codecs, shape)
+    networks.add_lpips(lpips, lpips_trunk)
+    networks.add_backbone(backbone, layer)
+    rows = [networks.start(codec, *shape[1:]) for codec in codecs]
     places = set(range(examples)) if count is None else set(_spread(count, examples))
     found: list[Example] = []
     seen, jpegs = 0, 0
@@ -214,11 +184,7 @@ def compare(
                 raise ValueError(
                     f"images of {shape} and of {tuple(images.shape[1:])} in one comparison: cut them to one size"
                 )
-            on_device = images.to(device)
-            if distance is not None:
-                distance.originals = None
-            if features is not None and originals is not None:
-                originals.update(features(on_device.float().clamp(-1, 1)))
+            on_device = networks.originals_of(images)
             shown = {
                 index: Example(keys[index], Shown("image/png", png(images[index]), None, None), [])
                 for index in range(len(images))
@@ -229,11 +195,88 @@ def compare(
             found += shown.values()
             seen += len(images)
             jpegs += sum(key.lower().endswith((".jpg", ".jpeg")) for key in keys)
-    common = {"clamp": [-1, 1], "image_size": [height, width]}
+    channels, height, width = shape
+    common, skipped = {"clamp": [-1, 1], "image_size": [height, width]}, networks.skipped
     described = {**(data or {}), "image_size": [height, width], "channels": channels, "images": seen}
     finished = [_finish(row, height * width, common, skipped) for row in rows]
-    notes = _notes(min(height, width), seen, features, jpegs, finished)
+    notes = _other_sizes(codecs, (height, width))
+    notes += _notes(min(height, width), seen, networks.features, jpegs, finished)
     return Comparison(finished, described, skipped, dict(left_out or {}), notes, versions(), found)
+
+
+_NO_LPIPS = "no network was chosen or found: give --lpips squeeze, alex or vgg, and --lpips-trunk FILE"
+
+
+class _Networks:
+    """What judges all rows: each network sees the originals of a batch once."""
+
+    def __init__(self, codecs: Sequence[Codec], shape: tuple[int, ...]) -> None:
+        devices = (codec.device for codec in codecs if isinstance(codec, TokenizerCodec))
+        self.device, self.channels = next(devices, torch.device("cpu")), shape[0]
+        self.lpips: tuple[str, _Lpips] | None = None
+        self.features: metrics.BackboneFeatures | None = None
+        self.originals: metrics.FeatureStatistics | None = None
+        self.backbone = ""
+        self.skipped: dict[str, str] = {}
+        pixel_measures(shape[1], shape[2], self.skipped)  # says what all rows lack
+
+    def add_lpips(self, lpips: str | nn.Module | None, trunk: Path | str | None) -> None:
+        if lpips is None:
+            self.skipped["lpips"] = _NO_LPIPS
+            return
+        try:
+            self.lpips = lpips_name(lpips), _Lpips(lpips_network(lpips, trunk, self.channels, self.device))
+        except (UnfitImagesError, FileNotFoundError) as error:
+            self.skipped[lpips_name(lpips)] = str(error)
+
+    def add_backbone(self, backbone: str | None, layer: str) -> None:
+        if backbone is None:
+            self.skipped["feature_distance"] = "no backbone was chosen"
+            return
+        self.backbone = backbone
+        try:
+            self.features = backbone_features(backbone, layer, self.channels, self.device)
+            self.originals = metrics.FeatureStatistics(self.features.dim)
+        except (UnfitImagesError, FileNotFoundError) as error:
+            self.skipped["feature_distance"] = str(error)
+
+    def originals_of(self, images: Tensor) -> Tensor:
+        """`images` on the device, seen by the networks as this batch's originals."""
+        on_device = images.to(self.device)
+        if self.lpips is not None:
+            self.lpips[1].originals = None
+        if self.features is not None and self.originals is not None:
+            self.originals.update(self.features(on_device.float().clamp(-1, 1)))
+        return on_device
+
+    def start(self, codec: Codec, height: int, width: int) -> _Under:
+        """A row of the table, nothing measured yet."""
+        measures = pixel_measures(height, width, {})
+        if self.lpips is not None:
+            measures[self.lpips[0]] = lpips_measure(*self.lpips)
+        if self.features is not None:
+            frechet = metrics.FrechetDistance(self.features, self.features.dim, self.originals)
+            measures["feature_distance"] = feature_distance(frechet, self.features, self.backbone)
+        usage = None
+        if isinstance(codec, TokenizerCodec):
+            usage = CodeUsage(codec.layout(height, width), pixels=height * width, positions=False)
+        return _Under(codec, measures, Clock(codec.device), usage, metrics.Mean())
+
+
+def _other_sizes(codecs: Sequence[Codec], size: tuple[int, int]) -> list[str]:
+    """A note for every size that tokenizers were made for, other than that of the images."""
+    made: dict[tuple[int, int], list[str]] = {}
+    for codec in codecs:
+        config = getattr(codec.tokenizer, "config", None) if isinstance(codec, TokenizerCodec) else None
+        own = getattr(config, "image_size", size)
+        own = own if isinstance(own, tuple) else (own, own)
+        if own != size:
+            made.setdefault(own, []).append(codec.name)
+    return [
+        f"{', '.join(names)}: made for images of {own[0]}x{own[1]}, compared here at {size[0]}x{size[1]}: quality "
+        "can be lower than at the size of training."
+        for own, names in made.items()
+    ]
 
 
 def _check(codecs: Sequence[Codec], shape: tuple[int, ...]) -> None:

@@ -233,7 +233,7 @@ def _header(comparison: Comparison, name: str) -> str:
 
 
 def _definition(comparison: Comparison, name: str) -> str:
-    return definition(next(row.metrics[name] for row in comparison.rows if name in row.metrics))
+    return definition(name, next(row.metrics[name] for row in comparison.rows if name in row.metrics))
 
 
 def _identity(row: Row) -> str:

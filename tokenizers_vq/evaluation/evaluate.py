@@ -113,84 +113,108 @@ def evaluate(
     first = next(iterator, None)
     if first is None and distributed.world_size() == 1:
         raise ValueError(_EMPTY)
-    device = getattr(tokenizer, "device", torch.device("cpu"))
-    channels, height, width = _shape(tokenizer, first)
-    skipped: dict[str, str] = {}
-    tracked = pixel_measures(height, width, skipped)
+    run = _Run(tokenizer, _shape(tokenizer, first), autocast)
     if lpips is not None:
-        name = lpips_name(lpips)
-        try:
-            tracked[name] = lpips_measure(name, lpips_network(lpips, lpips_trunk, channels, device))
-        except (UnfitImagesError, FileNotFoundError) as error:
-            skipped[name] = str(error)
-    distances: dict[str, metrics.FrechetDistance] = {}
+        run.add_lpips(lpips, lpips_trunk)
     pairs = {} if backbone is None else {"feature_distance": (backbone, layer)}
     for name, pair in (pairs | {"/".join(("feature_distance", *judge)): judge for judge in judges}).items():
-        try:
-            features = backbone_features(*pair, channels, device)
-            frechet = metrics.FrechetDistance(features, features.dim, (originals or {}).get(name))
-            distances[name] = frechet
-            tracked[name] = feature_distance(frechet, features, pair[0])
-        except (UnfitImagesError, FileNotFoundError) as error:
-            skipped[name] = str(error)
+        run.add_distance(name, pair, (originals or {}).get(name))
     if fid:
-        inception = metrics.InceptionDistance(fid_weights, device)
-        tracked["fid"] = Measure(
-            inception.update, inception.compute, "", "lower", {**_INCEPTION, "reference": "the same images"}
-        )
-    spectra = (RadialSpectrum(height, width), RadialSpectrum(height, width)) if min(height, width) >= 8 else None
-    usage = CodeUsage(tokenizer.code_layout(height, width), pixels=height * width)
-    clock = Clock(device)
+        run.add_fid(fid_weights)
     with eval_mode(tokenizer):
         for batch in itertools.chain([] if first is None else [first], iterator):
-            images = batch["images"].to(device)
-            if tuple(images.shape[1:]) != (channels, height, width):
-                raise ValueError(
-                    f"images of {channels}x{height}x{width} and of {'x'.join(map(str, images.shape[1:]))} in one "
-                    "evaluation: resize and crop them to one size"
-                )
-            with computing(device, autocast):
-                codes = clock.time("encode", len(images), functools.partial(tokenizer.encode, images))
-                decoded = clock.time("decode", len(images), functools.partial(tokenizer.decode, codes))
-            reconstructions = decoded.float().clamp(-1, 1)
-            usage.update(codes)
-            for metric in tracked.values():
-                metric.accumulate(images, reconstructions)
-            if spectra is not None:
-                spectra[0].update(images)
-                spectra[1].update(reconstructions)
+            seen = run.update(batch["images"])
             if watch is not None:
-                watch(images, reconstructions, codes)
-
-    counted = usage.compute()
-    if not counted.images:
-        raise ValueError(_EMPTY)
+                watch(*seen)
+    result = run.compute(data or {})
     if originals is not None:
-        originals |= {name: distance.originals for name, distance in distances.items()}
-    described = {**(data or {}), "image_size": [height, width], "channels": channels, "images": counted.images}
-    common = {"clamp": [-1, 1], "image_size": [height, width]}
-    results = {}
-    for name, metric in tracked.items():
+        originals |= {name: distance.originals for name, distance in run.distances.items()}
+    return result
+
+
+class _Run:
+    """An evaluation under way: what is measured so far, and what was left out."""
+
+    def __init__(self, tokenizer: Any, shape: tuple[int, int, int], autocast: torch.dtype | None) -> None:
+        self.tokenizer, self.shape, self.autocast = tokenizer, shape, autocast
+        self.device = getattr(tokenizer, "device", torch.device("cpu"))
+        height, width = shape[1:]
+        self.skipped: dict[str, str] = {}
+        self.tracked = pixel_measures(height, width, self.skipped)
+        self.distances: dict[str, metrics.FrechetDistance] = {}
+        spectra = min(height, width) >= 8
+        self.spectra = (RadialSpectrum(height, width), RadialSpectrum(height, width)) if spectra else None
+        self.usage = CodeUsage(tokenizer.code_layout(height, width), pixels=height * width)
+        self.clock = Clock(self.device)
+
+    def add_lpips(self, lpips: str | nn.Module, trunk: Path | str | None) -> None:
+        name = lpips_name(lpips)
         try:
-            results[name] = metric.result(common)
-        except ValueError as error:
-            skipped[name] = str(error)
-    means = None if spectra is None else (spectra[0].compute(), spectra[1].compute())
-    if means is not None:
-        definition = {
-            "window": "hann",
-            "grey": "mean of channels",
-            "average": "of the log power, over images",
-            **common,
-        }
-        results["spectrum_distance"] = Metric(
-            means[0].distance(means[1]), "dB", "lower", {**definition, "images": counted.images}
-        )
-    precision = str(autocast or getattr(tokenizer, "dtype", torch.float32)).removeprefix("torch.")
-    speed = {**clock.rates(), "device": str(device), "precision": precision, "threads": torch.get_num_threads()}
-    return Evaluation(results, counted, means, speed, skipped, described, identity(tokenizer))
+            self.tracked[name] = lpips_measure(name, lpips_network(lpips, trunk, self.shape[0], self.device))
+        except (UnfitImagesError, FileNotFoundError) as error:
+            self.skipped[name] = str(error)
+
+    def add_distance(self, name: str, pair: tuple[str, str], originals: metrics.FeatureStatistics | None) -> None:
+        try:
+            features = backbone_features(*pair, self.shape[0], self.device)
+        except (UnfitImagesError, FileNotFoundError) as error:
+            self.skipped[name] = str(error)
+            return
+        self.distances[name] = metrics.FrechetDistance(features, features.dim, originals)
+        self.tracked[name] = feature_distance(self.distances[name], features, pair[0])
+
+    def add_fid(self, weights: Path | str | None) -> None:
+        inception = metrics.InceptionDistance(weights, self.device)
+        definition = {**_INCEPTION, "reference": "the same images"}
+        self.tracked["fid"] = Measure(inception.update, inception.compute, "", "lower", definition)
+
+    def update(self, given: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """Measures one batch; gives images, reconstructions and codes."""
+        images = given.to(self.device)
+        if tuple(images.shape[1:]) != self.shape:
+            raise ValueError(
+                f"images of {'x'.join(map(str, self.shape))} and of {'x'.join(map(str, images.shape[1:]))} in one "
+                "evaluation: resize and crop them to one size"
+            )
+        count, verbs = len(images), self.tokenizer
+        with computing(self.device, self.autocast):
+            codes = self.clock.time("encode", count, functools.partial(verbs.encode, images))
+            decoded = self.clock.time("decode", count, functools.partial(verbs.decode, codes))
+        reconstructions = decoded.float().clamp(-1, 1)
+        self.usage.update(codes)
+        for metric in self.tracked.values():
+            metric.accumulate(images, reconstructions)
+        if self.spectra is not None:
+            self.spectra[0].update(images)
+            self.spectra[1].update(reconstructions)
+        return images, reconstructions, codes
+
+    def compute(self, data: Mapping[str, Any]) -> Evaluation:
+        """The result. Raises `ValueError` where no process saw an image."""
+        counted = self.usage.compute()
+        if not counted.images:
+            raise ValueError(_EMPTY)
+        channels, height, width = self.shape
+        common = {"clamp": [-1, 1], "image_size": [height, width]}
+        results = {}
+        for name, metric in self.tracked.items():
+            try:
+                results[name] = metric.result(common)
+            except ValueError as error:
+                self.skipped[name] = str(error)
+        means = None if self.spectra is None else (self.spectra[0].compute(), self.spectra[1].compute())
+        if means is not None:
+            results["spectrum_distance"] = Metric(
+                means[0].distance(means[1]), "dB", "lower", {**_SPECTRUM, **common, "images": counted.images}
+            )
+        precision = str(self.autocast or getattr(self.tokenizer, "dtype", torch.float32)).removeprefix("torch.")
+        threads = torch.get_num_threads()
+        speed = {**self.clock.rates(), "device": str(self.device), "precision": precision, "threads": threads}
+        described = {**data, "image_size": [height, width], "channels": channels, "images": counted.images}
+        return Evaluation(results, counted, means, speed, self.skipped, described, identity(self.tokenizer))
 
 
+_SPECTRUM = {"window": "hann", "grey": "mean of channels", "average": "of the log power, over images"}
 _EMPTY = "no images to evaluate: the data is empty, or every file in it is broken"
 _INCEPTION = {
     "network": "Inception v3 of torch-fidelity (TF weights of 2015), pool3, 2048",

@@ -55,7 +55,8 @@ def to_png(figure: Figure, transparent: bool = True) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of that size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -64,7 +65,8 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _style(axes: Axes, theme: Theme, x: str, y: str, title: str = "") -> None:
+def style(axes: Axes, theme: Theme, x: str, y: str, title: str = "") -> None:
+    """Labels, title, grid and frame as all plots have them."""
     from matplotlib.ticker import NullFormatter
 
     axes.set_xlabel(x, color=theme.muted)
@@ -81,11 +83,13 @@ def _style(axes: Axes, theme: Theme, x: str, y: str, title: str = "") -> None:
         spine.set_color(theme.rule)
 
 
-def _legend(axes: Axes, theme: Theme) -> None:
+def legend(axes: Axes, theme: Theme) -> None:
+    """A legend without a frame."""
     axes.legend(frameon=False, labelcolor=theme.ink, fontsize=9)
 
 
-def _colours(count: int, theme: Theme) -> list[Any]:
+def colours(count: int, theme: Theme) -> list[Any]:
+    """Colours for `count` lines that can be told apart."""
     import matplotlib
 
     if count <= 2:
@@ -95,10 +99,10 @@ def _colours(count: int, theme: Theme) -> list[Any]:
 
 def rank_frequency(usage: Usage, theme: Theme) -> Figure:
     """Share of each code against its rank, both logarithmic; a flat line is uniform use."""
-    figure = _figure(_WIDTH, 3.4)
+    figure = blank(_WIDTH, 3.4)
     axes = figure.subplots()
     shown = usage.streams[:MAX_STREAMS]
-    for index, (stream, colour) in enumerate(zip(shown, _colours(len(shown), theme), strict=True)):
+    for index, (stream, colour) in enumerate(zip(shown, colours(len(shown), theme), strict=True)):
         frequency = stream.rank_frequency()
         # a log axis holds no more than a few hundred distinct ranks
         ranks = torch.logspace(0, math.log10(max(stream.used, 1)), 600).round().long().unique()
@@ -119,8 +123,8 @@ def rank_frequency(usage: Usage, theme: Theme) -> Figure:
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _style(axes, theme, "rank of the code", "share of all codes")
-    _legend(axes, theme)
+    style(axes, theme, "rank of the code", "share of all codes")
+    legend(axes, theme)
     return figure
 
 
@@ -134,7 +138,7 @@ def entropy_maps(usage: Usage, theme: Theme) -> Figure | None:
     rows = math.ceil(len(shown) / columns)
     flat = all(stream.position_entropy is not None and stream.position_entropy.ndim == 1 for _, stream in shown)
     alone = columns == 1 and not flat
-    figure = _figure(_WIDTH if columns < 3 else 7.2, (3.4 if alone else 2.3) * rows)
+    figure = blank(_WIDTH if columns < 3 else 7.2, (3.4 if alone else 2.3) * rows)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
@@ -144,10 +148,10 @@ def entropy_maps(usage: Usage, theme: Theme) -> Figure | None:
         title = usage.name(index) if len(usage.streams) > 1 else ""
         if entropy.ndim == 1:
             axes.bar(range(len(entropy)), entropy.numpy(), width=1.0, color=theme.accent)
-            _style(axes, theme, "position", "bits", title)
+            style(axes, theme, "position", "bits", title)
             continue
         picture = axes.imshow(entropy.numpy(), cmap=theme.colormap, vmin=0, vmax=max(entropy.max().item(), 1e-9))
-        _style(axes, theme, "", "", title)
+        style(axes, theme, "", "", title)
         axes.grid(False)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -205,7 +209,7 @@ def codebook_geometry(usage: Usage, quantizers: Sequence[Any]) -> list[CodebookG
 
 def codebooks(geometry: Sequence[CodebookGeometry], theme: Theme) -> Figure:
     """Histograms of lengths (left) and nearest-neighbour distances (right); used codes against dead ones."""
-    figure = _figure(_WIDTH, 3.2 * len(geometry))
+    figure = blank(_WIDTH, 3.2 * len(geometry))
     grid = figure.subplots(len(geometry), 2, squeeze=False)
     for row, book in zip(grid, geometry, strict=True):
         for axes, values, label in (
@@ -228,7 +232,7 @@ def codebooks(geometry: Sequence[CodebookGeometry], theme: Theme) -> Figure:
                 )
             axes.set_yscale("log")
             axes.set_ylim(bottom=0.7)
-            _style(axes, theme, label, "codes", book.name if len(geometry) > 1 and axes is row[1] else "")
+            style(axes, theme, label, "codes", book.name if len(geometry) > 1 and axes is row[1] else "")
         row[0].legend(
             frameon=False, labelcolor=theme.ink, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(-0.05, 1.0)
         )
@@ -237,12 +241,12 @@ def codebooks(geometry: Sequence[CodebookGeometry], theme: Theme) -> Figure:
 
 def spectrum(spectra: tuple[Spectrum, Spectrum], theme: Theme) -> Figure:
     """Mean log power of originals and reconstructions over spatial frequency."""
-    figure = _figure(_WIDTH, 3.2)
+    figure = blank(_WIDTH, 3.2)
     axes = figure.subplots()
     for part, colour, name in zip(spectra, (theme.muted, theme.accent), ("originals", "reconstructions"), strict=True):
         axes.plot(part.frequencies.numpy(), part.decibels.numpy(), color=colour, linewidth=2, label=name)
-    _style(axes, theme, "cycles per pixel", "power (dB)")
-    _legend(axes, theme)
+    style(axes, theme, "cycles per pixel", "power (dB)")
+    legend(axes, theme)
     return figure
 
 
@@ -267,13 +271,13 @@ def rate_distortion(panels: Sequence[tuple[str, Sequence[Curve]]], columns: int,
 
     rows = math.ceil(len(panels) / columns)
     # alone on a page, a panel is shown as narrow as a phone: the smaller the figure, the larger its letters
-    figure = _figure(4.6 if columns == 1 else 5 * columns, 3.6 * rows if columns == 1 else 3.3 * rows + 0.5)
+    figure = blank(4.6 if columns == 1 else 5 * columns, 3.6 * rows if columns == 1 else 3.3 * rows + 0.5)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes, (label, curves) in zip(grid.flat, panels, strict=False):
         points = [curve for curve in curves if curve.tokenizer]
-        colours = _colours(len(points), theme)
+        shades = colours(len(points), theme)
         lines = itertools.cycle((("-", "s"), ("--", "^"), (":", "v")))
         shapes = itertools.cycle("oDPX*h<>")
         for curve in curves:
@@ -289,14 +293,14 @@ def rate_distortion(panels: Sequence[tuple[str, Sequence[Curve]]], columns: int,
                     label=curve.name,
                 )
                 continue
-            colour, shape = colours[points.index(curve)], next(shapes)
+            colour, shape = shades[points.index(curve)], next(shapes)
             if curve.entropy_bits:
                 ends = [curve.entropy_bits, *curve.bits]
                 axes.plot(ends, curve.values * 2, color=colour, linewidth=1, zorder=3)
                 axes.plot(ends[:1], curve.values, shape, markersize=8, color=colour, markerfacecolor="none", zorder=3)
             axes.plot(curve.bits, curve.values, shape, markersize=8, color=colour, label=curve.name, zorder=4)
         axes.set_xscale("log")
-        _style(axes, theme, "bits per pixel", label)
+        style(axes, theme, "bits per pixel", label)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     handles, names = grid.flat[0].get_legend_handles_labels()

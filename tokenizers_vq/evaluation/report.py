@@ -12,68 +12,13 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tokenizers_vq.evaluation import figures, pages
+from tokenizers_vq.evaluation.curves import History, draw_history
 from tokenizers_vq.evaluation.evaluate import Evaluation, eval_mode, evaluate
 from tokenizers_vq.evaluation.exemplars import Exemplar, Exemplars, Sample
 from tokenizers_vq.evaluation.tables import label, rows
-from tokenizers_vq.evaluation.usage import StreamUsage, Usage
-
-
-class Verdict(NamedTuple):
-    """State of a codebook in plain words."""
-
-    state: str
-    """`healthy`, `partly dead`, `collapsed` or `undecided`"""
-    reason: str
-    advice: str
-
-
-_REVIVE = "set `revive_after` (about 100 steps), use `distance: cosine` with a `dim` of 8 to 32"
-_SEVERITY = ("healthy", "undecided", "partly dead", "collapsed")
-
-
-def verdict(usage: Usage) -> Verdict:
-    """Judges every stream; the worst one speaks."""
-    verdicts = [_judge(stream) for stream in usage.streams]
-    worst = max(range(len(verdicts)), key=lambda index: _SEVERITY.index(verdicts[index].state))
-    if len(verdicts) == 1:
-        return verdicts[0]
-    found = verdicts[worst]
-    return found._replace(reason=f"{usage.name(worst)}: {found.reason}")
-
-
-def _judge(stream: StreamUsage) -> Verdict:
-    # Even uniform use of K codes leaves exp(-tokens / K) of them unseen.
-    reachable = 1 - math.exp(-stream.tokens / stream.size)
-    numbers = (
-        f"{stream.used:,} of {stream.size:,} codes occur ({stream.usage:.1%}), used as evenly as "
-        f"{stream.perplexity:,.0f} equally frequent ones."
-    )
-    if stream.size > 1 and stream.perplexity < max(1.5, 0.02 * min(stream.size, max(stream.tokens, 1))):
-        return Verdict(
-            "collapsed", numbers, f"Almost everything is said with a few codes: {_REVIVE}, and lower the learning rate."
-        )
-    if reachable < 0.95:
-        return Verdict(
-            "undecided",
-            f"{numbers} {stream.tokens:,} codes are too few to judge: even uniform use would show {reachable:.0%}.",
-            f"Evaluate more images, at least {math.ceil(3 * stream.size / max(stream.tokens, 1)):,} times as many.",
-        )
-    share = stream.usage / reachable
-    if share < 0.1:
-        return Verdict("collapsed", numbers, f"Most codes never won a vector: {_REVIVE}, and lower the learning rate.")
-    if share < 0.9:
-        return Verdict(
-            "partly dead",
-            numbers,
-            f"Dead codes cost bits and say nothing: {_REVIVE}, train longer, or ask for fewer codes.",
-        )
-    if stream.perplexity < 0.2 * stream.size:
-        return Verdict(
-            "healthy",
-            f"{numbers} Use is uneven.",
-            "Nothing is dead, but few codes do most of the work: fewer codes, or stronger revival, would cost little.",
-        )
-    return Verdict("healthy", numbers, "Nothing to mend here.")
+from tokenizers_vq.evaluation.usage import Usage
+from tokenizers_vq.evaluation.verdicts import picture_verdict, verdict
+from tokenizers_vq.folders import write_atomically
 
 
 class Figure(NamedTuple):
@@ -106,29 +51,19 @@ def write_report(
     title: str = "Tokenizer report",
     data_description: str = "",
     evaluation: Evaluation | None = None,
+    history: History | None = None,
     **options: Any,
 ) -> Path:
     """Write `report.html` (nothing outside it is needed), `report.json` and PNGs into the folder `out`; one process.
 
     Without `evaluation` the batches are evaluated on the way, with `options` of `evaluate`; with it they are encoded
-    once more for the pictures, so `batches` must be iterable again. Each file is replaced atomically, the page last.
-    Returns the page's path. Raises `ValueError` for no images.
+    once more for the pictures, so `batches` must be iterable again. `history`: the run that trained the tokenizer, for
+    its curves and what the doctor found. Each file is replaced atomically, the page last. Returns the page's path.
+    Raises `ValueError` for no images.
     """
-    from tokenizers_vq.folders import write_atomically
-
-    out, sample = Path(out), Sample()
-    exemplars: Exemplars | None = None
-
-    def watch(images: Tensor, reconstructions: Tensor, codes: Any) -> None:
-        nonlocal exemplars
-        if exemplars is None:
-            height, width = images.shape[-2:]
-            exemplars = Exemplars(tokenizer.code_layout(height, width), height, width)
-        exemplars.update(images, codes)
-        sample.update(images, reconstructions)
-
+    out, seen = Path(out), _Seen(tokenizer)
     if evaluation is None:
-        evaluation = evaluate(tokenizer, batches, watch=watch, **options)
+        evaluation = evaluate(tokenizer, batches, watch=seen.watch, **options)
     else:
         # Nothing is summed over processes here: the first one may draw the report of an evaluation that all made.
         device = getattr(tokenizer, "device", "cpu")
@@ -136,35 +71,19 @@ def write_report(
             for batch in batches:
                 images = batch["images"].to(device)
                 codes = tokenizer.encode(images)
-                watch(images, tokenizer.decode(codes), codes)
-    if exemplars is None:
+                seen.watch(images, tokenizer.decode(codes), codes)
+    if seen.exemplars is None:
         raise ValueError("no images to draw: the batches were empty, or iterated to their end already")
-    usage, judged = evaluation.usage, verdict(evaluation.usage)
-    geometry = figures.codebook_geometry(usage, getattr(tokenizer, "quantizers", ()))
-    pictures = _pictures(evaluation, geometry, sample)
-    most, least = exemplars.extremes(usage)
-    files = {f"{picture.name}.png": picture.light for picture in pictures}
-    for name, group in (("most-used-codes", most), ("least-used-codes", least)):
-        if group:
-            files[f"{name}.png"] = figures.image_png(figures.patch_rows([exemplar.patches for exemplar in group]))
-    page = pages.template("report.html.j2").render(
-        title=title,
-        data_description=data_description,
-        verdict=judged,
-        tiles=_tiles(evaluation),
-        metrics=rows(evaluation),
-        skipped=[(label(name), why) for name, why in evaluation.skipped.items()],
-        figures={picture.name: picture for picture in pictures},
-        groups=[("Most used codes", _rows(most)), ("Least used codes", _rows(least))] if most else [],
-        exemplar_caption=_exemplar_caption(exemplars, usage),
-        no_codebook=not geometry,
-        fingerprint=evaluation.tokenizer.get("fingerprint"),
-        layout=usage.described,
-    )
+    geometry = figures.codebook_geometry(evaluation.usage, getattr(tokenizer, "quantizers", ()))
+    pictures = _pictures(evaluation, geometry, seen.sample) + (_curves(history) if history else [])
+    page, files = _render(evaluation, geometry, seen.exemplars, pictures, history, (title, data_description))
+    sharpness = picture_verdict(evaluation.spectra)
     record = {
         "title": title,
         "data_description": data_description,
-        "verdict": judged._asdict(),
+        "verdict": verdict(evaluation.usage)._asdict(),
+        "pictures": None if sharpness is None else sharpness._asdict(),
+        "findings": [] if history is None else [finding._asdict() for finding in history.findings],
         "codebooks": [book.to_dict() for book in geometry],
         "files": sorted(files),
         **evaluation.to_dict(),
@@ -174,6 +93,57 @@ def write_report(
     write_atomically(out / "report.json", json.dumps(record, indent=2) + "\n")
     write_atomically(out / "report.html", page)
     return out / "report.html"
+
+
+class _Seen:
+    """What the page shows of the images that pass."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.sample = tokenizer, Sample()
+        self.exemplars: Exemplars | None = None
+
+    def watch(self, images: Tensor, reconstructions: Tensor, codes: Any) -> None:
+        if self.exemplars is None:
+            height, width = images.shape[-2:]
+            self.exemplars = Exemplars(self.tokenizer.code_layout(height, width), height, width)
+        self.exemplars.update(images, codes)
+        self.sample.update(images, reconstructions)
+
+
+def _render(
+    evaluation: Evaluation,
+    geometry: list[figures.CodebookGeometry],
+    exemplars: Exemplars,
+    pictures: list[Figure],
+    history: History | None,
+    titles: tuple[str, str],
+) -> tuple[str, dict[str, bytes]]:
+    """The page, and the pictures as files beside it."""
+    usage = evaluation.usage
+    most, least = exemplars.extremes(usage)
+    files = {f"{picture.name}.png": picture.light for picture in pictures}
+    for name, group in (("most-used-codes", most), ("least-used-codes", least)):
+        if group:
+            files[f"{name}.png"] = figures.image_png(figures.patch_rows([exemplar.patches for exemplar in group]))
+    widest = max((len(found.patches) for found in [*most, *least]), default=1)
+    judged = [("codebook", verdict(usage)), ("pictures", picture_verdict(evaluation.spectra))]
+    page = pages.template("report.html.j2").render(
+        title=titles[0],
+        data_description=titles[1],
+        verdicts=[(what, found) for what, found in judged if found is not None],
+        findings=() if history is None else history.findings,
+        run=None if history is None else history.run,
+        tiles=_tiles(evaluation),
+        metrics=rows(evaluation),
+        skipped=[(label(name), why) for name, why in evaluation.skipped.items()],
+        figures={picture.name: picture for picture in pictures},
+        groups=[("Most used codes", _rows(most, widest)), ("Least used codes", _rows(least, widest))] if most else [],
+        exemplar_caption=_exemplar_caption(exemplars, usage),
+        no_codebook=not geometry,
+        fingerprint=evaluation.tokenizer.get("fingerprint"),
+        layout=usage.described,
+    )
+    return page, files
 
 
 def _tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
@@ -192,8 +162,7 @@ def _tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _rows(group: list[Exemplar]) -> list[_Row]:
-    most = max((len(found.patches) for found in group), default=1)
+def _rows(group: list[Exemplar], most: int) -> list[_Row]:
     return [
         _Row(
             found.code,
@@ -220,6 +189,20 @@ def _exemplar_caption(exemplars: Exemplars, usage: Usage) -> str:
     )
 
 
+def _curves(history: History) -> list[Figure]:
+    if not history.lines:
+        return []
+    return [
+        Figure(
+            "training",
+            "Training",
+            "The run's own log. Reconstruction terms fall and flatten. A discriminator whose loss falls to 0 wins; at "
+            "the dashed line it is at chance. Usage that falls is a codebook that dies.",
+            *figures.both(functools.partial(draw_history, history)),
+        )
+    ]
+
+
 def _pictures(evaluation: Evaluation, geometry: list[figures.CodebookGeometry], sample: Sample) -> list[Figure]:
     usage = evaluation.usage
     found = [
@@ -232,32 +215,7 @@ def _pictures(evaluation: Evaluation, geometry: list[figures.CodebookGeometry], 
             figures.image_png(figures.reconstruction_grid(sample.pairs())),
         )
     ]
-    found.append(
-        Figure(
-            "rank-frequency",
-            "Rank and frequency",
-            "Codes sorted by how often they occur. A line near the dashed one is even use; one that drops off well "
-            f"before the dotted line ends in dead codes: {usage.dead:,} here.",
-            *figures.both(functools.partial(figures.rank_frequency, usage)),
-        )
-    )
-    if any(stream.position_entropy is not None for stream in usage.streams):
-
-        def draw_maps(theme: figures.Theme) -> Any:
-            return figures.entropy_maps(usage, theme)
-
-        shown = min(len(usage.streams), figures.MAX_STREAMS)
-        extra = f" The first {shown} of {len(usage.streams)} streams." if shown < len(usage.streams) else ""
-        found.append(
-            Figure(
-                "entropy-map",
-                "Entropy by position",
-                "How varied the codes are at each position, in bits. Even is good; borders that differ point to "
-                f"padding, a position near 0 says the same in every image. {usage.images:,} images can show at most "
-                f"{math.log2(max(usage.images, 1)):.1f} bits.{extra}",
-                *figures.both(draw_maps),
-            )
-        )
+    found += _usage_pictures(usage)
     if geometry:
         found.append(
             Figure(
@@ -279,6 +237,36 @@ def _pictures(evaluation: Evaluation, geometry: list[figures.CodebookGeometry], 
                 "Reconstructions below the originals at the right end are blurred; above them, or with bumps, they "
                 "carry grain.",
                 *figures.both(functools.partial(figures.spectrum, evaluation.spectra)),
+            )
+        )
+    return found
+
+
+def _usage_pictures(usage: Usage) -> list[Figure]:
+    found = [
+        Figure(
+            "rank-frequency",
+            "Rank and frequency",
+            "Codes sorted by how often they occur. A line near the dashed one is even use; one that drops off well "
+            f"before the dotted line ends in dead codes: {usage.dead:,} here.",
+            *figures.both(functools.partial(figures.rank_frequency, usage)),
+        )
+    ]
+    if any(stream.position_entropy is not None for stream in usage.streams):
+
+        def draw_maps(theme: figures.Theme) -> Any:
+            return figures.entropy_maps(usage, theme)
+
+        shown = min(len(usage.streams), figures.MAX_STREAMS)
+        extra = f" The first {shown} of {len(usage.streams)} streams." if shown < len(usage.streams) else ""
+        found.append(
+            Figure(
+                "entropy-map",
+                "Entropy by position",
+                "How varied the codes are at each position, in bits. Even is good; borders that differ point to "
+                f"padding, a position near 0 says the same in every image. {usage.images:,} images can show at most "
+                f"{math.log2(max(usage.images, 1)):.1f} bits.{extra}",
+                *figures.both(draw_maps),
             )
         )
     return found

@@ -18,24 +18,39 @@ LABELS = {
 }
 
 
+MEANINGS = {
+    "psnr": "closeness of the pixels in decibels",
+    "ssim": "likeness of local structure, 1 = the same",
+    "mse": "mean squared error of the pixels",
+    "lpips": "distance of two images as a network sees them, 0 = the same",
+    "fid": "distance between all reconstructions and all originals, by Inception's features",
+    "feature_distance": "distance between all reconstructions and all originals, by a network's features; no FID",
+    "spectrum_distance": "difference of the power spectra: blur and grain show here",
+}
+"""what a metric says, for somebody who meets it for the first time"""
+
+
 def label(name: str) -> str:
     """A metric's name as people write it."""
     kind, _, judge = name.partition("/")  # feature_distance/BACKBONE/LAYER
     return LABELS.get(kind, kind.replace("lpips_", "LPIPS ")) + (f" {judge}" if judge else "")
 
 
-def definition(metric: Metric) -> str:
-    """What defines the number, in words."""
+def definition(name: str, metric: Metric) -> str:
+    """What the number says, and behind it in brackets everything that defines it."""
     parts = {key: value for key, value in metric.definition.items() if key not in ("note", "better")}
     text = "; ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in parts.items())
-    return f"{metric.better} is better; {text}"
+    kind = name.partition("/")[0]
+    meaning = MEANINGS.get("lpips" if kind.startswith("lpips_") else kind)
+    better = f"{metric.better} is better"
+    return f"{better} ({text})" if meaning is None else f"{meaning}; {better} ({text})"
 
 
 def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     """(name, value with unit, what defines it) of every number, for tables."""
     table = []
     for name, metric in evaluation.metrics.items():
-        table.append((label(name), f"{metric.value:.4g} {metric.unit}".strip(), definition(metric)))
+        table.append((label(name), f"{metric.value:.4g} {metric.unit}".strip(), definition(name, metric)))
     usage = evaluation.usage
     sample = f"{usage.images:,} images, {usage.tokens:,} codes"
     for index, stream in enumerate(usage.streams):
@@ -44,12 +59,32 @@ def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
             (f"Usage{which}", f"{stream.usage:.2%}", f"{stream.used:,} of {stream.size:,} codes seen in {sample}")
         )
         table.append(
-            (f"Perplexity{which}", f"{stream.perplexity:,.1f}", f"exp of the entropy; at most {stream.size:,}")
+            (
+                f"Perplexity{which}",
+                f"{stream.perplexity:,.1f}",
+                f"as if so many codes were used equally often; at most {stream.size:,} (exp of the entropy)",
+            )
         )
-        table.append((f"Entropy{which}", f"{stream.entropy:.3f} bits", "a code, of the whole split's histogram"))
-    table.append(("Bits per pixel", f"{usage.bits_per_pixel:.4f}", "log2(number of codes) a code"))
+        table.append(
+            (
+                f"Entropy{which}",
+                f"{stream.entropy:.3f} bits",
+                "information in one code, by how often each occurs in the whole split",
+            )
+        )
     table.append(
-        ("Bits per pixel, entropy", f"{usage.entropy_bits_per_pixel:.4f}", "at the unigram entropy of the codes")
+        (
+            "Bits per pixel",
+            f"{usage.bits_per_pixel:.4f}",
+            "what the codes take as they are (log2 of the number of codes, a code)",
+        )
+    )
+    table.append(
+        (
+            "Bits per pixel, entropy",
+            f"{usage.entropy_bits_per_pixel:.4f}",
+            "what they would take after ideal entropy coding (unigram entropy)",
+        )
     )
     for verb in ("encode", "decode"):
         rate = evaluation.speed[f"{verb}_images_per_second"]

@@ -1,0 +1,37 @@
+"""`tvq fields`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tokenizers_vq.config import Config
+
+Path_ = Annotated[str, typer.Argument(metavar="[PATH]", help="a place in a recipe, such as model.quantizer or losses")]
+
+
+def fields(path: Path_ = "") -> None:
+    """Show the fields of a recipe, or of a part of it: what may be given, the default, what it does."""
+    from tokenizers_vq.training.recipe import Recipe
+
+    print_fields(Recipe, path)
+
+
+def print_fields(config: type[Config], path: str) -> None:
+    """A table for each config that may stand at `path` below `config`."""
+    import shutil
+    import textwrap
+
+    from tokenizers_vq.fields import sections
+
+    found, columns = sections(config, path), shutil.get_terminal_size().columns
+    for section in found:
+        heading = f"kind: {section.kind}" if section.kind and len(found) > 1 else path or "a recipe"
+        print("\n".join(textwrap.wrap(f"{heading}: {section.about}", columns)))
+        for field in section.fields:
+            default = field.default if field.default == "required" else f"default {field.default}"
+            print(f"  {field.name}  ({field.type}; {default})")
+            print(textwrap.indent("\n".join(textwrap.wrap(field.help, columns - 6)), "      "))
+        print()

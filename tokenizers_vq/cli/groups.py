@@ -1,0 +1,112 @@
+"""Options that several verbs share, as groups: a verb names a group, and gets its options as one value.
+
+A verb takes a group as a keyword-only parameter, `reading: groups.Reading`; `expanded` gives Typer a function with the
+group's fields as options of their own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+import typer
+
+
+class Reading(NamedTuple):
+    """How images are read: fields of `DataConfig`, by their names."""
+
+    split: Annotated[str | None, typer.Option(help="split to read")] = None
+    image_column: Annotated[str | None, typer.Option(help="column of the images")] = None
+    range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="black and white of arrays and 16-bit files; unset: all of the dtype"),
+    ] = None
+    streaming: Annotated[bool, typer.Option("--streaming", help="read without storing or indexing the data")] = False
+    limit: Annotated[int | None, typer.Option(help="use this many images, evenly spread")] = None
+    workers: Annotated[int, typer.Option(help="threads that load ahead")] = 2
+    on_broken: Annotated[
+        str, typer.Option(metavar="skip|stop", help="unreadable images: skip and name them, or stop")
+    ] = "skip"
+
+
+class Judging(NamedTuple):
+    """Which networks judge reconstructions."""
+
+    lpips: Annotated[
+        str,
+        typer.Option(metavar="auto|none|squeeze|alex|vgg", help="LPIPS network; auto: one whose trunk is at hand"),
+    ] = "auto"
+    lpips_trunk: Annotated[Path | None, typer.Option(help="file with torchvision's weights of the LPIPS trunk")] = None
+    backbone: Annotated[str, typer.Option(help="timm backbone of the feature distance, or none")] = (
+        "tf_efficientnet_lite0"
+    )
+    layer: Annotated[str, typer.Option(help="its layer")] = "head"
+
+    def options(self) -> dict[str, Any]:
+        """As `evaluation.evaluate` takes them. Raises `ValueError` for an unknown network, or one without weights.
+
+        A network that was asked for by name has to be there; `auto` does without.
+        """
+        from tokenizers_vq.config import nearest
+        from tokenizers_vq.losses.perceptual import find_trunk, load_trunk
+
+        nets = ("squeeze", "alex", "vgg")
+        if self.lpips not in (*nets, "auto", "none"):
+            raise ValueError(f"--lpips: no network '{self.lpips}'{nearest(self.lpips, (*nets, 'auto', 'none'))}")
+        if self.lpips == "auto" and self.lpips_trunk is not None:
+            raise ValueError("--lpips-trunk: say of which network, for example --lpips squeeze")
+        net: Any = None if self.lpips == "none" else self.lpips
+        if self.lpips == "auto":
+            net = next((net for net in nets if find_trunk(net)), None)  # type: ignore[arg-type]
+        elif net is not None and find_trunk(net, self.lpips_trunk) is None:
+            load_trunk(net)  # a download; says what to do where it cannot be had
+        return {
+            "lpips": net,
+            "lpips_trunk": self.lpips_trunk,
+            "backbone": None if self.backbone == "none" else self.backbone,
+            "layer": self.layer,
+        }
+
+
+class Computing(NamedTuple):
+    """Where and how a model computes."""
+
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="where to compute")] = "auto"
+    precision: Annotated[
+        str, typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 where the device has it in hardware")
+    ] = "auto"
+
+
+GROUPS = (Reading, Judging, Computing)
+
+
+def expanded(verb: Callable[..., None]) -> Callable[..., None]:
+    """`verb` as Typer reads it: every group among its parameters is the options that its fields are."""
+    hints = get_type_hints(verb, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if hint in GROUPS}
+    if not groups:
+        return verb
+
+    @functools.wraps(verb)
+    def call(**given: Any) -> None:
+        values = {name: group(**{field: given.pop(field) for field in group._fields}) for name, group in groups.items()}
+        verb(**given, **values)
+
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(verb).parameters.items():
+        if name not in groups:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(kind=kind, annotation=hints[name]))
+            continue
+        fields = get_type_hints(groups[name], include_extras=True)
+        for field, annotation in fields.items():
+            default = groups[name]._field_defaults[field]
+            parameters.append(
+                inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            )
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
