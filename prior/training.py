@@ -6,12 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from prior.conditions import ClassCondition, ClassConfig
-from prior.data import Data, frequencies
+from prior.data import Data, frequencies, read_rows
 from prior.decoding import decode, grid, open_tokenizer, short, spread
 from prior.evaluation import Measured, bits_per_token, entropies, unigram
 from prior.model import Prior, PriorConfig
@@ -85,7 +86,7 @@ class PriorTask:
         """One micro-batch `{tokens (B, N), labels (B,), captions}`."""
         model, optimizer = self.modules["prior"], self.optimizers["prior"]
         with accelerator.accumulate(model):
-            loss = model(batch["tokens"], self.prior.condition.take(batch))
+            loss = model(batch["tokens"], self.prior.condition.take(batch, draw=True))
             loop.check_finite(step, {"the loss": loss})
             accelerator.backward(loss)
             lr = schedule_value(self.recipe.optimizer.lr, step)
@@ -133,14 +134,16 @@ class PriorTask:
         return self.ema.module if self.ema is not None else self.prior
 
     def picture(self) -> Tensor | None:
-        """`(3, H, W)`: samples of one seed, classes in turn; None without the tokenizer."""
+        """`(3, H, W)`: samples of one seed, classes in turn or held-out captions; None without the tokenizer."""
         if self.tokenizer is None:
             return None
-        condition = self.prior.condition
-        labels = None
+        condition = self.trained.condition
         if isinstance(condition, ClassCondition):
-            labels = spread(list(range(condition.num_classes)), PICTURED)
-        tokens = self.trained.sample(PICTURED, labels, Sampler(seed=self.recipe.seed))
+            told = spread(list(range(condition.num_classes)), PICTURED)
+        else:
+            rows = np.resize(self.data.held_rows, PICTURED)
+            told = condition.take(read_rows(self.data.held, rows))
+        tokens = self.trained.sample(PICTURED, told, Sampler(seed=self.recipe.seed))
         return grid(decode(self.tokenizer, self.prior, tokens), columns=4)
 
     def save(self, folder: Path, step: int) -> None:

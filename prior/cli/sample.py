@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -35,6 +36,9 @@ def sample(
             "--classes", "--class", help="classes by number or name, such as 0,3,cat; in turn, row by row; unset: all"
         ),
     ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="a prompt, for a prior that is told a text; may be given several times")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="divides the logits; 0 takes the likeliest code")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="keep the k likeliest codes")] = None,
     top_p: Annotated[float | None, typer.Option(help="keep the likeliest codes that together reach p")] = None,
@@ -57,7 +61,8 @@ def sample(
         raise ValueError(f"--codes: {out} is a picture, which keeps none: give --out FOLDER")
     total = count or columns * int(re.split("[xX]", grid)[0])
     plain = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, seed=seed)
-    opened = _open(model, tokenizer, classes, total, device)
+    opened = _open(model, tokenizer, device)
+    opened = opened._replace(told=_told(opened.prior, classes, text, total))
     sampler = opened.prior.network.Sampler(**{**plain.to_dict(), **apply_overrides({}, settings or ())})
     drawn = _draw(opened, sampler, total, batch_size)
     together = out if alone else out / "grid.png"
@@ -72,8 +77,9 @@ def sample(
 class _Opened(NamedTuple):
     prior: Prior
     tokenizer: Tokenizer
-    labels: Tensor | None
     settings: dict[str, Any]
+    told: Sequence[Any] | None = None
+    """a class or a prompt for each sample"""
 
 
 class _Drawn(NamedTuple):
@@ -82,10 +88,9 @@ class _Drawn(NamedTuple):
     images: Tensor
 
 
-def _open(model: str, tokenizer: str | None, classes: str | None, total: int, device: str) -> _Opened:
-    """The prior, its tokenizer, a class for each of `total` samples."""
-    from prior.conditions import ClassCondition
-    from prior.decoding import find_classes, open_tokenizer, spread
+def _open(model: str, tokenizer: str | None, device: str) -> _Opened:
+    """The prior and its tokenizer."""
+    from prior.decoding import open_tokenizer
     from prior.model import load
     from tokenizers_vq.devices import resolve_device
 
@@ -94,13 +99,24 @@ def _open(model: str, tokenizer: str | None, classes: str | None, total: int, de
     config = prior.config
     name = tokenizer or config.tokenizer
     opened = open_tokenizer(name, config.fingerprint, model, place)
-    labels = None
+    return _Opened(prior, opened, {"model": model, "tokenizer": name, "fingerprint": config.fingerprint})
+
+
+def _told(prior: Prior, classes: str | None, text: list[str] | None, total: int) -> Sequence[Any] | None:
+    """A class or a prompt for each of `total` samples: those given in turn, else all classes, or no text."""
+    from prior.conditions import ClassCondition, TextCondition
+    from prior.decoding import find_classes, spread
+
+    condition = prior.condition
+    if text and not isinstance(condition, TextCondition):
+        raise ValueError("--text: this prior is told no text; leave it out")
+    if text:
+        return [text[index] for index in spread(list(range(len(text))), total).tolist()]
     if classes is not None:
-        labels = spread(find_classes(classes, prior.condition), total)
-    elif isinstance(prior.condition, ClassCondition):
-        labels = spread(list(range(prior.condition.num_classes)), total)
-    settings = {"model": model, "tokenizer": name, "fingerprint": config.fingerprint}
-    return _Opened(prior, opened, labels, settings)
+        return spread(find_classes(classes, condition), total).tolist()
+    if isinstance(condition, ClassCondition):
+        return spread(list(range(condition.num_classes)), total).tolist()
+    return None
 
 
 def _draw(opened: _Opened, sampler: Sampler, total: int, batch_size: int) -> _Drawn:
@@ -111,8 +127,8 @@ def _draw(opened: _Opened, sampler: Sampler, total: int, batch_size: int) -> _Dr
     tokens, images = [], []
     for first in range(0, total, batch_size):
         n = min(batch_size, total - first)
-        labels = None if opened.labels is None else opened.labels[first : first + n]
-        drawn = opened.prior.sample(n, labels, sampler, first=first)
+        told = None if opened.told is None else opened.told[first : first + n]
+        drawn = opened.prior.sample(n, told, sampler, first=first)
         tokens.append(drawn.cpu())
         images.append(decode(opened.tokenizer, opened.prior, drawn))
         common.note(f"{first + n} of {total} images")
@@ -131,14 +147,17 @@ def _write_folder(out: Path, drawn: _Drawn, codes: bool, settings: dict[str, Any
 
     from tokenizers_vq.folders import write_atomically
 
-    names, labels = drawn.opened.prior.config.label_names, drawn.opened.labels
+    names, told = drawn.opened.prior.config.label_names, drawn.opened.told
     entries = []
     for index, (image, row) in enumerate(zip(drawn.images, drawn.tokens, strict=True)):
         entry: dict[str, object] = {"file": f"{index:05d}.png"}
-        if labels is not None:
-            entry["class"] = label = int(labels[index])
+        one = None if told is None else told[index]
+        if isinstance(one, str):
+            entry["text"] = one
+        elif one is not None:
+            entry["class"] = one
             if names is not None:
-                entry["name"] = names[label]
+                entry["name"] = names[one]
         if codes:
             entry["codes"] = row.tolist()
         entries.append(entry)

@@ -9,8 +9,9 @@ from pydantic import Field
 from prior.conditions.base import Condition, Context
 from prior.conditions.classes import ClassCondition, ClassConfig
 from prior.conditions.nothing import NoCondition, NoneConfig
+from prior.conditions.text import TextCondition, TextConfig
 
-ConditionConfig = Annotated[NoneConfig | ClassConfig, Field(discriminator="kind")]
+ConditionConfig = Annotated[NoneConfig | ClassConfig | TextConfig, Field(discriminator="kind")]
 
 __all__ = [
     "ClassCondition",
@@ -20,4 +21,6 @@ __all__ = [
     "Context",
     "NoCondition",
     "NoneConfig",
+    "TextCondition",
+    "TextConfig",
 ]

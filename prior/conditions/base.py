@@ -17,15 +17,18 @@ class Context(NamedTuple):
     """`(B, P, D)`, D the network's width"""
     mask: Tensor | None = None
     """bool `(B, P)`, False where a vector is padding, which never stands last; None: all count"""
-    null: Tensor | None = None
-    """`(B, P, D)`, under the same mask: the vectors that stand for no condition; None where guidance cannot be had"""
+    null: Context | None = None
+    """what stands for no condition, of the same shape; None where guidance cannot be had"""
 
     def guided(self) -> Context:
         """`2B` rows: these, then those of no condition. Raises `ValueError` where there is no null."""
         if self.null is None:
             raise ValueError("guidance needs a condition that was left out now and then in training")
-        mask = None if self.mask is None else self.mask.repeat(2, 1)
-        return Context(torch.cat((self.vectors, self.null)), mask)
+        vectors, masks = torch.cat((self.vectors, self.null.vectors)), (self.mask, self.null.mask)
+        if masks == (None, None):
+            return Context(vectors)
+        full = torch.ones(self.vectors.shape[:2], dtype=torch.bool, device=vectors.device)
+        return Context(vectors, torch.cat([full if mask is None else mask for mask in masks]))
 
 
 class Condition(nn.Module):
@@ -51,12 +54,11 @@ class Condition(nn.Module):
     def forward(self, *told: Tensor) -> Context:
         """What `resolve` gave -> the context; in train mode rows are replaced by the null at the config's rate."""
 
-    def take(self, batch: Mapping[str, Any]) -> Any:
+    def take(self, batch: Mapping[str, Any], draw: bool = False) -> Any:
         """The value for `resolve` of a batch of codes `{tokens, labels, captions}`: nothing, unless overridden.
 
-        `labels`: int64 `(B,)`; `captions`: a list of `B` tuples of strings, None where the codes have none. In train
-        mode one of several captions is drawn from torch's generator, which the loop seeds at every micro-batch; else
-        the first is taken.
+        `labels`: int64 `(B,)`; `captions`: a list of `B` tuples of strings, None where the codes have none. `draw`: one
+        of several captions by torch's generator, which the loop seeds at every micro-batch; else the first.
         """
         return None
 
@@ -74,14 +76,21 @@ class Condition(nn.Module):
         if value is None:
             raise ValueError(f"guidance {guidance:g} needs {self.noun}: give one, or leave guidance out")
 
+    def check_null(self) -> None:
+        """Raises `ValueError` where the prior never learnt what no condition is."""
+        if not self.guidable:
+            raise ValueError(
+                f"this prior never learnt to do without {self.noun} (its condition's dropout is 0): give one"
+            )
+
     def card(self) -> tuple[str, str]:
         """For the model card: a sentence on what is told, and an example of it as Python writes it ("" for none)."""
         return "It knows no classes.", ""
 
 
-def chosen(captions: list[tuple[str, ...]], training: bool) -> list[str]:
-    """One caption a row: drawn from torch's generator in training, else the first; "" where a row has none."""
-    if not training:
+def chosen(captions: list[tuple[str, ...]], draw: bool) -> list[str]:
+    """One caption a row: drawn by torch's generator, or the first; "" where a row has none."""
+    if not draw:
         return [row[0] if row else "" for row in captions]
-    draws = torch.rand(len(captions)).tolist()
-    return [row[int(draw * len(row))] if row else "" for row, draw in zip(captions, draws, strict=True)]
+    draws = torch.rand(len(captions), device="cpu").tolist()
+    return [row[int(share * len(row))] if row else "" for row, share in zip(captions, draws, strict=True)]

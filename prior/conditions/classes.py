@@ -85,7 +85,7 @@ class ClassCondition(Condition):
         Raises `ValueError` for an unknown class or another number of them.
         """
         if value is None:
-            self._check_null()
+            self.check_null()
             return (torch.full((n,), self.num_classes, device=self.classes.weight.device),)
         missing = []
         if isinstance(value, str):
@@ -97,7 +97,7 @@ class ClassCondition(Condition):
                 value = [0 if one is None else self.find(one) if isinstance(one, str) else one for one in several]
         labels = self._labels(value, n)
         if any(missing):
-            self._check_null()
+            self.check_null()
             labels = labels.masked_fill(torch.tensor(missing, device=labels.device), self.num_classes)
         return (labels,)
 
@@ -118,17 +118,13 @@ class ClassCondition(Condition):
             raise ValueError(f"class {first} is out of range: the classes are 0 to {self.num_classes - 1}")
         return labels
 
-    def _check_null(self) -> None:
-        if not self.guidable:
-            raise ValueError("this prior never learnt to do without a class (its condition's dropout is 0): give one")
-
     def forward(self, *told: Tensor) -> Context:
         """Labels int64 `(B,)`, `num_classes` for the null class -> one vector each, `(B, 1, D)`."""
         (labels,) = told
         if self.training and self.dropout > 0:
             dropped = torch.rand(labels.shape[0], device=labels.device) < self.dropout
             labels = labels.masked_fill(dropped, self.num_classes)
-        null = self.classes.weight[self.num_classes].expand(labels.shape[0], 1, -1)
+        null = Context(self.classes.weight[self.num_classes].expand(labels.shape[0], 1, -1))
         return Context(self.classes(labels)[:, None], null=null if self.guidable else None)
 
     def card(self) -> tuple[str, str]:
@@ -137,6 +133,6 @@ class ClassCondition(Condition):
         listed = f": {', '.join(f'{i} {known}' for i, known in enumerate(names))}." if names else "."
         return f"It is told the class, one of {self.num_classes}{listed}", f'"{names[0]}"' if names else "0"
 
-    def take(self, batch: Mapping[str, Any]) -> Any:
+    def take(self, batch: Mapping[str, Any], draw: bool = False) -> Any:
         """The labels."""
         return batch["labels"]

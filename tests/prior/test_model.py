@@ -271,11 +271,11 @@ def test_padding_of_a_context_is_not_seen() -> None:
 
 def test_captions_are_chosen() -> None:
     captions = [("a cat", "a small cat", "it"), (), ("fox",)]
-    assert chosen(captions, training=False) == ["a cat", "", "fox"]
+    assert chosen(captions, draw=False) == ["a cat", "", "fox"]
     torch.manual_seed(3)
-    drawn = [chosen(captions, training=True) for _ in range(200)]
+    drawn = [chosen(captions, draw=True) for _ in range(200)]
     torch.manual_seed(3)
-    assert drawn == [chosen(captions, training=True) for _ in range(200)]
+    assert drawn == [chosen(captions, draw=True) for _ in range(200)]
     assert {row[0] for row in drawn} == set(captions[0]) and {tuple(row[1:]) for row in drawn} == {("", "fox")}
     counts = [sum(row[0] == caption for row in drawn) for caption in captions[0]]
     assert min(counts) > 40
