@@ -20,8 +20,10 @@ _BLOCK = 65536
 class Data:
     """`rows` of `shards` to train on and `held_rows` of `held` to measure on, as a recipe says.
 
-    Raises `ValueError` where the codes are of several tokenizers or another one than the recipe's, and what
-    `read_codes` raises.
+    Classes have the numbers of `shards` in both: those of `held` are found by their names.
+
+    Raises `ValueError` where the codes are of several tokenizers or another one than the recipe's, where classes that
+    the prior is told cannot be compared, and what `read_codes` raises.
     """
 
     def __init__(self, recipe: PriorRecipe) -> None:
@@ -43,6 +45,8 @@ class Data:
                     f"{recipe.codes} ({short(self.shards.fingerprint)})"
                 )
             check_layout(self.held, self.shards.layout, f"{recipe.codes} has")
+            if _told_classes(recipe, self.shards, self.held):
+                self.held = self.held.renumbered(self.shards.label_names, recipe.codes)
             self.held_rows = np.arange(len(self.held))
         for folder, rows in ((recipe.codes, self.rows), (recipe.held_out_codes, self.held_rows)):
             if not len(rows):
@@ -64,8 +68,16 @@ class Data:
 
 
 def read_rows(shards: CodeShards, rows: np.ndarray) -> dict[str, Any]:
-    """Rows as a batch: `tokens` int64 `(B, N)`, `labels` int64 `(B,)`, `captions`: B tuples of strings, or None."""
-    return {"tokens": shards[rows], "labels": shards.labels[rows], "captions": None}
+    """Rows as a batch: `tokens` int64 `(B, N)`, `labels` int64 `(B,)`, -1 for none, and all `captions` of each image.
+
+    `captions`: B tuples of strings, None where the codes have none.
+    """
+    return {"tokens": shards[rows], "labels": shards.labels_of(rows), "captions": shards.captions_of(rows)}
+
+
+def _told_classes(recipe: PriorRecipe, *shards: CodeShards) -> bool:
+    """Whether the prior is told classes: where they are asked for, or all images have one."""
+    return recipe.model.told(all(bool((part.labels >= 0).all()) for part in shards)).kind == "class"
 
 
 def split(keys: Sequence[str], share: float, most: int) -> tuple[np.ndarray, np.ndarray]:

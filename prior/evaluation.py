@@ -85,7 +85,8 @@ def bits_per_token(prior: Prior, shards: CodeShards, rows: np.ndarray, batch_siz
 def evaluate(model: str, codes: str | None = None, *, device: str = "auto", batch_size: int = 32) -> Measured:
     """Measure a run or saved prior in float32 on a folder of codes; unset, or the run's own: what it held out.
 
-    Raises `ValueError` for codes of another tokenizer or layout, or none named, and what `load` and `read_codes` raise.
+    Classes are found by their names. Raises `ValueError` for codes of another tokenizer or layout or other classes, or
+    none named, and what `load` and `read_codes` raise.
     """
     prior = load(model).to(resolve_device(device))
     path = Path(model) / "recipe.yaml"
@@ -110,6 +111,8 @@ def evaluate(model: str, codes: str | None = None, *, device: str = "auto", batc
             f"on ({short(prior.config.fingerprint)})"
         )
     check_layout(shards, prior.layout, f"{model} is for")
+    if prior.config.label_names is not None:
+        shards = shards.renumbered(prior.config.label_names, model)
     if not len(rows):
         raise ValueError(f"{shards.folder} holds no codes: encode some images")
     counts = frequencies(shards, rows)

@@ -23,7 +23,7 @@ from tokenizers_vq.config import read_yaml, schedule_value
 from tokenizers_vq.folders import lasting_name
 from tokenizers_vq.tokenizer import Tokenizer
 from tokenizers_vq.training import loop
-from tokenizers_vq.training.runs import claim, claim_data
+from tokenizers_vq.training.runs import alone, claim, claim_data
 
 MAY_CHANGE = (*loop.MAY_CHANGE, "evaluate_every", "tokenizer")
 PICTURED = 16
@@ -167,6 +167,7 @@ def _spare_vectors(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return optimizer
 
 
+@alone
 def train(recipe: PriorRecipe, out: Path, *, device: str = "auto") -> Measured:
     """Train by `recipe` into the folder `out`, going on where it holds a run; says how it compares with the unigram.
 

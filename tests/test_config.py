@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,9 +16,11 @@ from tokenizers_vq.config import (
     ScheduleCurve,
     apply_overrides,
     parse,
+    read_json,
     read_yaml,
     schedule_value,
 )
+from tokenizers_vq.text import printable
 
 
 class Round(Config):
@@ -112,3 +115,89 @@ def test_files(tmp_path: Path) -> None:
         (tmp_path / "x.yaml").write_text(text)
         with pytest.raises(ConfigError, match=message):
             read_yaml(tmp_path / "x.yaml")
+
+
+def alias_bomb(template: str) -> str:
+    """Twelve anchors, each of nine times the one before: 9^12 values in 400 bytes."""
+    names = "abcdefghijkl"
+    lines = [f"{new}: &{new} {template.format(','.join([f'*{old}'] * 9))}" for old, new in pairwise(names)]
+    return "\n".join(["a: &a {k: 1}", *lines])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (alias_bomb("[{}]"), "more than 100,000 values"),
+        (alias_bomb("{{<<: [{}]}}"), "more than 100,000 values"),
+        ("a: &a [*a]", "line 1, column 4: nested more than 64 levels deep, or an alias to itself"),
+        ("a: &a {<<: *a}", "an alias to itself"),
+        ("[" * 5000, "nested more than 64 levels"),
+        ("a: " + "[" * 70 + "]" * 70, "nested more than 64 levels"),
+        ("1: 2", "the key '1' is no text: put it in quotes"),
+        ("a: {true: 2}", "the key 'true' is no text"),
+        ("? [a]\n: 2", "the key is no text"),
+        ("a: 1\nb: 2\na: 3", "line 3, column 1: 'a' stands there twice"),
+        ("a: !!bool maybe", "not of the kind that it says"),
+        ("a: !!python/object:os.system x", "only text, numbers"),
+        ("a: !!set {b}", "only mappings and lists"),
+        ("a: 1" + "0" * 30, "a whole number of 100 bits"),
+        ("a: \x00", "unacceptable character"),
+        ("a: " + "x" * 300_000, "has 300,003 characters"),
+    ],
+)
+def test_yaml_that_costs_more_than_its_size_is_refused_in_one_line(content: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as error:
+        read_yaml(path)
+    assert str(error.value).startswith(str(path)) and said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_yaml_keeps_dates_as_text_and_reads_shared_parts(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"\xef\xbb\xbfday: 2024-01-01\nlr: 1e-4\nbase: &b {x: 1}\nmore: {<<: *b, y: 2}")
+    assert read_yaml(path) == {"day": "2024-01-01", "lr": 1e-4, "base": {"x": 1}, "more": {"x": 1, "y": 2}}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"[" * 100_000, "nested more than 64 levels"),
+        (b'{"a":' + b"[" * 70 + b"]" * 70 + b"}", "nested more than 64 levels"),
+        (b"[1]", "expected a JSON object, found list"),
+        (b"", "not valid JSON"),
+        (b"{\xff}", "no text in UTF-8"),
+        (b'{"a": 1, "a": 2}', "'a' stands there twice"),
+        (b'{"a": 1%s}' % (b"0" * 30), "a whole number of 100 bits"),
+        (b'{"a": 1%s}' % (b"0" * 5000), "not valid JSON"),
+        (b" " * 9_000_000, "9,000,000 bytes"),
+    ],
+)
+def test_json_is_read_within_bounds(content: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        read_json(path)
+    assert str(error.value).startswith(str(path)) and said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_json_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"a": [1, 2.5, null, true, "x"], "b": {}}')
+    assert read_json(path) == {"a": [1, 2.5, None, True, "x"], "b": {}}
+    with pytest.raises(FileNotFoundError, match="no file"):
+        read_json(tmp_path / "none.json")
+
+
+def test_infinite_numbers_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"radius: .*finite number, got inf"):
+        Round(radius=float("inf"))
+    with pytest.raises(ConfigError, match=r"weight: .*finite number"):
+        parse(Drawing, {"shapes": [], "weight": float("nan")})
+
+
+def test_control_characters_are_written_as_escapes() -> None:
+    assert printable("red \x1b[31m\u202etxt\udc80\x9b1m\r") == r"red \x1b[31m\u202etxt\udc80\x9b1m\r"
+    assert printable("Zürich 図\tand\nline") == "Zürich 図\tand\nline"

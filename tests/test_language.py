@@ -69,6 +69,24 @@ def test_levels_and_grids_have_ranges_of_their_own() -> None:
     assert mapping.to_ids(layout.unflatten(torch.zeros(1, 6).long())).tolist() == [[10, 14, 19, 25, 19, 25]]
 
 
+@pytest.mark.parametrize("layout", [CodeLayout(((2, 2),), 1, (8,)), CodeLayout(((1,), (2, 2)), 2, (8, 8, 8, 8))])
+def test_no_images_have_no_ids(layout: CodeLayout) -> None:
+    mapping = LanguageModelIds(layout, 10, 1, 2, 3)
+    codes = layout.unflatten(torch.zeros(0, layout.length).long())
+    ids = mapping.to_ids(codes)
+    assert ids.shape == (0, mapping.length) and ids.dtype == torch.int64
+    back = mapping.to_codes(ids)
+    assert [part.shape for part in _parts(back)] == [part.shape for part in _parts(codes)]
+
+
+def test_codes_of_shards_are_taken() -> None:
+    mapping = LanguageModelIds(LAYOUT, 10, 1, 2, 3)
+    codes = torch.arange(8).view(2, 2, 2)
+    ids = mapping.to_ids(codes)
+    assert torch.equal(mapping.to_ids(codes.numpy().astype("uint16")), ids)  # type: ignore[arg-type]
+    assert torch.equal(mapping.to_codes(ids.numpy().astype("uint16")), codes)  # type: ignore[arg-type]
+
+
 LAYOUT = CodeLayout(((2, 2),), 1, (8,))
 IDS = [1, 10, 11, 3, 12, 13, 3, 2]
 
@@ -83,6 +101,11 @@ IDS = [1, 10, 11, 3, 12, 13, 3, 2]
         ([IDS, [1, 10, 18, *IDS[3:]]], "id 18 at place 2 of image 1 is no code: there stand 10 to 17"),
         ([*IDS[:5], 9, *IDS[6:]], "id 9 at place 5 of image 0 is no code"),
         (torch.zeros(1, 8), "must be integers, got torch.float32"),
+        ([], r"must be \(B, 8\) or \(8,\)"),
+        ("ids", "ids must be rows of integers"),
+        (None, "ids must be rows of integers"),
+        ([[1], [1, 2]], "ids must be rows of integers"),
+        ([2**70] * 8, "ids must be rows of integers"),
     ],
 )
 def test_ids_of_no_image_are_refused(ids, problem: str) -> None:
@@ -99,6 +122,10 @@ def test_ids_of_no_image_are_refused(ids, problem: str) -> None:
         (torch.full((1, 2, 2), 8), "code 8 at place 0 of image 0 is none of 8"),
         (torch.full((2, 2), -1), "code -1 at place 0"),
         (torch.zeros(1, 2, 3).long(), "do not fit this layout"),
+        (torch.zeros(1, 2, 2), "codes must be int64, got torch.float32"),
+        (torch.zeros(1, 2, 2).bool(), "codes must be int64, got torch.bool"),
+        ((), "do not fit this layout"),
+        (None, "codes must be integer tensors"),
     ],
 )
 def test_codes_of_another_layout_are_refused(codes: torch.Tensor, problem: str) -> None:
@@ -114,6 +141,11 @@ def test_codes_of_another_layout_are_refused(codes: torch.Tensor, problem: str) 
         ((-1,), "ids must be 0 or more, got -1"),
         ((10, -4), "got -4"),
         (([10, 20],), "one for each of 1 streams, got 2"),
+        ((None,), "one for each of 1 streams, got 0"),
+        (("a",), "must be whole numbers, got 'a'"),
+        ((1.5,), "must be whole numbers, got 1.5"),
+        ((10, 1, 2, 0.5), "must be whole numbers, got 0.5"),
+        ((2**63 - 7,), "ids are int64"),
     ],
 )
 def test_impossible_maps_are_refused(arguments: tuple, problem: str) -> None:

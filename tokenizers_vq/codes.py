@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Codes = Tensor | tuple[Tensor, ...]
 """int64 codes: `(B, *grid)` or `(B, *grid, L)`; a tuple, coarse first, if and only if there are several grids."""
+LONGEST = 2**24
+"""most tokens of one image: a square of 4096 positions; beyond it a layout's own tables would not fit into memory"""
 
 
 class Quantized(NamedTuple):
@@ -55,15 +60,21 @@ class CodeLayout:
     """number of codes of each stream = grid x level, grid-major"""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grids", tuple(tuple(int(n) for n in grid) for grid in self.grids))
-        object.__setattr__(self, "sizes", tuple(int(size) for size in self.sizes))
-        if not self.grids or any(len(grid) not in (1, 2) or min(grid) < 1 for grid in self.grids):
-            raise ValueError(f"grids must be (h, w) or (T,) of positive sizes, got {self.grids}")
-        if self.levels < 1 or len(self.sizes) != len(self.grids) * self.levels:
+        grids = tuple(_numbers(grid, "grids") for grid in _listed(self.grids, "grids"))
+        object.__setattr__(self, "grids", grids)
+        object.__setattr__(self, "levels", _number(self.levels, "levels"))
+        object.__setattr__(self, "sizes", _numbers(self.sizes, "sizes"))
+        if not grids or any(len(grid) not in (1, 2) or min(grid) < 1 for grid in grids):
+            raise ValueError(f"grids must be (h, w) or (T,) of positive sizes, got {reprlib.repr(grids)}")
+        if self.levels < 1 or len(self.sizes) != len(grids) * self.levels:
             raise ValueError(
-                f"{len(self.grids)} grids x {self.levels} levels need {len(self.grids) * self.levels} sizes, "
+                f"{len(grids)} grids x {self.levels} levels need {len(grids) * self.levels} sizes, "
                 f"got {len(self.sizes)}"
             )
+        if min(self.sizes) < 1 or max(self.sizes) > 2**63:
+            raise ValueError(f"sizes must be 1 to 2**63, for codes are int64, got {reprlib.repr(self.sizes)}")
+        if self.length > LONGEST:
+            raise ValueError(f"a layout holds at most {LONGEST:,} tokens an image, got {self.length:,}")
 
     @property
     def length(self) -> int:
@@ -77,22 +88,27 @@ class CodeLayout:
         return sum(count * math.log2(size) for count, size in zip(streams, self.sizes, strict=True))
 
     def flatten(self, codes: Codes) -> Tensor:
-        """Codes -> int64 `(B, N)`. Raises `ValueError` where their shape is not this layout's."""
-        parts = codes if isinstance(codes, (tuple, list)) else (codes,)
+        """Codes -> int64 `(B, N)`. Raises `ValueError` where their shape is not this layout's, or no integers."""
+        parts = whole_numbers(codes)
+        parts = parts if isinstance(parts, tuple) else (parts,)
         wanted = [grid if self.levels == 1 else (*grid, self.levels) for grid in self.grids]
         got = [tuple(part.shape[1:]) for part in parts]
-        if got != wanted:
-            raise ValueError(f"codes of shape (B, {got}) do not fit this layout, which needs (B, {wanted})")
-        return torch.cat([part.reshape(part.shape[0], -1) for part in parts], dim=1)
+        if got != wanted or len({part.shape[0] for part in parts}) > 1:
+            shapes = [tuple(part.shape) for part in parts]
+            raise ValueError(f"codes of shape {shapes} do not fit this layout, which needs (B, {wanted})")
+        return torch.cat([part.flatten(1) for part in parts], dim=1)
 
     def unflatten(self, tokens: Tensor) -> Codes:
-        """`(B, N)` -> codes, the inverse of `flatten`. Raises `ValueError` for another length."""
-        if tokens.ndim != 2 or tokens.shape[1] != self.length:
-            raise ValueError(f"tokens must be (B, {self.length}) for this layout, got {tuple(tokens.shape)}")
+        """Integer `(B, N)` -> int64 codes, the inverse of `flatten`. Raises `ValueError` for another length or kind."""
+        shape = tuple(getattr(tokens, "shape", ()))
+        if len(shape) != 2 or shape[1] != self.length:
+            raise ValueError(f"tokens must be (B, {self.length}) for this layout, got {shape or type(tokens).__name__}")
+        rows = whole_numbers(tokens)
+        assert isinstance(rows, Tensor)
         counts = [math.prod(grid) * self.levels for grid in self.grids]
         tail = () if self.levels == 1 else (self.levels,)
         parts = tuple(
-            part.reshape(-1, *grid, *tail) for part, grid in zip(tokens.split(counts, dim=1), self.grids, strict=True)
+            part.reshape(shape[0], *grid, *tail) for part, grid in zip(rows.split(counts, 1), self.grids, strict=True)
         )
         return parts if len(parts) > 1 else parts[0]
 
@@ -107,8 +123,8 @@ class CodeLayout:
 
     def streams(self) -> Tensor:
         """int64 `(N,)`: the stream (grid x level) of every token; `sizes[stream]` is its number of codes."""
-        positions = self.positions()
-        return positions[:, 0] * self.levels + positions[:, 3]
+        streams = torch.arange(len(self.sizes)).view(-1, self.levels)
+        return torch.cat([row.repeat(math.prod(grid)) for row, grid in zip(streams, self.grids, strict=True)])
 
     def split(self, codes: Codes) -> list[Tensor]:
         """One `(B, n)` row per stream, in the order of `sizes`."""
@@ -120,9 +136,53 @@ class CodeLayout:
         return {"grids": [list(grid) for grid in self.grids], "levels": self.levels, "sizes": list(self.sizes)}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> CodeLayout:
-        """Inverse of `to_dict`."""
-        return cls(tuple(tuple(grid) for grid in data["grids"]), data["levels"], tuple(data["sizes"]))
+    def from_dict(cls, data: Mapping[str, Any]) -> CodeLayout:
+        """Inverse of `to_dict`. Raises `ValueError` for anything else."""
+        if not isinstance(data, Mapping):
+            raise ValueError(f"a layout has grids, levels and sizes, got {reprlib.repr(data)}")
+        if missing := [name for name in ("grids", "levels", "sizes") if name not in data]:
+            raise ValueError(f"a layout has grids, levels and sizes; {missing[0]} is missing")
+        return cls(data["grids"], data["levels"], data["sizes"])
+
+
+def whole_numbers(codes: Any) -> Codes:
+    """Codes as int64 tensors, from integers of any width, NumPy's too: shards hold uint16.
+
+    Raises `ValueError` for other types, floats and booleans among them, which would decode to something else.
+    """
+    if isinstance(codes, (tuple, list)):
+        return tuple(_whole(part) for part in codes)
+    return _whole(codes)
+
+
+def _whole(part: Any) -> Tensor:
+    if isinstance(part, np.ndarray) and part.dtype.kind in "iu":
+        part = torch.from_numpy(part.astype(np.int64))
+    if not isinstance(part, Tensor):
+        kind = f"an array of {part.dtype}" if isinstance(part, np.ndarray) else type(part).__name__
+        raise ValueError(f"codes must be integer tensors, as `encode` gives them, got {kind}")
+    if part.is_floating_point() or part.is_complex() or part.dtype == torch.bool:
+        raise ValueError(f"codes must be int64, got {part.dtype}; convert with .long() if they are whole numbers")
+    return part.to(torch.int64)
+
+
+def _listed(value: Any, name: str) -> Iterable[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{name} must be a list, got {reprlib.repr(value)}")
+    return value
+
+
+def _numbers(value: Any, name: str) -> tuple[int, ...]:
+    return tuple(_number(item, name) for item in _listed(value, name))
+
+
+def _number(value: Any, name: str) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be whole numbers, got {reprlib.repr(value)}") from None
 
 
 def nearest_multiples(size: int, stride: int) -> Sequence[int]:

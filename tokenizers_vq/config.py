@@ -8,17 +8,29 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from typing_extensions import Self
 
+from tokenizers_vq import text
+
 Path_ = tuple[str, ...]
 T = TypeVar("T", bound="Config")
+
+
+Size = Annotated[int, Field(ge=1, le=65_536)]
+"""channels of a layer, sides of images in pixels, heads, groups"""
+Blocks = Annotated[int, Field(ge=0, le=256)]
+"""blocks or layers, one after the other"""
+Halvings = Annotated[int, Field(ge=1, le=16)]
+"""how often a size is halved"""
+Multiplier = Annotated[int, Field(ge=1, le=1024)]
+"""channels of a level as a multiple of others"""
+MOST_LEVELS = 16
+"""levels of a network, each of which halves the size"""
 
 
 class ConfigError(ValueError):
@@ -32,7 +44,9 @@ class ConfigError(ValueError):
 class Config(BaseModel):
     """Base of every config: strict types, unknown fields refused, immutable. Lists become tuples."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     def __init__(self, **data: Any) -> None:
         try:
@@ -144,16 +158,34 @@ def parse(config: type[T], data: Mapping[str, Any], source: str | None = None) -
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
-    """A YAML mapping from a file. Raises `FileNotFoundError`, or `ConfigError` where it is no mapping."""
-    path = Path(path)
-    if not path.is_file():
+    """A YAML mapping from a file. Raises `FileNotFoundError`, or `ConfigError` where it is none or too much."""
+    if not Path(path).is_file():
         raise FileNotFoundError(f"no config file at {path}")
+    return _read(Path(path), text.parse_yaml, 4 * text.MOST_YAML, "`field: value` lines")
+
+
+def read_json(path: Path | str) -> dict[str, Any]:
+    """A JSON object from a file, such as a config.json.
+
+    Raises `FileNotFoundError`, or `ConfigError`, one line headed by the file: where it is no JSON object or no text,
+    names a field twice, is nested deeper than 64 levels, larger than 8 MiB or has whole numbers of more than 63 bits.
+    """
+    return _read(Path(path), text.parse_json, text.MOST_JSON, "a JSON object")
+
+
+def _read(path: Path, parse: Callable[[str], Any], most: int, wanted: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    if path.stat().st_size > most:
+        raise ConfigError((), f"{path} has {path.stat().st_size:,} bytes, where {most:,} are the most")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError((), f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        data = parse(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError((), f"{path}: no text in UTF-8 (byte {error.start})") from None
+    except ValueError as error:
+        raise ConfigError((), f"{path}: {error}") from None
     if not isinstance(data, dict):
-        raise ConfigError((), f"{path}: expected `field: value` lines, found {type(data).__name__}")
+        raise ConfigError((), f"{path}: expected {wanted}, found {type(data).__name__}")
     return data
 
 
@@ -161,13 +193,13 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
     """Copy of `data` with `a.b.0.c=value` applied; values are YAML. Raises `ConfigError` for a malformed override."""
     result = _plain(data)
     for override in overrides:
-        key, separator, text = override.partition("=")
+        key, separator, written = override.partition("=")
         if not separator or not key:
             raise ConfigError((), f"override '{override}' is not of the form path=value, for example steps=1000")
         try:
-            value = yaml.load(text, _Loader) if text else None
-        except yaml.YAMLError:
-            raise ConfigError((), f"override '{override}': the value is not valid YAML") from None
+            value = text.parse_yaml(written) if written else None
+        except ValueError as error:
+            raise ConfigError((), f"override '{override}': {error}") from None
         _assign(result, key.split("."), value, key)
     return result
 
@@ -203,15 +235,6 @@ def _index(data: list[Any], part: str, key: str) -> int:
     if not part.isdigit() or int(part) >= len(data):
         raise ConfigError((key,), f"'{part}' is not an entry of a list of {len(data)} (entries are numbered from 0)")
     return int(part)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that reads `1e-4` as a number, as people write learning rates (YAML 1.1 wants `1.0e-4`)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 class Share(float):

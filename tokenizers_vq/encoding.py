@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq import images
-from tokenizers_vq.codes import CodeLayout, Codes
+from tokenizers_vq.codes import CodeLayout, Codes, whole_numbers
 from tokenizers_vq.devices import channels_last, computing, resolve_device, resolve_precision
 from tokenizers_vq.folders import lasting_name
 from tokenizers_vq.models import load
@@ -115,8 +115,12 @@ class BatchEncoder:
         return self.tokenizer.code_layout(height, width).flatten(codes).cpu()
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Integer `(B, N)` of the encoder's image size -> float32 images `(B, C, H, W)` in [-1, 1] on the CPU."""
-        codes = self.layout.unflatten(tokens.to(self.device, torch.int64))
+        """Integer `(B, N)` of the encoder's image size -> float32 images `(B, C, H, W)` in [-1, 1] on the CPU.
+
+        Raises `ValueError` for another shape, for floats and booleans, and for codes out of range.
+        """
+        rows = whole_numbers(tokens)
+        codes = self.layout.unflatten(rows.to(self.device) if isinstance(rows, Tensor) else rows)  # type: ignore[arg-type]
         with computing(self.device, self.autocast):
             if self.tile is not None and max(_pair(self.image_size)) > self.tile:
                 assert isinstance(codes, Tensor)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from tokenizers_vq.config import ConfigError, nearest
+from tokenizers_vq.config import ConfigError, nearest, read_json
+from tokenizers_vq.writing import write_atomically
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -24,22 +23,6 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 def to_json(data: Any) -> str:
     """Canonical JSON: sorted keys, no spaces to differ in."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"))
-
-
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file beside its place, then move it there: a reader sees the old file or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def save(
@@ -73,11 +56,9 @@ def read_config(folder: Path, what: str = "tokenizer") -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no {CONFIG}: it is no saved model")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError((), f"{path} is not valid JSON ({error}): save or copy the model again") from None
-    if not isinstance(data, dict):
-        raise ConfigError((), f"{path} holds no JSON object: save or copy the model again")
+        data = read_json(path)
+    except ConfigError as error:
+        raise ConfigError((), f"{error}: save or copy the model again") from None
     for other, field in _OWN_FIELD.items():
         if other != what and field in data and _OWN_FIELD[what] not in data:
             raise ValueError(f"{folder} holds a {other}, where a {what} is wanted: {_LOADED_BY[other]}")
@@ -87,7 +68,7 @@ def read_config(folder: Path, what: str = "tokenizer") -> dict[str, Any]:
 def read_card(folder: Path) -> str | None:
     """The text of the folder's model card, where there is one."""
     path = folder / CARD
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
 def load_weights(module: nn.Module, folder: Path) -> None:

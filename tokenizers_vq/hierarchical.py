@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tokenizers_vq.codes import CodeLayout, Codes, Output, Quantized
+from tokenizers_vq.codes import CodeLayout, Codes, Output, Quantized, whole_numbers
 from tokenizers_vq.config import ConfigError
 from tokenizers_vq.images import check
 from tokenizers_vq.networks.vqvae2 import Vqvae2DecoderConfig, Vqvae2EncoderConfig
@@ -142,10 +142,12 @@ class HierarchicalTokenizer(Tokenizer):
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:
-        """A tuple of int64 codes, coarse first -> images `(B, C, H, W)` in [-1, 1].
+        """A tuple of integer codes, coarse first -> images `(B, C, H, W)` in [-1, 1].
 
-        Raises `ValueError` for another number of grids, grids that do not fit one another, or codes out of range.
+        Raises `ValueError` for another number of grids, grids that do not fit one another, or codes of another type or
+        out of range.
         """
+        codes = whole_numbers(codes)
         self._check_codes(codes)
         vectors = [quantizer.lookup(part) for quantizer, part in zip(self.quantizers, codes, strict=True)]
         return self.decode_features(vectors)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import index
 
 import torch
 from torch import Tensor
 
-from tokenizers_vq.codes import CodeLayout, Codes
+from tokenizers_vq.codes import CodeLayout, Codes, whole_numbers
 
 Ids = int | Sequence[int]
 
@@ -39,14 +42,16 @@ class LanguageModelIds:
         Raises `ValueError` for negative ids, a special id among those of the codes, and a break that begins or ends.
         """
         sizes = layout.sizes
-        firsts = [offset + sum(sizes[:stream]) for stream in range(len(sizes))] if isinstance(offset, int) else offset
+        firsts = _several(offset)
+        if firsts and not isinstance(offset, Sequence):
+            firsts = tuple(firsts[0] + before for before in accumulate(sizes[:-1], initial=0))
         if len(firsts) != len(sizes):
             raise ValueError(f"offset needs one number, or one for each of {len(sizes)} streams, got {len(firsts)}")
         self.layout = layout
         self.ranges = tuple(range(first, first + size) for first, size in zip(firsts, sizes, strict=True))
         """the ids of each stream, in the order of `layout.sizes`"""
         self.begin, self.end = _several(begin), _several(end)
-        self.row_break = row_break
+        self.row_break = None if row_break is None else _several(row_break)[0]
         around = (*self.begin, *self.end)
         special = around if row_break is None else (*around, row_break)
         if min(*firsts, *special, 0) < 0:
@@ -59,6 +64,8 @@ class LanguageModelIds:
             raise ValueError(f"row_break {row_break} is in begin or end too: give it an id of its own")
         self.vocabulary = 1 + max(*(ids.stop - 1 for ids in self.ranges), *special, 0)
         """smallest vocabulary that holds every id"""
+        if self.vocabulary > 2**63:
+            raise ValueError(f"ids are int64, but the largest would be {self.vocabulary - 1}: use a smaller offset")
         codes, self._is_code = _places(layout, row_break is not None)
         self._firsts = torch.tensor([ids.start for ids in self.ranges])[codes]
         self._sizes = torch.tensor(sizes)[codes]
@@ -73,15 +80,16 @@ class LanguageModelIds:
     def to_ids(self, codes: Codes) -> Tensor:
         """int64 codes as the layout has them, `(B, *grid)` -> int64 `(B, M)`; one image's without B -> `(M,)`.
 
-        Raises `ValueError` for codes of another shape or out of range.
+        Raises `ValueError` for codes of another shape or type, or out of range.
         """
-        parts = tuple(codes) if isinstance(codes, (tuple, list)) else (codes,)
-        single = parts[0].ndim == len(self.layout.grids[0]) + (self.layout.levels > 1)
-        tokens = self.layout.flatten(tuple(part[None] for part in parts) if single else parts).to(torch.int64)
+        given = whole_numbers(codes)
+        parts = given if isinstance(given, tuple) else (given,)
+        single = bool(parts) and parts[0].ndim == len(self.layout.grids[0]) + (self.layout.levels > 1)
+        tokens = self.layout.flatten(tuple(part[None] for part in parts) if single else parts)
         sizes = self._sizes.to(tokens.device)
         wrong = (tokens < 0) | (tokens >= sizes)
         if wrong.any():
-            image, place = (int(index) for index in wrong.nonzero()[0])
+            image, place = (int(at) for at in wrong.nonzero()[0])
             raise ValueError(
                 f"code {int(tokens[image, place])} at place {place} of image {image} is none of "
                 f"{int(sizes[place])} (0 to {int(sizes[place]) - 1}): give this layout's own codes"
@@ -95,19 +103,22 @@ class LanguageModelIds:
 
         Raises `ValueError` for another length, an id missing where begin, end or a break stands, and other ids.
         """
-        given = torch.as_tensor(ids)
-        if given.is_floating_point() or given.dtype == torch.bool:
-            raise ValueError(f"ids must be integers, got {given.dtype}")
+        try:
+            given = torch.as_tensor(ids)
+        except (TypeError, ValueError, RuntimeError) as error:  # words, ragged lists, numbers beyond 64 bits
+            raise ValueError(f"ids must be rows of integers: {' '.join(str(error).split())}") from None
         if given.ndim not in (1, 2) or given.shape[-1] != self.length:
             raise ValueError(
                 f"ids must be (B, {self.length}) or ({self.length},) for one whole image of this layout, "
                 f"got {tuple(given.shape)}"
             )
-        rows = given.to(torch.int64).reshape(-1, self.length)
+        if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+            raise ValueError(f"ids must be integers, got {given.dtype}")
+        rows = torch.atleast_2d(given.to(torch.int64))
         is_code = self._is_code.to(rows.device)
         wrong = (rows != self._row.to(rows.device)) & ~is_code
         if wrong.any():
-            image, place = (int(index) for index in wrong.nonzero()[0])
+            image, place = (int(at) for at in wrong.nonzero()[0])
             raise ValueError(
                 f"id {int(rows[image, place])} at place {place} of image {image}, where {self._what(place)} "
                 f"{int(self._row[place])} must stand"
@@ -115,7 +126,7 @@ class LanguageModelIds:
         tokens = rows[:, is_code] - self._firsts.to(rows.device)
         wrong = (tokens < 0) | (tokens >= self._sizes.to(rows.device))
         if wrong.any():
-            image, number = (int(index) for index in wrong.nonzero()[0])
+            image, number = (int(at) for at in wrong.nonzero()[0])
             place = int(is_code.nonzero()[number])
             first = int(self._firsts[number])
             raise ValueError(
@@ -134,7 +145,10 @@ class LanguageModelIds:
 
 
 def _several(ids: Ids | None) -> tuple[int, ...]:
-    return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
+    try:
+        return () if ids is None else tuple(map(index, ids if isinstance(ids, Sequence) else (ids,)))
+    except TypeError:
+        raise ValueError(f"an id, or several in a list, must be whole numbers, got {reprlib.repr(ids)}") from None
 
 
 def _span(ids: range) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import ModelCard
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tokenizers_vq import folders
-from tokenizers_vq.codes import CodeLayout, Codes, Output
-from tokenizers_vq.config import Config, ConfigError, nearest, parse
+from tokenizers_vq.codes import CodeLayout, Codes, Output, whole_numbers
+from tokenizers_vq.config import Config, ConfigError, Size, nearest, parse
 from tokenizers_vq.images import check
 from tokenizers_vq.networks import Decoder, DecoderConfig, Encoder, EncoderConfig
 from tokenizers_vq.pretrained import Pretrained, model_card
@@ -28,21 +28,27 @@ WEIGHTS = Path(__file__).parent / "weights"
 class PixelRange(Config):
     """What the networks see: images in [-1, 1] are mapped to [low, high], and the output back."""
 
-    low: float = -1.0
+    low: float = Field(default=-1.0, ge=-1e6, le=1e6)
     """the networks' value of black"""
-    high: float = 1.0
+    high: float = Field(default=1.0, ge=-1e6, le=1e6)
     """the networks' value of white"""
     clamp: bool = True
     """`decode` clamps to [-1, 1] (never `forward`: it would kill gradients)"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.low == self.high:
+            raise ConfigError(("high",), f"black and white are both {self.low}")
+        return self
 
 
 class TokenizerFields(Config):
     """What the config of every tokenizer has."""
 
     kind: str
-    image_size: Annotated[int, Field(ge=1)] | tuple[int, int] = 256
+    image_size: Size | tuple[Size, Size] = 256
     """the size it is made for: one side, or height and width; others work where the stride divides them"""
-    channels: int = Field(default=3, ge=1)
+    channels: Size = 3
     """channels of the images"""
     pixels: PixelRange = PixelRange()
     """range that the networks see"""
@@ -86,7 +92,7 @@ class TokenizerConfig(TokenizerFields):
 
 def kind_of(data: Any) -> str:
     """The kind of a tokenizer's config, or of the plain data of one."""
-    return str(data.get("kind", "flat") if isinstance(data, Mapping) else data.kind)
+    return str(data.get("kind", "flat") if isinstance(data, Mapping) else getattr(data, "kind", "flat"))
 
 
 class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-tokenizer"]):
@@ -173,11 +179,11 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:
-        """int64 codes -> images `(B, C, H, W)` in [-1, 1].
+        """Integer codes -> images `(B, C, H, W)` in [-1, 1].
 
-        Raises `ValueError` for codes of another number of dimensions or out of range.
+        Raises `ValueError` for codes of another type or number of dimensions, or out of range.
         """
-        layout = self.code_layout()
+        codes, layout = whole_numbers(codes), self.code_layout()
         if isinstance(codes, Tensor) and codes.ndim != 1 + len(layout.grids[0]) + (layout.levels > 1):
             raise ValueError(
                 f"codes must be as `encode` gives them, (B, *grid), got {tuple(codes.shape)}; add the batch dimension "

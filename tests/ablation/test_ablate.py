@@ -246,4 +246,5 @@ def test_two_processes_under_accelerate_launch_make_one_table(table: dict, tmp_p
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert all(row["done"] == 1 for row in found["rows"].values())
     assert found["rows"]["gan"]["seeds"]["0"]["data"]["images"] == 9  # each process judged its share
-    assert (tmp_path / "out/gan/seed-0/checkpoints/4/random_states_1.pkl").exists()  # there were two
+    checkpoint = json.loads((tmp_path / "out/gan/seed-0/checkpoints/4/checkpoint.json").read_text())
+    assert checkpoint["processes"] == 2

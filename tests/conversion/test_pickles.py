@@ -23,6 +23,7 @@ from torch import nn
 
 from tokenizers_vq.conversion import pickles
 from tokenizers_vq.conversion.checkpoint import read_tensors
+from tokenizers_vq.conversion.modules import module_tensors
 from tokenizers_vq.conversion.pickles import Inert
 from tokenizers_vq.conversion.unpickling import Storage, as_tensor
 from tokenizers_vq.networks.vqgan import VqganEncoderConfig
@@ -176,7 +177,7 @@ def test_a_module_pickled_whole_gives_its_state_dict(zip_format: bool, tmp_path:
     module.register_buffer("scratch", torch.ones(1), persistent=False)
     module.again = encoder
     torch.save(module, tmp_path / "encoder.pkl", _use_new_zipfile_serialization=zip_format)
-    tensors = pickles.module_tensors(tmp_path / "encoder.pkl")
+    tensors = module_tensors(pickles.read(tmp_path / "encoder.pkl"), tmp_path / "encoder.pkl")
     expected = module.state_dict()
     assert list(tensors) and set(tensors) == set(expected)
     assert all(torch.equal(tensors[key], value) for key, value in expected.items())
@@ -306,7 +307,7 @@ def test_a_module_that_holds_itself_ends(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Linear(1, 1))
     module._modules["self"] = module
     torch.save(module, tmp_path / "loop.pkl")
-    assert set(pickles.module_tensors(tmp_path / "loop.pkl")) == {"0.weight", "0.bias"}
+    assert set(module_tensors(pickles.read(tmp_path / "loop.pkl"), tmp_path / "loop.pkl")) == {"0.weight", "0.bias"}
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -319,4 +320,4 @@ def test_an_object_that_is_no_module_is_named_by_file_and_class(wrapped: bool, t
     assert "\n" not in str(error.value) and not target.exists()
     torch.save([1], path)
     with pytest.raises(ValueError, match=r"holds an object of list, not tensors by name"):
-        pickles.module_tensors(path)
+        module_tensors(pickles.read(path), path)

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -19,7 +20,12 @@ import torch
 
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.data import DataConfig
-from tokenizers_vq.data.shards import read_codes, shard_name, write_codes
+from tokenizers_vq.data.loading import batches_by_part, evaluation_batches
+from tokenizers_vq.data.shards import CodesInfo, read_codes, shard_name, write_codes
+from tokenizers_vq.data.shards.files import write_shard
+from tokenizers_vq.data.shards.info import write_info
+from tokenizers_vq.data.shards.reading import Rows
+from tokenizers_vq.data.sources import open_source
 from tokenizers_vq.data.transforms import cut_views, size_for_views
 
 
@@ -149,6 +155,154 @@ def test_reading_refuses_what_does_not_fit(pictures, tmp_path) -> None:
     (folder / "codes.json").write_text(json.dumps(info))
     with pytest.raises(ValueError, match="beyond its layout's sizes"):
         read_codes(folder)
+
+
+def test_one_process_at_a_time_writes_a_folder(pictures, tmp_path) -> None:
+    out = tmp_path / "c"
+
+    def encode() -> None:
+        write_codes(Encoder(pause=0.1), data(pictures), out, batch_size=1)
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=encode)
+    process.start()
+    while not (out / "codes.json").is_file():
+        time.sleep(0.01)
+    with pytest.raises(ValueError, match=f"{out} is being written by another process") as error:
+        write_codes(Encoder(), data(pictures), out)
+    assert "\n" not in str(error.value)
+    os.kill(process.pid, signal.SIGKILL)  # what it holds is let go, what it left is taken away
+    process.join()
+    (out / f".{shard_name(0, 1)}.partial").write_bytes(b"half")
+    (out / ".codes.json.partial").write_bytes(b"half")
+    write_codes(Encoder(), data(pictures), out)
+    assert sorted(path.name for path in out.iterdir()) == [shard_name(0, 1), "codes.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(pictures, tmp_path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match=r"file.* cannot be written"):
+        write_codes(Encoder(), data(pictures), tmp_path / "file")
+    with pytest.raises(FileNotFoundError):
+        write_codes(Encoder(), data(tmp_path / "nothing"), tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_captions_stand_beside_the_codes(pictures, tmp_path) -> None:
+    folder = tmp_path / "c"
+    write_codes(Encoder(), data(pictures), folder, shards=3)
+    assert read_codes(folder).captions is None and not read_codes(folder).info["captions"]
+    lines = [{"file_name": f"a/{n:02d}.png", "caption": f"picture {n}"} for n in range(12)]
+    lines += [{"file_name": "a/07.png", "caption": "another text, of Zürich"}]
+    (pictures / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match="captions = False, now True"):
+        write_codes(Encoder(), data(pictures), folder)
+    write_codes(Encoder(), data(pictures, caption_column="none"), tmp_path / "none")
+    assert read_codes(tmp_path / "none").captions is None
+    for views, count in (("center", 1), ("flip", 2)):
+        write_codes(Encoder(), data(pictures), tmp_path / views, shards=3, views=views)
+        shards = read_codes(tmp_path / views)
+        wanted = {key: (f"picture {int(key[2:4])}",) if key[0] == "a" else () for key in shards.keys}
+        wanted["a/07.png"] = ("picture 7", "another text, of Zürich")
+        assert shards.captions == [wanted[key] for key in shards.keys] and len(shards) == 22 * count
+        assert shards.captions_of(np.array([20, 3, 3])) == [shards.captions[row] for row in (20, 3, 3)]
+        assert shards.renumbered(("b", "a"), "").captions == shards.captions
+    column = pq.read_table(tmp_path / "center" / shard_name(2, 3))["captions"]
+    assert column.type == pa.list_(pa.string())
+
+
+def test_what_was_read_stands_in_codes_json(pictures, tmp_path, caplog) -> None:
+    caplog.set_level("INFO")
+    for split in ("train", "test"):
+        (tmp_path / "d" / split).mkdir(parents=True)
+        for name in ("a", "b") if split == "train" else ("b",):
+            shutil.copytree(pictures / name, tmp_path / "d" / split / name)
+    numbers = {}
+    for split, count in (("train", 24), ("test", 12)):
+        info = write_codes(Encoder(), data(tmp_path / "d", split=split), tmp_path / split)
+        assert (info["folder"], info["split"], info["found"]) == (str(tmp_path / "d" / split), split, count)
+        assert info["label_names"] == ["a", "b"]  # one numbering, though the second split has one class
+        assert any(str(tmp_path / "d" / split) in line and str(count) in line for line in caplog.messages)
+        shards = read_codes(tmp_path / split)
+        numbers[split] = {key.split("/")[-2]: int(label) for key, label in zip(shards.keys, shards.labels, strict=True)}
+    assert numbers == {"train": {"a": 0, "b": 1}, "test": {"b": 1}}
+
+
+def test_moved_data_are_the_same_and_changed_data_are_not(pictures, tmp_path) -> None:
+    write_codes(Encoder(), data(pictures), tmp_path / "c", shards=2)
+    before = rows(tmp_path / "c")
+    (tmp_path / "c" / shard_name(0, 2)).unlink()
+    moved = pictures.rename(tmp_path / "moved")
+    write_codes(Encoder(), data(moved), tmp_path / "c")
+    assert rows(tmp_path / "c") == before
+    shutil.copy(moved / "a" / "00.png", moved / "b" / "20.png")
+    with pytest.raises(ValueError, match=r"codes of other data \(b/20.png differs\): give another --out"):
+        write_codes(Encoder(), data(moved), tmp_path / "c")
+    assert rows(tmp_path / "c") == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_loader_serves_all_shards(workers: int, pictures) -> None:
+    config = DataConfig(path=str(pictures), workers=workers)
+    options = {"image_size": 8, "channels": 3, "batch_size": 3, "prefer": ("train",)}
+    parts = batches_by_part(config, open_source(config), parts=[3, 0, 1, 30], of=32, **options)
+    found = {part: (list(batches), batches.broken) for part, batches in parts}
+    assert list(found) == [3, 0, 1, 30]
+    parts = batches_by_part(config, open_source(config), parts=[0, 1, 2, 3], of=4, **options)
+    for part, batches in parts:
+        alone = evaluation_batches(config, shard=(part, 4), **options)
+        for got, wanted in zip(batches, alone, strict=True):
+            assert got["keys"] == wanted["keys"] and torch.equal(got["images"], wanted["images"])
+        assert batches.broken == alone.broken and bool(alone.broken) == (part in (0, 1))
+
+
+def test_rows_are_found_by_shard_and_place() -> None:
+    whole = np.arange(40, dtype=np.uint16).reshape(10, 4)
+    array = Rows([whole[:3], whole[3:3], whole[3:9], whole[9:]])
+    assert len(array) == 10 and array.shape == (10, 4) and array.dtype == np.uint16
+    mask = np.arange(10) % 3 == 0
+    indices: list = [
+        0,
+        9,
+        -1,
+        -10,
+        slice(None),
+        slice(2, 5),
+        slice(8, 1, -3),
+        slice(20, 30),
+        [],
+        [9, 0, 3, 3, -2],
+        mask,
+    ]
+    for index in [*indices, np.array([2, 3], np.uint8), np.int64(4), np.array([[1, 2], [9, 0]]), range(2, 9, 2)]:
+        assert np.array_equal(array[index], whole[index]), index
+        assert array[index].dtype == np.uint16
+    for beyond in (10, -11, [0, 10], np.zeros(9, bool), 0.5, "a"):
+        with pytest.raises(IndexError):
+            array[beyond]
+
+
+def test_codes_are_in_memory_once(tmp_path) -> None:
+    """Three copies, as reading all shards and joining them makes, are over the bound."""
+    harness = pytest.importorskip("tests.fuzz.harness")
+    megabytes, length, shards = 64, 256, 8
+    each = megabytes * 2**20 // (2 * length * shards)
+    layout = CodeLayout(((16, 16),), sizes=(16384,))
+    info = CodesInfo(fingerprint="a" * 64, layout=layout.to_dict(), precision="fp32", shards=shards)
+    write_info(tmp_path, info)
+    codes = np.random.default_rng(0).integers(0, 16384, each * length, dtype=np.uint16)
+    table = {
+        "codes": pa.FixedSizeListArray.from_arrays(pa.array(codes), length),
+        "fingerprint": pa.array(["a" * 64] * each),
+        "key": pa.array([str(row) for row in range(each)]),
+        "label": pa.array(np.zeros(each, np.int64)),
+    }
+    write_shard(tmp_path / shard_name(0, shards), pa.table(table), info.how(), {})
+    for part in range(1, shards):
+        shutil.copy(tmp_path / shard_name(0, shards), tmp_path / shard_name(part, shards))
+    (attempt,) = harness.attempts([0], lambda number: tmp_path, read_codes, ())
+    assert attempt.fault is None
+    assert 0.9 * megabytes * 2**20 < attempt.memory < 1.7 * megabytes * 2**20
 
 
 def test_datasets_reads_the_shards(pictures, tmp_path) -> None:

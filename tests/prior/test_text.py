@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+import prior
+from prior.cli import main
 from prior.conditions import TextCondition, TextConfig
+from prior.data import Data, read_rows
 from prior.model import Prior, PriorConfig
 from prior.networks.gpt import GptConfig
 from prior.networks.maskgit import MaskGitConfig
+from prior.recipe import load_recipe
 from prior.sequences import LayoutConfig
 from tests.laws.priors import rows
+from tests.prior.conftest import NAMES, SMALL
 from tokenizers_vq.codes import CodeLayout
+from tokenizers_vq.data.shards import read_codes
 
 LAYOUT = CodeLayout(((3, 3),), 1, (9,))
 TEXTS = ["a cat", "a dog", "Füchse", "two red foxes at night"]
@@ -104,3 +114,43 @@ def test_what_a_text_cannot_be(caplog: pytest.LogCaptureFixture) -> None:
     assert "1 of 2 texts are cut to 15 bytes" in caplog.text
     assert isinstance(model.condition, TextCondition)
     assert model.condition.take({"captions": [("a", "b"), ()]}) == ["a", ""]
+
+
+def test_captions_of_shards_are_learnt_and_prompted(codes: Path, write_codes, capfd, tmp_path: Path) -> None:
+    folder = write_codes(tmp_path / "codes", 240)
+    for path in sorted(folder.glob("*.parquet")):
+        table = pq.read_table(path)
+        texts = [[f"a {NAMES[label]}", f"one {NAMES[label]}!"] for label in table["label"].to_pylist()]
+        pq.write_table(table.append_column("captions", pa.array(texts, pa.list_(pa.string()))), path)
+    told = ["model.condition={kind: text, length: 16, layers: 1, heads: 2}", "image_every=200"]
+    out = tmp_path / "run"
+
+    def command(*arguments: object) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in (*arguments, "--device", "cpu")])
+        return int(stop.value.code or 0), capfd.readouterr().err
+
+    longer = ["steps=200", "log_every=100", "checkpoint_every=200", "evaluate_every=200"]
+    assert command("train", "gpt-tiny", folder, *SMALL, *told, *longer, "--out", out)[0] == 0
+    model = prior.load(out)
+    shards = read_codes(folder)
+    right = Data(load_recipe("gpt-tiny", folder, [*SMALL, *told])).held_rows
+    batch = read_rows(shards, right)
+    with torch.no_grad():
+        texts = model.condition.take(batch)
+        own = -model.log_likelihood(batch["tokens"], texts).mean()
+        shuffled = -model.log_likelihood(batch["tokens"], [*texts[1:], texts[0]]).mean()
+    assert own + 1 < shuffled  # nats an image: the captions are used
+    assert model.config.label_names is None
+    asked = ("sample", out, "--out", tmp_path / "s", "--count", 4)
+    assert command(*asked, "--text", "a cat", "--text", "a fox", "--guidance", 2)[0] == 0
+    images = json.loads((tmp_path / "s" / "samples.json").read_text())["images"]
+    assert [one["text"] for one in images] == ["a cat", "a cat", "a fox", "a fox"]
+    assert "class" not in images[0]
+    for arguments, says in (
+        ((*asked, "--classes", "cat"), "--classes: this prior was trained without classes"),
+        ((*asked, "--guidance", "2"), "guidance 2 needs a prompt"),
+        (("train", "gpt-tiny", codes, *SMALL, "model.condition=text", "--out", tmp_path / "no"), "holds no captions"),
+    ):
+        status, err = command(*arguments)
+        assert status == 2 and says in err

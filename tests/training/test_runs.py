@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -22,6 +25,7 @@ from tokenizers_vq.training.loop import Interrupted, NonFiniteLossError
 from tokenizers_vq.training.recipe import Recipe, load_recipe
 from tokenizers_vq.training.runs import train
 from tokenizers_vq.training.step import TokenizerTask
+from tokenizers_vq.writing import WriteError
 
 
 def run(out: Path, overrides: list[str], *more: str) -> Path:
@@ -35,16 +39,12 @@ def everything(out: Path) -> dict[str, Tensor]:
     tensors = {f"model/{k}": v for k, v in load_file(out / "model" / "model.safetensors").items()}
     for path in sorted(newest.glob("*.safetensors")):
         tensors |= {f"{path.name}/{k}": v for k, v in load_file(path).items()}
-    for path in [*newest.glob("optimizer*.bin"), *newest.glob("custom_checkpoint_*.pkl")]:
-        flat, pending = {}, [(path.name, torch.load(path, weights_only=False))]
-        while pending:
-            name, value = pending.pop()
-            if isinstance(value, Tensor):
-                flat[name] = value
-            elif isinstance(value, dict):
-                pending += [(f"{name}/{key}", part) for key, part in value.items()]
-        tensors |= flat
     return tensors
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    """Every file below `folder`."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def assert_bitwise(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
@@ -90,15 +90,37 @@ def test_resuming_is_bitwise_never_having_stopped(tmp_path: Path, small: list[st
     assert steps == sorted(set(steps))
 
 
-def test_a_finished_run_stays_as_it_is(tmp_path: Path, small: list[str]) -> None:
-    before = everything(run(tmp_path / "run", small))
-    assert_bitwise(before, everything(run(tmp_path / "run", small)))
+@pytest.mark.parametrize("steps", [3, 8])
+def test_a_finished_run_stays_as_it_is_and_says_so(
+    tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture[str], steps: int
+) -> None:
+    run(tmp_path / "run", small, "image_every=8")
+    before = files(tmp_path / "run")
+    recipe = load_recipe("vqgan-tiny-64", [*small, "image_every=8", f"steps={steps}", "log_every=1"])
+    assert train(recipe, tmp_path / "run", device="cpu") == 8
+    assert before == files(tmp_path / "run")
+    assert f"is at step 8, steps={steps} asks for no more: nothing is changed" in capsys.readouterr().out
 
 
 def test_another_recipe_is_refused_by_the_fields_that_differ(tmp_path: Path, small: list[str]) -> None:
     run(tmp_path / "run", small, "steps=1")
-    with pytest.raises(ValueError, match=r"another recipe, which differs in losses\.0\.weight, optimizer\.lr:"):
-        run(tmp_path / "run", small, "losses.0.weight=2.0", "optimizer.lr=0.1", "steps=9", "log_every=1")
+    changed = ["losses.0.weight=2.0", "optimizer.betas=[0.5, 0.9]", "optimizer.lr=0.1", "steps=9", "log_every=1"]
+    with pytest.raises(
+        ValueError, match=r"another recipe, which differs in losses\.0\.weight \(1\.0, now 2\.0\), "
+    ) as no:
+        run(tmp_path / "run", small, *changed)
+    assert "optimizer.betas.0 (0.9, now 0.5)" in str(no.value) and "lr" not in str(no.value).partition(":")[0]
+    assert f"--init-from {tmp_path / 'run'} --out ANOTHER" in str(no.value) and "\n" not in str(no.value)
+
+
+def test_learning_rate_clip_and_precision_change_in_the_middle_of_a_run(tmp_path: Path, small: list[str]) -> None:
+    run(tmp_path / "run", small, "steps=2")
+    schedule = "optimizer.lr={begin: 1e-3, end: 5e-4, over: [2, 4]}"
+    run(tmp_path / "run", small, "steps=4", schedule, "optimizer.clip=0.5", "precision=bf16")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["lr/tokenizer"] for line in lines] == pytest.approx([1e-3, 7.5e-4])  # of the last step before the line
+    kept = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert kept["optimizer"]["clip"] == 0.5 and kept["precision"] == "bf16" and kept["steps"] == 4
 
 
 def test_a_run_that_got_nowhere_takes_the_recipe_put_right(tmp_path: Path, small: list[str]) -> None:
@@ -142,6 +164,78 @@ def test_shares_of_the_run_become_steps(small: list[str]) -> None:
     assert [part.over for part in short.optimizer.lr.parts] == [(0, 0), (0, 3)] and short.optimizer.lr.at(0) == 1e-3
     with pytest.raises(ValueError, match=r"optimizer\.lr\.over: needs a first and a later step, got \[9, 8\]"):
         load_recipe("vqgan-tiny-64", [*small, "optimizer.lr={begin: 0.0, end: 1.0, over: [9, 1.0]}"])
+
+
+def test_a_second_run_into_the_same_folder_is_refused_and_changes_nothing(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after_step, refused = TokenizerTask.after_step, []
+
+    def second(self: TokenizerTask, step: int) -> list[str]:
+        before = files(tmp_path / "run")
+        with pytest.raises(ValueError, match=r"run is being written by another process: wait until it ends, stop it"):
+            run(tmp_path / "run", small, "log_every=1")
+        assert before == files(tmp_path / "run")
+        refused.append(step)
+        return after_step(self, step)
+
+    monkeypatch.setattr(TokenizerTask, "after_step", second)
+    run(tmp_path / "run", small, "steps=3")
+    assert refused == [0, 1, 2] and not (tmp_path / "run" / ".lock").exists()
+
+
+def test_what_a_kill_left_is_no_foreign_folder_and_is_cleared(tmp_path: Path, small: list[str]) -> None:
+    def leave(*names: str) -> None:
+        for name in names:
+            (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "run" / name).write_text("half")
+
+    leave(".recipe.yaml.partial", ".lock")  # at the first write of all
+    run(tmp_path / "run", small, "steps=1")
+    leave(".lock", "checkpoints/.4.partial/model.safetensors", "model/.README.md.partial", "model/.x.a1.partial")
+    run(tmp_path / "run", small, "steps=1")  # it is finished, and cleared all the same
+    assert not list((tmp_path / "run").rglob(".*"))
+
+
+DAMAGED = [("data.json", ""), ("data.json", '{"size": "x"}'), ("recipe.yaml", "a: ["), ("recipe.yaml", "")]
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGED)
+def test_damaged_records_of_a_run_are_named(tmp_path: Path, small: list[str], name: str, content: str) -> None:
+    run(tmp_path / "run", small, "steps=1")
+    (tmp_path / "run" / name).write_text(content)
+    with pytest.raises(ValueError, match=name) as no:
+        run(tmp_path / "run", small, "steps=2")
+    assert "\n" not in str(no.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["checkpoint_every=1", "log_every=5"], "is gone while"), (["log_every=1"], r"log\.jsonl cannot be written \(No")],
+)
+def test_a_folder_that_vanishes_is_not_written_anew(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.setattr(TokenizerTask, "after_step", lambda self, step: shutil.rmtree(tmp_path / "run") or [])
+    with pytest.raises(OSError, match=message):
+        run(tmp_path / "run", small, *options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of files")
+def test_on_a_full_disk_a_run_ends_in_one_line_and_goes_on_when_there_is_room(tmp_path: Path, small: list[str]) -> None:
+    from tests.test_writing import full_disk
+
+    whole = everything(run(tmp_path / "whole", small))
+    run(tmp_path / "run", small, "steps=4")
+    before = files(tmp_path / "run" / "checkpoints")
+    for size, name in ((20_000, "model.safetensors"), (100, "recipe.yaml")):
+        with full_disk(size), pytest.raises(WriteError, match=f"{name} cannot be written .*make room") as no:
+            run(tmp_path / "run", small)
+        assert "\n" not in str(no.value)
+        assert before == files(tmp_path / "run" / "checkpoints")
+        assert not list((tmp_path / "run").rglob(".*")) and tvq.load(tmp_path / "run")
+    assert_bitwise(whole, everything(run(tmp_path / "run", small)))
 
 
 def test_a_foreign_folder_is_not_written_into(tmp_path: Path, small: list[str]) -> None:
@@ -227,6 +321,27 @@ def test_a_non_finite_loss_is_named_and_the_last_checkpoint_stays(
     assert all(torch.isfinite(tensor).all() for tensor in tvq.load(tmp_path / "run").state_dict().values())
 
 
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_an_error_that_nobody_foresaw_ends_the_run_and_its_loaders(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """The test holds the traceback, and by it the loader: it ends because the run closes it."""
+    seen: list[int] = []
+
+    def fail(self: TokenizerTask, step: int) -> list[str]:
+        seen.append(len(multiprocessing.active_children()))
+        if step == 1:
+            raise RuntimeError("out of memory")
+        return []
+
+    monkeypatch.setattr(TokenizerTask, "after_step", fail)
+    with pytest.raises(RuntimeError, match="out of memory") as raised:
+        run(tmp_path / "run", small, f"data.workers={workers}")
+    assert seen == [workers, workers]
+    assert raised.tb is not None and not multiprocessing.active_children()
+    assert not list((tmp_path / "run").glob(".*"))  # the lock is gone too
+
+
 def test_micro_batches_add_up_to_the_batch(tmp_path: Path, small: list[str]) -> None:
     plain = [*small, "optimizer={kind: sgd, lr: 0.05}", "steps=3", "adversary.adaptive=false"]
     plain += ["adversary.discriminator.norm=none", "adversary.start=0", "adversary.warmup=0"]
@@ -282,7 +397,7 @@ def test_two_processes_under_accelerate_launch_equal_one(tmp_path: Path, small: 
     both = ["vqgan-tiny-64", *sgd, "--out", str(tmp_path / "both"), "--device", "cpu"]
     subprocess.run([*LAUNCH, *both], env={**os.environ, "ACCELERATE_USE_CPU": "true"}, check=True)
     together = everything(tmp_path / "both")
-    assert (tmp_path / "both" / "checkpoints" / "8" / "random_states_1.pkl").exists()  # there were two
+    assert json.loads((tmp_path / "both" / "checkpoints" / "8" / "checkpoint.json").read_text())["processes"] == 2
     assert together.keys() == alone.keys()
     for name, tensor in alone.items():
         assert torch.allclose(tensor.double(), together[name].double(), rtol=1e-4, atol=2e-5), name

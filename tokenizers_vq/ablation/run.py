@@ -79,6 +79,7 @@ def due_runs(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = "
     ]
 
 
+@runs.alone
 def run_table(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = "auto", say: Say = print) -> Outcome:
     """Train and judge what is not done of `plan` (rows `only`) under `out`, and write the table after every run.
 

@@ -30,7 +30,7 @@ def decode(
     size = shards.info["image_size"]
     try:
         encoder = BatchEncoder(
-            name, device=device, precision=precision, image_size=size if isinstance(size, int) else tuple(size)
+            name, device=device, precision=precision, image_size=tuple(size) if isinstance(size, list) else size
         )
     except FileNotFoundError as error:
         raise FileNotFoundError(f"the tokenizer of {codes}: {error}; say where it is now with --tokenizer") from None
@@ -40,7 +40,7 @@ def decode(
             f"({encoder.fingerprint[:12]}): give its own with --tokenizer"
         )
     count = len(shards) if limit is None else min(limit, len(shards))
-    span = shards.info["data"].get("range")
+    span = shards.info["data"]["range"]
     arrays = span is not None or encoder.channels not in (1, 3)
     names = common.file_names(shards.names[:count], ".npy" if arrays else ".png")
     for first in range(0, count, batch_size):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -36,9 +39,6 @@ def encode(
     precision: common.Precision = "auto",
 ) -> None:
     """Encode images to parquet shards of codes, one row a view; killed and started again it goes on."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
     from tokenizers_vq.data import DataConfig
     from tokenizers_vq.data.shards import recorded_precision, write_codes
     from tokenizers_vq.data.transforms import check_views
@@ -60,17 +60,7 @@ def encode(
         precision = recorded_precision(out) or "auto"
     encoder = common.open_encoder(model, device, precision)
     rank, world = processes()
-    start, done = time.perf_counter(), 0
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=rank != 0) as bar:
-        task = bar.add_task("encoding", total=None)
-
-        def progress(count: int) -> None:
-            nonlocal done
-            done += count
-            rate = done / (time.perf_counter() - start)
-            bar.update(task, description=f"encoded {done:,} images, {rate:,.1f} a second")
-
+    with _progress(rank) as progress:
         info = write_codes(
             encoder,
             config,
@@ -82,11 +72,51 @@ def encode(
             world=world,
             progress=progress,
         )
-    if done:
-        common.note(f"encoded {done:,} images, {done / (time.perf_counter() - start):,.1f} a second")
     if info["images"] is None:
         common.note(f"process {rank} of {world} is done")
         return
-    common.name_broken(info["broken"])
-    skipped = f", {len(info['broken'])} skipped" if info["broken"] else ""
+    broken = info["broken"]
+    common.name_broken(broken)
+    if broken and not info["images"]:
+        raise ValueError(f"{data}: none of its {len(broken)} images can be read, so {out} holds no codes")
+    skipped = f", {len(broken)} skipped" if broken else ""
     print(f"{info['images']} images in {info['shards']} shards{skipped}: {out}")
+
+
+@contextmanager
+def _progress(rank: int) -> Iterator[Callable[[int], None]]:
+    """A bar in the first process, what the writer logs as notes, and the speed at the end."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    start, done = time.perf_counter(), 0
+    logger, notes = logging.getLogger("tokenizers_vq.data.shards"), _Notes()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=rank != 0) as bar:
+        task = bar.add_task("encoding", total=None)
+
+        def progress(count: int) -> None:
+            nonlocal done
+            done += count
+            bar.update(task, description=f"encoded {_speed(done, start)}")
+
+        logger.addHandler(notes)
+        before, logger.level = logger.level, logging.INFO if rank == 0 else logging.WARNING
+        try:
+            yield progress
+        finally:
+            logger.removeHandler(notes)
+            logger.level = before
+    if done:
+        common.note(f"encoded {_speed(done, start)}")
+
+
+def _speed(done: int, start: float) -> str:
+    return f"{done:,} images, {done / (time.perf_counter() - start):,.1f} a second"
+
+
+class _Notes(logging.Handler):
+    """Log records as notes for the person."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        common.note(record.getMessage())

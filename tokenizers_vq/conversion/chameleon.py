@@ -45,14 +45,12 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     codes, dim = shape(ours, "quantizer.weight", path)
     encoder = network_fields(ours, "encoder", path)
     stride = 2 ** (len(encoder["multipliers"]) - 1)
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size=-(-fields.get("resolution", 512) // stride) * stride,
-            channels=shape(ours, "encoder.conv_in.weight", path)[1],
-            pixels=PixelRange(clamp=False),
-            encoder=VqganEncoderConfig(**encoder, dropout=float(fields.get("dropout", 0.0))),
-            quantizer=VectorQuantizerConfig(num_codes=codes, dim=dim, legacy_beta=True),
-            decoder=AbsentDecoderConfig(latent_width=shape(ours, "decoder.head.weight", path)[0], advice=ADVICE),
-        )
+    described = TokenizerConfig(
+        image_size=-(-fields.get("resolution", 512) // stride) * stride,
+        channels=shape(ours, "encoder.conv_in.weight", path)[1],
+        pixels=PixelRange(clamp=False),
+        encoder=VqganEncoderConfig(**encoder, dropout=float(fields.get("dropout", 0.0))),
+        quantizer=VectorQuantizerConfig(num_codes=codes, dim=dim, legacy_beta=True),
+        decoder=AbsentDecoderConfig(latent_width=shape(ours, "decoder.head.weight", path)[0], advice=ADVICE),
     )
-    return fill(tokenizer, ours, path)
+    return fill(described.build, ours, path)

@@ -49,21 +49,19 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
         raise ValueError(
             f"{path} has {bands} bands, no square patch of {channels} channels: give in_channels in a config"
         )
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size=int(settings.get("resolution", 1024)),
-            channels=channels,
-            pixels=PixelRange(clamp=False),
-            encoder=CosmosEncoderConfig(
-                **network_fields(ours, "encoder", path), patch=patch, resamplings=_resamplings(ours, "encoder")
-            ),
-            quantizer=FsqQuantizerConfig(levels=tuple(int(level) for level in levels), bound="atanh"),
-            decoder=CosmosDecoderConfig(
-                **network_fields(ours, "decoder", path), patch=patch, resamplings=_resamplings(ours, "decoder")
-            ),
-        )
+    described = TokenizerConfig(
+        image_size=int(settings.get("resolution", 1024)),
+        channels=channels,
+        pixels=PixelRange(clamp=False),
+        encoder=CosmosEncoderConfig(
+            **network_fields(ours, "encoder", path), patch=patch, resamplings=_resamplings(ours, "encoder")
+        ),
+        quantizer=FsqQuantizerConfig(levels=tuple(int(level) for level in levels), bound="atanh"),
+        decoder=CosmosDecoderConfig(
+            **network_fields(ours, "decoder", path), patch=patch, resamplings=_resamplings(ours, "decoder")
+        ),
     )
-    return fill(tokenizer, ours, path)
+    return fill(described.build, ours, path)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

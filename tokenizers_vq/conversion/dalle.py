@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion import pickles
-from tokenizers_vq.conversion.checkpoint import expect, read_tensors
+from tokenizers_vq.conversion.checkpoint import expect, read_tensors, tensors_of
 from tokenizers_vq.conversion.keys import fill, rekey, rename
 from tokenizers_vq.networks.dvae import DvaeDecoderConfig, DvaeEncoderConfig
 from tokenizers_vq.quantizers.gumbel import GumbelQuantizerConfig
@@ -51,11 +51,11 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
         quantizer=GumbelQuantizerConfig(num_codes=codes, dim=dim, project=False, kl_weight=6.6 / 192),
         decoder=DvaeDecoderConfig(**_fields(tensors, "decoder", path), output="logit_laplace"),
     )
-    return fill(Tokenizer(described), tensors, path)
+    return fill(described.build, tensors, path)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    parts: dict[str, Mapping[str, Any]] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
     for part in ("encoder", "decoder"):
         file = path / f"{part}.pkl"
         if path.is_dir() and not file.is_file():
@@ -66,10 +66,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             content = pickles.read(path)
             inner = content.get(part) if isinstance(content, Mapping) else None
             if isinstance(inner, (Mapping, pickles.Inert)):
-                parts[part] = pickles.module_tensors(inner, path) if isinstance(inner, pickles.Inert) else inner
+                parts[part] = tensors_of(inner, path)
     if len(parts) == 2:
-        both = {f"{part}.{key}": tensor for part, tensors in parts.items() for key, tensor in tensors.items()}
-        return {key: tensor for key, tensor in both.items() if isinstance(tensor, Tensor)}
+        return {f"{part}.{key}": tensor for part, tensors in parts.items() for key, tensor in tensors.items()}
     return rename(read_tensors(path, "state_dict", "model"), [(r"^(en|de)c\.", r"\1coder.")])
 
 

@@ -81,35 +81,33 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     spatial = fields["norm_type"] == "spatial"
     last, groups = len(widths) - 1, fields["norm_num_groups"]
     stride = 2**last
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size=-(-fields["sample_size"] // stride) * stride,
-            channels=fields["in_channels"],
-            pixels=PixelRange(clamp=False),
-            encoder=VqganEncoderConfig(
-                **common,
-                blocks=fields["layers_per_block"],
-                groups=groups,
-                attention=tuple(i for i, kind in enumerate(fields["down_block_types"]) if kind.startswith("Attn")),
+    described = TokenizerConfig(
+        image_size=-(-fields["sample_size"] // stride) * stride,
+        channels=fields["in_channels"],
+        pixels=PixelRange(clamp=False),
+        encoder=VqganEncoderConfig(
+            **common,
+            blocks=fields["layers_per_block"],
+            groups=groups,
+            attention=tuple(i for i, kind in enumerate(fields["down_block_types"]) if kind.startswith("Attn")),
+        ),
+        quantizer=VectorQuantizerConfig(
+            num_codes=fields["num_vq_embeddings"],
+            dim=fields["vq_embed_dim"] or fields["latent_channels"],
+            legacy_beta=True,
+        ),
+        decoder=VqganDecoderConfig(
+            **common,
+            blocks=fields["layers_per_block"] + 1,
+            groups=32 if spatial else groups,  # fixed there
+            norm="spatial" if spatial else "group",
+            attention=tuple(
+                sorted(last - i for i, kind in enumerate(fields["up_block_types"]) if kind.startswith("Attn"))
             ),
-            quantizer=VectorQuantizerConfig(
-                num_codes=fields["num_vq_embeddings"],
-                dim=fields["vq_embed_dim"] or fields["latent_channels"],
-                legacy_beta=True,
-            ),
-            decoder=VqganDecoderConfig(
-                **common,
-                blocks=fields["layers_per_block"] + 1,
-                groups=32 if spatial else groups,  # fixed there
-                norm="spatial" if spatial else "group",
-                attention=tuple(
-                    sorted(last - i for i, kind in enumerate(fields["up_block_types"]) if kind.startswith("Attn"))
-                ),
-            ),
-        )
+        ),
     )
     tensors = read_below(weight_files(path, NAMES), "quantize.embedding.weight")
-    return fill(tokenizer, our_keys(tensors, fields["mid_block_add_attention"]), path)
+    return fill(described.build, our_keys(tensors, fields["mid_block_add_attention"]), path)
 
 
 def _inside_pipeline(path: Path) -> Path:

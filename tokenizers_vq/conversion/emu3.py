@@ -60,16 +60,14 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
         network_fields(ours, part, path) | _time(ours, part) | common for part in ("encoder", "decoder")
     )
     del decoder["latent_width"]
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            channels=shape(ours, "encoder.conv_in.weight", path)[1],
-            pixels=PixelRange(clamp=False),
-            encoder=Emu3EncoderConfig(**encoder),
-            quantizer=VectorQuantizerConfig(num_codes=codes, dim=dim),
-            decoder=Emu3DecoderConfig(**decoder),
-        )
+    described = TokenizerConfig(
+        channels=shape(ours, "encoder.conv_in.weight", path)[1],
+        pixels=PixelRange(clamp=False),
+        encoder=Emu3EncoderConfig(**encoder),
+        quantizer=VectorQuantizerConfig(num_codes=codes, dim=dim),
+        decoder=Emu3DecoderConfig(**decoder),
     )
-    return fill(tokenizer, ours, path)
+    return fill(described.build, ours, path)
 
 
 def _our_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

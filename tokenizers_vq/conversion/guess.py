@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from tokenizers_vq.conversion import pickles
+from tokenizers_vq.conversion import modules, pickles
+from tokenizers_vq.conversion.checkpoint import unwrapped_key
+from tokenizers_vq.text import printable
 
 _MARKS = {
     "llamagen": r"encoder\.conv_blocks\.",
@@ -24,36 +27,54 @@ _MARKS = {
     "diffusers": r"encoder\.down_blocks\.",
     "taming": r"(?:first_stage_model\.)?(?:encoder\.down\.0\.block\.0|quantize\.embed)",
 }
+_BEHIND = r"((?:[^.]+\.){1,3}?)"
+_MOST, _LONGEST = 20_000, 500
 _ALIKE = {"latent-diffusion": "taming", "ibq": "taming", "chameleon": "taming"}
 
 
 def guess(path: Path) -> str | None:
     """The source whose keys these are, None where they tell nothing; never raises."""
-    try:
-        if path.is_dir():
-            return "diffusers" if any(path.glob("diffusion_pytorch_model.*")) else None
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                keys = list(file.keys())
-        else:
-            keys = list(_keys(pickles.read(path), 2))
-    except (ValueError, OSError, RuntimeError, SafetensorError):
-        return None
-    return next((source for source, mark in _MARKS.items() if any(re.match(mark, key) for key in keys)), None)
+    return _source(_names(path))
 
 
 def hint(source: str, path: Path) -> str:
-    """`"; its keys look like those of ..."`, to stand behind an error, where they look like another source's."""
-    likely = guess(path)
-    if likely is None or likely == _ALIKE.get(source, source):
-        return ""
-    return f"; its keys look like those of source '{likely}'"
+    """`"; its keys look like those of ..."`, to stand behind an error, where they look like another source's.
+
+    Or `"; its keys begin with ..."`, where behind that they look like any source's.
+    """
+    names = _names(path)
+    likely = _source(names)
+    if likely is not None:
+        return "" if likely == _ALIKE.get(source, source) else f"; its keys look like those of source '{likely}'"
+    prefixes = (match[1] for name in names for mark in _MARKS.values() if (match := re.match(_BEHIND + mark, name)))
+    prefix = printable(next(prefixes, ""))
+    return f"; its keys begin with '{prefix}', which source '{source}' does not know: take that off" if prefix else ""
 
 
-def _keys(content: Any, depth: int) -> Iterator[str]:
+def _source(names: list[str]) -> str | None:
+    return next((source for source, mark in _MARKS.items() if any(re.match(mark, name) for name in names)), None)
+
+
+def _names(path: Path) -> list[str]:
+    """The first names of a file, of what a folder of diffusers would have, or none."""
+    try:
+        if path.is_dir():
+            return ["encoder.down_blocks."] if any(path.glob("diffusion_pytorch_model.*")) else []
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                names: Iterable[str] = list(file.keys())
+        else:
+            names = _keys(pickles.read(path), path, 2)
+        return [unwrapped_key(name) for name in islice(names, _MOST) if len(name) <= _LONGEST]
+    except (ValueError, OSError, RuntimeError, SafetensorError):
+        return []
+
+
+def _keys(content: Any, path: Path, depth: int) -> Iterator[str]:
     if isinstance(content, pickles.Inert):
-        content = pickles.module_tensors(content)
+        content = modules.module_tensors(content, path) if "_modules" in content.attributes() else {}
     if isinstance(content, Mapping) and depth:
         for key, value in content.items():
-            yield str(key)
-            yield from _keys(value, depth - 1)
+            if isinstance(key, str):
+                yield key
+            yield from _keys(value, path, depth - 1)

@@ -54,14 +54,12 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     if arguments.get("use_entropy_loss") is False:
         training["entropy_weight"] = 0.0
     dropout = float(arguments.get("ddconfig", {}).get("dropout", 0.0))
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size=resolution(arguments),
-            channels=shape(tensors, "encoder.conv_in.weight", path)[1],
-            pixels=PixelRange(clamp=False),
-            encoder=VqganEncoderConfig(**network_fields(tensors, "encoder", path), dropout=dropout),
-            quantizer=IbqQuantizerConfig(num_codes=codes, dim=dim, **training),
-            decoder=VqganDecoderConfig(**network_fields(tensors, "decoder", path), dropout=dropout),
-        )
+    described = TokenizerConfig(
+        image_size=resolution(arguments),
+        channels=shape(tensors, "encoder.conv_in.weight", path)[1],
+        pixels=PixelRange(clamp=False),
+        encoder=VqganEncoderConfig(**network_fields(tensors, "encoder", path), dropout=dropout),
+        quantizer=IbqQuantizerConfig(num_codes=codes, dim=dim, **training),
+        decoder=VqganDecoderConfig(**network_fields(tensors, "decoder", path), dropout=dropout),
     )
-    return fill(tokenizer, tensors, path)
+    return fill(described.build, tensors, path)

@@ -29,14 +29,12 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     encoder, decoder = (network_fields(ours, part, path) for part in ("encoder", "decoder"))
     codes, dim = shape(ours, "quantizer.weight", path)
     dropout = float(fields.get("dropout", 0.0))
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size=fields.get("num_patches", 32) * 2 ** (len(encoder["multipliers"]) - 1),
-            channels=shape(ours, "encoder.conv_in.weight", path)[1],
-            pixels=PixelRange(clamp=False),
-            encoder=VqganEncoderConfig(**encoder, dropout=dropout),
-            quantizer=VectorQuantizerConfig(num_codes=codes, dim=dim, legacy_beta=True),
-            decoder=VqganDecoderConfig(**decoder, dropout=dropout, normalise_codes=True),
-        )
+    described = TokenizerConfig(
+        image_size=fields.get("num_patches", 32) * 2 ** (len(encoder["multipliers"]) - 1),
+        channels=shape(ours, "encoder.conv_in.weight", path)[1],
+        pixels=PixelRange(clamp=False),
+        encoder=VqganEncoderConfig(**encoder, dropout=dropout),
+        quantizer=VectorQuantizerConfig(num_codes=codes, dim=dim, legacy_beta=True),
+        decoder=VqganDecoderConfig(**decoder, dropout=dropout, normalise_codes=True),
     )
-    return fill(tokenizer, ours, path)
+    return fill(described.build, ours, path)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from tokenizers_vq.quantizers.base import training_buffers
@@ -70,13 +71,16 @@ def skip(tensors: Mapping[str, Tensor], pattern: str, why: str) -> dict[str, Ten
     return kept
 
 
-def fill(module: M, tensors: Mapping[str, Tensor], path: Path) -> M:
-    """`module` with the tensors by our keys, floating ones as float32; buffers of training alone may be absent.
+def fill(build: Callable[[], M], tensors: Mapping[str, Tensor], path: Path) -> M:
+    """What `build` gives, with the tensors by our keys, floating ones as float32; buffers of training may be absent.
 
-    Raises `ValueError` naming missing, surplus and misshapen keys, as the file has them where `rename` gave `tensors`.
+    Raises `ValueError` naming missing, surplus and misshapen keys, as the file has them where `rename` gave `tensors`,
+    before anything of their size is built.
     """
-    wanted = dict(module.state_dict())
-    optional = training_buffers(module)
+    with torch.device("meta"):
+        empty = build()
+    wanted = empty.state_dict()
+    optional = training_buffers(empty)
     missing = [name for name in wanted if name not in tensors and name not in optional]
     problems = [f"missing {name}{_beside(tensors, name)}" for name in missing]
     problems += [f"surplus {original(tensors, name)}" for name in tensors if name not in wanted]
@@ -85,12 +89,15 @@ def fill(module: M, tensors: Mapping[str, Tensor], path: Path) -> M:
         for name, tensor in tensors.items()
         if name in wanted and tensor.shape != wanted[name].shape
     ]
+    problems += [
+        f"{original(tensors, name)} is of {tensor.dtype}" for name, tensor in tensors.items() if tensor.is_complex()
+    ]
     if problems:
         left = len(problems) - _SHOWN
         shown = "; ".join(sorted(problems)[:_SHOWN]) + (f"; and {left} more" if left > 0 else "")
         raise ValueError(f"{path} does not fit the layout that its config or keys describe: {shown}")
-    upcast = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    module.load_state_dict({**wanted, **upcast}, strict=True)
+    module = build()
+    module.load_state_dict({**module.state_dict(), **tensors}, strict=True)
     return module
 
 

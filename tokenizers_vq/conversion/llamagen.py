@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from tokenizers_vq.conversion import pickles
-from tokenizers_vq.conversion.checkpoint import expect, read_tensors
+from tokenizers_vq.conversion.checkpoint import expect, read_tensors, tensors_of
 from tokenizers_vq.conversion.keys import fill, rename, skip
 from tokenizers_vq.conversion.patchgan import patchgan
 from tokenizers_vq.conversion.vqgan_keys import agree, image_side, network_fields, our_keys, shape
@@ -40,17 +37,15 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     said = {"encoder_ch_mult": encoder["multipliers"], "z_channels": encoder["latent_width"]}
     agree(config, {"codebook_size": codes, "codebook_embed_dim": dim, **said}, path)
     normalised = given.get("codebook_l2_norm", True)
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size=image_side(given.get("image_size"), len(encoder["multipliers"])),
-            channels=shape(ours, "encoder.conv_in.weight", path)[1],
-            pixels=PixelRange(clamp=False),
-            encoder=VqganEncoderConfig(**encoder),
-            quantizer=VectorQuantizerConfig(num_codes=codes, dim=dim, distance="cosine" if normalised else "euclidean"),
-            decoder=VqganDecoderConfig(**decoder),
-        )
+    described = TokenizerConfig(
+        image_size=image_side(given.get("image_size"), len(encoder["multipliers"])),
+        channels=shape(ours, "encoder.conv_in.weight", path)[1],
+        pixels=PixelRange(clamp=False),
+        encoder=VqganEncoderConfig(**encoder),
+        quantizer=VectorQuantizerConfig(num_codes=codes, dim=dim, distance="cosine" if normalised else "euclidean"),
+        decoder=VqganDecoderConfig(**decoder),
     )
-    return fill(tokenizer, ours, path)
+    return fill(described.build, ours, path)
 
 
 def _arguments(path: Path) -> dict[str, Any]:
@@ -70,7 +65,4 @@ def convert_discriminator(path: Path, config: Mapping[str, Any] | None = None) -
     state = content.get("discriminator") if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):
         return None
-    prefixes = r"^(?:module\.|_orig_mod\.)+"  # of DDP and torch.compile
-    return patchgan(
-        {re.sub(prefixes, "", str(key)): value for key, value in state.items() if isinstance(value, Tensor)}, path
-    )
+    return patchgan(tensors_of(state, path), path)

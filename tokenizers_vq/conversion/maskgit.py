@@ -36,22 +36,20 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     said = {"hidden_channels": encoder["width"], "channel_mult": encoder["multipliers"], "num_channels": channels}
     said |= {"num_res_blocks": encoder["blocks"], "num_embeddings": book.shape[0], "z_channels": book.shape[1]}
     agree(config, said, path)
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size=image_side((config or {}).get("resolution"), len(encoder["multipliers"])),
-            channels=channels,
-            pixels=PixelRange(low=0.0, high=1.0),
-            encoder=MaskgitEncoderConfig(**encoder),
-            quantizer=VectorQuantizerConfig(num_codes=book.shape[0], dim=book.shape[1]),
-            decoder=MaskgitDecoderConfig(**network_fields(below(tensors, "decoder."), "up", path)),
-        )
+    described = TokenizerConfig(
+        image_size=image_side((config or {}).get("resolution"), len(encoder["multipliers"])),
+        channels=channels,
+        pixels=PixelRange(low=0.0, high=1.0),
+        encoder=MaskgitEncoderConfig(**encoder),
+        quantizer=VectorQuantizerConfig(num_codes=book.shape[0], dim=book.shape[1]),
+        decoder=MaskgitDecoderConfig(**network_fields(below(tensors, "decoder."), "up", path)),
     )
     ours = joined(
         ("encoder.", "encoder.", encoder_tensors(below(tensors, "encoder."))),
         ("decoder.", "decoder.", decoder_tensors(below(tensors, "decoder."))),
         ("", "", {key: value for key, value in tensors.items() if not key.startswith(("encoder.", "decoder."))}),
     )
-    return fill(tokenizer, rename(ours, [(r"^quantize\.embedding\.weight$", "quantizer.weight")]), path)
+    return fill(described.build, rename(ours, [(r"^quantize\.embedding\.weight$", "quantizer.weight")]), path)
 
 
 def folder_config(path: Path, config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

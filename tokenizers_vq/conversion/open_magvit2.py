@@ -65,17 +65,15 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
         ]
         if theirs in arguments
     }
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size=resolution(arguments),
-            channels=ours["encoder.conv_in.weight"].shape[1],
-            pixels=PixelRange(clamp=False),
-            encoder=Magvit2EncoderConfig(**_fields(ours, "encoder", path)),
-            quantizer=LfqQuantizerConfig(bits=bits, entropy_group=min(bits, 18), **weights),
-            decoder=Magvit2DecoderConfig(**_fields(ours, "decoder", path)),
-        )
+    described = TokenizerConfig(
+        image_size=resolution(arguments),
+        channels=ours["encoder.conv_in.weight"].shape[1],
+        pixels=PixelRange(clamp=False),
+        encoder=Magvit2EncoderConfig(**_fields(ours, "encoder", path)),
+        quantizer=LfqQuantizerConfig(bits=bits, entropy_group=min(bits, 18), **weights),
+        decoder=Magvit2DecoderConfig(**_fields(ours, "decoder", path)),
     )
-    return fill(tokenizer, ours, path)
+    return fill(described.build, ours, path)
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:

@@ -41,4 +41,4 @@ def patchgan(tensors: Mapping[str, Tensor], path: Path) -> PatchGAN:
         place = int(match[1])
         block, part = ((place + 1) // 3, (place + 1) % 3) if place else (0, 0)
         ours[f"head.{match[2]}" if block == blocks else f"blocks.{block}.{part}.{match[2]}"] = tensor
-    return fill(config.build(channels), ours, path).eval()
+    return fill(lambda: config.build(channels), ours, path).eval()

@@ -7,21 +7,34 @@ import pickle
 import struct
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
 
-from tokenizers_vq.conversion.unpickling import DTYPES, Inert, Name, Storage, Unpickler, as_tensor
+from tokenizers_vq.conversion import zips
+from tokenizers_vq.conversion.unpickling import (
+    DTYPES,
+    LARGEST,
+    MOST_DIMENSIONS,
+    MOST_PARTS,
+    Inert,
+    Name,
+    Storage,
+    Unpickler,
+    as_tensor,
+)
+from tokenizers_vq.text import printable
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _ERRORS = (
     pickle.UnpicklingError, zipfile.BadZipFile, tarfile.TarError, EOFError, KeyError, IndexError, TypeError, ValueError,
     AttributeError, AssertionError, NotImplementedError, OverflowError, MemoryError, RuntimeError, struct.error,
+    zlib.error,
 )  # fmt: skip
-_MOST_NAMES = 1_000_000
+_MOST_COUNTED, _MOST_SAID = 100_000, 300
 
 
 def read(path: Path) -> Any:
@@ -42,63 +55,26 @@ def read(path: Path) -> Any:
         try:
             if head.startswith(b"PK"):
                 return _read_zip(path)
-            if tarfile.is_tarfile(file):
-                file.seek(0)
-                return _read_tar(file)
-            file.seek(0)
-            return _read_stream(file)
+            return _read_tar(file) if _is_tar(file) else _read_stream(file)
         except _ERRORS as error:
-            what = " ".join(str(error).split()) or type(error).__name__
+            what = printable(" ".join(str(error).split())[:_MOST_SAID]) or type(error).__name__
             raise ValueError(f"{path} is truncated or no file of torch.save ({what}): download it again") from None
 
 
-def module_tensors(module: Inert | Path, path: Path | None = None) -> dict[str, Tensor]:
-    """Parameters and saved buffers by dotted name of a module pickled whole, as its `state_dict` would give them.
-
-    `module` is what `read` gives for it, whose file `path` then names, or the file. Raises `ValueError` for something
-    else.
-    """
-    content = read(module) if isinstance(module, Path) else module
-    if not isinstance(content, Inert) or "_modules" not in content.attributes():
-        file = module if isinstance(module, Path) else path or "the file"
-        raise ValueError(
-            f"{file} holds an object of {_class_of(content)}, not tensors by name; nothing of it was run: give a "
-            "checkpoint of weights"
-        )
-    found: dict[str, Tensor] = {}
-    waiting = [("", content, frozenset[int]())]
-    while waiting:
-        prefix, part, above = waiting.pop()
-        attributes = part.attributes()
-        unsaved = attributes.get("_non_persistent_buffers_set") or ()
-        for kind in ("_parameters", "_buffers"):
-            for name, value in _entries(attributes.get(kind)):
-                if isinstance(value, Tensor) and name not in unsaved:
-                    found[f"{prefix}{name}"] = value
-        children = [
-            (f"{prefix}{name}.", child, above | {id(part)})
-            for name, child in _entries(attributes.get("_modules"))
-            if isinstance(child, Inert) and id(child) not in above and child is not part
-        ]
-        waiting.extend(reversed(children))
-        if len(found) + len(waiting) > _MOST_NAMES:
-            raise ValueError("a module pickled whole that holds itself over and over: it is no checkpoint")
-    return found
-
-
-def _class_of(content: Any) -> str:
-    if not isinstance(content, Inert):
-        return type(content).__name__
-    name = ".".join(content.name) if isinstance(content.name, Name) else "an unknown class"
-    return " ".join(name.split())
-
-
-def _entries(value: Any) -> list[tuple[str, Any]]:
-    return [(str(key), entry) for key, entry in value.items()] if isinstance(value, Mapping) else []
+def _is_tar(file: BinaryIO) -> bool:
+    try:
+        tarfile.open(fileobj=file, mode="r:").close()  # `is_tarfile` would try what is compressed as well
+    except tarfile.TarError:
+        return False
+    finally:
+        file.seek(0)
+    return True
 
 
 def _storage_of(pid: Any, load: Callable[[str, torch.dtype, int], torch.UntypedStorage]) -> tuple[Any, Any]:
     """The storage of a persistent id and, where it is part of another, that part's place; or what is no storage."""
+    if not isinstance(pid, tuple) or len(pid) > MOST_PARTS:
+        raise pickle.UnpicklingError(f"a persistent id that is a {type(pid).__name__}")
     kind, *rest = pid
     if kind in ("module", b"module"):
         return rest[0], None
@@ -106,48 +82,31 @@ def _storage_of(pid: Any, load: Callable[[str, torch.dtype, int], torch.UntypedS
     dtype = DTYPES.get(storage_type.name) if isinstance(storage_type, Name) else None
     if kind not in ("storage", b"storage") or dtype is None:
         return Inert(storage_type, tuple(rest)), None
-    if type(numel) is not int or numel < 0:
-        raise pickle.UnpicklingError(f"a storage of {numel} elements")
-    return Storage(load(str(key), dtype, numel), dtype), view[0] if view else None
+    if type(numel) is not int or not 0 <= numel < LARGEST:
+        raise pickle.UnpicklingError("a storage of negative or immense size")
+    return Storage(load(_key(key), dtype, numel), dtype), view[0] if view else None
 
 
 def _read_zip(path: Path) -> Any:
     loaded: dict[str, torch.UntypedStorage] = {}
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        entries = {entry.filename: entry for entry in archive.infolist()}
-        pickles = sorted((name for name in entries if name.split("/")[-1] == "data.pkl"), key=len)
+    with zips.opened(path) as records:
+        pickles = sorted((name for name in records if name.split("/")[-1] == "data.pkl"), key=len)
         if not pickles:
             raise pickle.UnpicklingError("a zip without data.pkl")
         folder = pickles[0][: -len("data.pkl")]
         order = f"{folder}byteorder"
-        if order in entries and archive.read(order) != b"little":
+        if order in records and records.read(order) != b"little":
             raise pickle.UnpicklingError("big-endian tensors")
-        mapped: Any = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
 
         def load(key: str, dtype: torch.dtype, numel: int) -> torch.UntypedStorage:
             if key not in loaded:
-                loaded[key] = _record(archive, entries[f"{folder}data/{key}"], file, mapped)
+                loaded[key] = records.storage(f"{folder}data/{key}")
             if loaded[key].nbytes() < numel * dtype.itemsize:
                 raise pickle.UnpicklingError(f"record {key} has {loaded[key].nbytes()} bytes for {numel} of {dtype}")
             return loaded[key]
 
-        content = io.BytesIO(archive.read(pickles[0]))
+        content = io.BytesIO(records.read(pickles[0]))
         return Unpickler(content, lambda pid: _storage_of(pid, load)[0]).load()
-
-
-def _record(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file: BinaryIO, mapped: Any) -> torch.UntypedStorage:
-    """The bytes of an entry: a part of the mapped file, or a copy where it is compressed or out of alignment."""
-    if entry.compress_type == zipfile.ZIP_STORED and entry.file_size > 0:
-        file.seek(entry.header_offset)
-        header = file.read(30)
-        if header[:4] != b"PK\x03\x04":
-            raise zipfile.BadZipFile(f"no entry where {entry.filename} should begin")
-        start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
-        if start + entry.file_size > mapped.nbytes():
-            raise zipfile.BadZipFile(f"{entry.filename} ends beyond the file")
-        if start % 16 == 0:
-            return mapped[start : start + entry.file_size]
-    return _copied(archive.read(entry))
 
 
 def _copied(content: bytes) -> torch.UntypedStorage:
@@ -192,20 +151,29 @@ def _read_stream(file: BinaryIO) -> Any:
         if not isinstance(storage, Storage) or view is None:
             return storage
         key, offset, numel = view
-        return views.setdefault(str(key), _part(storage, offset, numel))
+        return views.setdefault(_key(key), _part(storage, offset, numel))
 
     content = Unpickler(file, resolve).load()
-    for key in map(str, Unpickler(file).load()):
+    keys = Unpickler(file).load()
+    if not isinstance(keys, list) or sorted(map(_key, keys)) != sorted(storages):
+        raise pickle.UnpicklingError("other storages than its tensors have")
+    for key in map(_key, keys):
         _fill(file, storages[key])
     return content
 
 
+def _key(key: Any) -> str:
+    if not isinstance(key, (str, int)):
+        raise pickle.UnpicklingError(f"a storage named by a {type(key).__name__}")
+    return str(key)
+
+
 def _part(storage: Storage, offset: Any, numel: Any) -> Storage:
     width = storage.dtype.itemsize
-    if not all(type(n) is int and n >= 0 for n in (offset, numel)) or (offset + numel) * width > (
+    if not all(type(n) is int and 0 <= n < LARGEST for n in (offset, numel)) or (offset + numel) * width > (
         storage.content.nbytes()
     ):
-        raise pickle.UnpicklingError(f"a view of {numel} elements from {offset} on, outside its storage")
+        raise pickle.UnpicklingError("a view that ends outside its storage")
     return storage._replace(content=storage.content[offset * width : (offset + numel) * width])
 
 
@@ -222,28 +190,39 @@ def _fill(file: BinaryIO, storage: Storage) -> None:
 
 def _read_tar(file: BinaryIO) -> Any:
     """The first format of torch, a tar of `storages`, `tensors` and `pickle`."""
-    objects: dict[Any, Any] = {}
+    objects: dict[str, Any] = {}
+    room = _left(file)
     with tarfile.open(fileobj=file, mode="r:") as tar:
 
         def member(name: str) -> BinaryIO:
-            found = tar.extractfile(name)
+            entry = tar.getmember(name)
+            found = tar.extractfile(entry) if entry.isreg() and not entry.issparse() and entry.size <= room else None
             if found is None:
-                raise tarfile.TarError(f"{name} is no file")
+                raise tarfile.TarError(f"{name} is no plain file")
             return io.BytesIO(found.read())
 
         part = member("storages")
-        for _ in range(Unpickler(part).load()):
+        for _ in range(_count(part)):
             key, _location, kind = Unpickler(part).load()
             (numel,) = struct.unpack("<q", part.read(8))
             dtype = DTYPES[kind.name]
-            objects[key] = Storage(_copied(part.read(max(numel, 0) * dtype.itemsize)), dtype)
+            objects[_key(key)] = Storage(_copied(part.read(max(numel, 0) * dtype.itemsize)), dtype)
         for target, root, offset, numel in Unpickler(part).load():
-            objects[target] = _part(objects[root], offset, numel)
+            objects[_key(target)] = _part(objects[_key(root)], offset, numel)
         part = member("tensors")
-        for _ in range(Unpickler(part).load()):
+        for _ in range(_count(part)):
             key, storage, _kind = Unpickler(part).load()
             (dims,) = struct.unpack("<ixxxx", part.read(8))
+            if not 0 <= dims <= MOST_DIMENSIONS:
+                raise pickle.UnpicklingError(f"a tensor of {dims} dimensions")
             size, stride = (struct.unpack(f"<{dims}q", part.read(8 * dims)) for _ in range(2))
             (offset,) = struct.unpack("<q", part.read(8))
-            objects[key] = as_tensor(objects[storage], offset, size, stride)
-        return Unpickler(member("pickle"), lambda pid: pid[0] if isinstance(pid, tuple) else objects[int(pid)]).load()
+            objects[_key(key)] = as_tensor(objects[_key(storage)], offset, size, stride)
+        return Unpickler(member("pickle"), lambda pid: pid[0] if isinstance(pid, tuple) else objects[_key(pid)]).load()
+
+
+def _count(part: BinaryIO) -> int:
+    count = Unpickler(part).load()
+    if type(count) is not int or not 0 <= count <= _MOST_COUNTED:
+        raise pickle.UnpicklingError("a negative or immense number of entries")
+    return count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,15 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tokenizers_vq.conversion.checkpoint import expect, read_config, read_tensors
+from tokenizers_vq.config import read_json
+from tokenizers_vq.conversion.checkpoint import (
+    expect,
+    read_config,
+    read_safetensors,
+    read_tensors,
+    unwrapped,
+    unwrapped_key,
+)
 
 
 def config_beside(path: Path, config: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -41,11 +48,11 @@ def weight_files(path: Path, names: Iterable[str]) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    try:
-        parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise ValueError(f"{index} is no index of shards: download it again") from None
-    shards = [index.parent / Path(part).name for part in parts]
+    parts = read_json(index).get("weight_map")
+    named = list(parts.values()) if isinstance(parts, dict) else []
+    if not named or not all(isinstance(part, str) and Path(part).name for part in named):
+        raise ValueError(f"{index} is no index of shards: download it again")
+    shards = [index.parent / part for part in sorted({Path(part).name for part in named})]
     for shard in shards:
         if not shard.is_file():
             raise FileNotFoundError(f"{index} names {shard.name}, which is not there: download it too")
@@ -64,9 +71,9 @@ def read_below(files: Iterable[Path], ending: str) -> dict[str, Tensor]:
         where = files[0] if len(files) == 1 else files[0].parent
         several = f"keys under {' and '.join(map(repr, prefixes))}" if prefixes else "none"
         raise ValueError(f"{where} should hold one {ending}, but holds {several}: give the weights of this source")
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for file, found in keys.items():
-        wanted = [key for key in found if key.startswith(prefixes[0])]
+        wanted = {key for key in found if key.startswith(prefixes[0])}
         tensors.update({key.removeprefix(prefixes[0]): tensor for key, tensor in _read(file, wanted).items()})
     return tensors
 
@@ -76,17 +83,16 @@ def _keys(file: Path) -> list[str]:
         return list(_pickled(file))
     try:
         with safe_open(file, framework="pt") as opened:
-            return list(opened.keys())
+            return [unwrapped_key(key) for key in opened.keys()]  # noqa: SIM118  # it is no mapping
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or no safetensors file ({error}): download it again") from None
 
 
-def _read(file: Path, keys: list[str]) -> dict[str, Tensor]:
+def _read(file: Path, keys: set[str]) -> dict[str, Tensor]:
     if file.suffix != ".safetensors":
         tensors = _pickled(file)
-        return {key: tensors[key] for key in keys}
-    with safe_open(file, framework="pt") as opened:
-        return {key: opened.get_tensor(key) for key in keys}
+        return {key: tensors[key] for key in tensors if key in keys}
+    return unwrapped(read_safetensors(file, lambda key: unwrapped_key(key) in keys), file)
 
 
 def _pickled(file: Path) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.conversion import pickles
-from tokenizers_vq.conversion.checkpoint import below, expect, read_tensors
+from tokenizers_vq.conversion.checkpoint import below, expect, read_tensors, tensors_of
 from tokenizers_vq.conversion.keys import fill, skip
 from tokenizers_vq.conversion.patchgan import patchgan
 from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
@@ -63,17 +63,15 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
         beta=float(hparams.get("latent_loss_weight", 0.25)),
         decay=decay[0] if isinstance(decay, (list, tuple)) else decay,
     )
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size=network.get("resolution", 256),
-            channels=shape(ours, "encoder.conv_in.weight", path)[1],
-            pixels=PixelRange(clamp=False),
-            encoder=VqganEncoderConfig(**network_fields(ours, "encoder", path)),
-            quantizer=quantizer,
-            decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
-        )
+    described = TokenizerConfig(
+        image_size=network.get("resolution", 256),
+        channels=shape(ours, "encoder.conv_in.weight", path)[1],
+        pixels=PixelRange(clamp=False),
+        encoder=VqganEncoderConfig(**network_fields(ours, "encoder", path)),
+        quantizer=quantizer,
+        decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
     )
-    return fill(tokenizer, ours, path)
+    return fill(described.build, ours, path)
 
 
 def convert_discriminator(path: Path, config: dict[str, Any] | None) -> PatchGAN | None:
@@ -82,7 +80,8 @@ def convert_discriminator(path: Path, config: dict[str, Any] | None) -> PatchGAN
         tensors = below(read_tensors(path), "discriminator.")
     else:
         content = pickles.read(path)
-        tensors = content.get("discriminator", {}) if isinstance(content, Mapping) else {}
+        held = content.get("discriminator") if isinstance(content, Mapping) else None
+        tensors = tensors_of(held, path) if isinstance(held, Mapping) and held else {}
     return patchgan(tensors, path) if tensors else None
 
 

@@ -87,17 +87,15 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     encoder, quantizer = network_fields(ours, "encoder", path), _quantizer(ours, given, path)
     agree(ddconfig, network_said(encoder, channels), path)
     agree(given, {"n_embed": quantizer.num_codes, "embed_dim": quantizer.dim}, path)
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size=image_side(ddconfig.get("resolution"), len(encoder["multipliers"])),
-            channels=channels,
-            pixels=PixelRange(clamp=False),
-            encoder=VqganEncoderConfig(**encoder),
-            quantizer=quantizer,
-            decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
-        )
+    described = TokenizerConfig(
+        image_size=image_side(ddconfig.get("resolution"), len(encoder["multipliers"])),
+        channels=channels,
+        pixels=PixelRange(clamp=False),
+        encoder=VqganEncoderConfig(**encoder),
+        quantizer=quantizer,
+        decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
     )
-    return fill(tokenizer, ours, path)
+    return fill(described.build, ours, path)
 
 
 def convert_discriminator(path: Path, config: Mapping[str, Any] | None = None) -> PatchGAN | None:

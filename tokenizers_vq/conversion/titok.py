@@ -61,24 +61,20 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
         decoder = TitokProxyDecoderConfig(**trunk, proxy_codes=codes, proxy_dim=dim, proxy=proxy)
     said = {"codebook_size": book.shape[0], "token_size": book.shape[1], "num_latent_tokens": trunk["tokens"]}
     agree(given, {**said, "vit_enc_patch_size": patch, "vit_dec_patch_size": decoder_patch}, path)
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size=size,
-            channels=channels,
-            pixels=PixelRange(low=0.0, high=1.0),
-            encoder=TitokEncoderConfig(
-                **_trunk_fields(below(tensors, "encoder."), patch, path), legacy_reshape=two_stage
-            ),
-            quantizer=VectorQuantizerConfig(
-                num_codes=book.shape[0],
-                dim=book.shape[1],
-                distance="cosine" if given.get("use_l2_norm", two_stage) else "euclidean",
-                beta=float(given.get("commitment_cost", 0.25)),
-            ),
-            decoder=decoder,
-        )
+    described = TokenizerConfig(
+        image_size=size,
+        channels=channels,
+        pixels=PixelRange(low=0.0, high=1.0),
+        encoder=TitokEncoderConfig(**_trunk_fields(below(tensors, "encoder."), patch, path), legacy_reshape=two_stage),
+        quantizer=VectorQuantizerConfig(
+            num_codes=book.shape[0],
+            dim=book.shape[1],
+            distance="cosine" if given.get("use_l2_norm", two_stage) else "euclidean",
+            beta=float(given.get("commitment_cost", 0.25)),
+        ),
+        decoder=decoder,
     )
-    return fill(tokenizer, _ours(tensors, two_stage), path)
+    return fill(described.build, _ours(tensors, two_stage), path)
 
 
 def _vq_model(config: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -7,31 +7,27 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tokenizers_vq.conversion import pickles
+from tokenizers_vq.conversion import modules, pickles, zips
 
 
 def is_archive(path: Path) -> bool:
     """Whether the file is a TorchScript archive: a zip with code, which `torch.save` does not write."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
+    try:
+        with zips.opened(path) as records:
+            return any("/code/" in name for name in records)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return False  # no zip, or a damaged one, as reading it says
 
 
 def read(path: Path) -> dict[str, Tensor]:
     """Every tensor of the archived module by its dotted attribute name, buffers that need not be saved among them.
 
-    Raises `ValueError` for a broken archive, and for one whose modules hold themselves.
+    Raises `ValueError` for a broken archive, and for modules inside one another without end.
     """
-    found: dict[str, Tensor] = {}
-    waiting = [("", pickles.read(path), frozenset[int]())]
-    while waiting:
-        prefix, value, above = waiting.pop()
-        if isinstance(value, Tensor):
-            found[prefix] = value
-        elif isinstance(value, pickles.Inert):
-            if id(value) in above:
-                raise ValueError(f"{path} holds a module inside itself, {prefix}: it is no checkpoint")
-            parts = [(f"{prefix}.{name}".lstrip("."), child) for name, child in value.attributes().items()]
-            waiting.extend((name, child, above | {id(value)}) for name, child in reversed(parts))
-    return found
+    content = pickles.read(path)
+    if not isinstance(content, pickles.Inert):
+        raise ValueError(f"{path} holds no module, where that of a TorchScript archive is wanted")
+    found: dict[str, object] = {}
+    for prefix, attributes in modules.walk(content, modules.entries, path):
+        found.update({f"{prefix}{name}": value for name, value in modules.entries(attributes)})
+    return modules.by_name(found, path)

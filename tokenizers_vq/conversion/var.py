@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion import pickles
-from tokenizers_vq.conversion.checkpoint import below, expect, read_tensors
+from tokenizers_vq.conversion.checkpoint import below, expect, read_tensors, tensors_of
 from tokenizers_vq.conversion.keys import fill, rename, skip
 from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
@@ -51,23 +51,21 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
     side = scales[-1] if isinstance(scales[-1], tuple) else (scales[-1], scales[-1])
     stride = 2 ** (len(encoder["multipliers"]) - 1)
     ratio = abs(float(settings.get("quant_resi", 0.5)))
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size=(side[0] * stride, side[1] * stride),
-            channels=shape(ours, "encoder.conv_in.weight", path)[1],
-            encoder=VqganEncoderConfig(**encoder),
-            quantizer=MultiscaleQuantizerConfig(
-                scales=scales,
-                num_codes=codes,
-                dim=dim,
-                phis=len([key for key in ours if key.startswith("quantizer.phis.") and key.endswith(".weight")]),
-                phi_ratio=ratio,
-                beta=float(settings.get("beta", 0.25)),
-            ),
-            decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
-        )
+    described = TokenizerConfig(
+        image_size=(side[0] * stride, side[1] * stride),
+        channels=shape(ours, "encoder.conv_in.weight", path)[1],
+        encoder=VqganEncoderConfig(**encoder),
+        quantizer=MultiscaleQuantizerConfig(
+            scales=scales,
+            num_codes=codes,
+            dim=dim,
+            phis=len([key for key in ours if key.startswith("quantizer.phis.") and key.endswith(".weight")]),
+            phi_ratio=ratio,
+            beta=float(settings.get("beta", 0.25)),
+        ),
+        decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
     )
-    return fill(tokenizer, ours, path)
+    return fill(described.build, ours, path)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -76,7 +74,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         outer = content.get("trainer", content) if isinstance(content, Mapping) else None
         inner = outer.get("vae_local") if isinstance(outer, Mapping) else None
         if isinstance(inner, Mapping):
-            return {str(key): value for key, value in inner.items() if isinstance(value, Tensor)}
+            return tensors_of(inner, path)
     tensors = read_tensors(path, "state_dict", "model", "trainer")
     return below(tensors, "vae_local.") or tensors
 

@@ -50,15 +50,13 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     if patch[0] != patch[1]:
         raise ValueError(f"{path}: patches of {patch[0]}x{patch[1]} pixels are not square, which our networks need")
     quantizer = _quantizer(params.get("quantizer") or {}, _wanted(tensors, "quantizer.embedding.weight", path))
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size=_image_size(params, tensors, patch[0]),
-            channels=channels,
-            pixels=PixelRange(low=0.0, high=1.0, clamp=False),
-            encoder=VitEncoderConfig(**_fields(params, tensors, "encoder", patch[0])),
-            quantizer=quantizer,
-            decoder=VitDecoderConfig(**_fields(params, tensors, "decoder", patch[0]), bias="channel"),
-        )
+    described = TokenizerConfig(
+        image_size=_image_size(params, tensors, patch[0]),
+        channels=channels,
+        pixels=PixelRange(low=0.0, high=1.0, clamp=False),
+        encoder=VitEncoderConfig(**_fields(params, tensors, "encoder", patch[0])),
+        quantizer=quantizer,
+        decoder=VitDecoderConfig(**_fields(params, tensors, "decoder", patch[0]), bias="channel"),
     )
     book = "quantizer.weight" if quantizer.kind == "vector" else "quantizer.codebooks.0.weight"
     kept = skip(tensors, r"loss\.", "losses and discriminator")
@@ -66,7 +64,7 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     for key in ("encoder.embed.weight", "decoder.head.weight"):
         if key in ours and ours[key].ndim == 4:  # convolutions of a whole patch, the decoder's a transposed one
             ours[key] = ours[key].flatten(1) if key.startswith("encoder") else ours[key].flatten(1).T.contiguous()
-    return fill(tokenizer, ours, path)
+    return fill(described.build, ours, path)
 
 
 def convert_discriminator(path: Path, config: Mapping[str, Any] | None = None) -> StyleGAN2 | None:

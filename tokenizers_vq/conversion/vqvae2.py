@@ -71,7 +71,7 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
         ),
         decoder=Vqvae2DecoderConfig(**fields),
     )
-    return fill(described.build(), tensors, path)
+    return fill(described.build, tensors, path)
 
 
 def _our_key(key: str, tensors: Mapping[str, Tensor]) -> str:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers_vq import folders
 from tokenizers_vq.conversion import catalogue, convert, convert_discriminator
 from tokenizers_vq.discriminators import saved
 from tokenizers_vq.tokenizer import Tokenizer
+from tokenizers_vq.writing import replacing, write_atomically
 
 RECORD = "conversion.json"
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar", ".jit"}
@@ -49,8 +47,21 @@ def convert_to_folder(
     `save_pretrained` takes it; without it what the catalogue knows of these files, of `name`, or of what `load` looks
     for in `out`. Raises what `convert` raises, and `ValueError` where `out` holds anything but an earlier conversion.
     """
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / RECORD).is_file())):
-        raise ValueError(f"{out} holds something else than an earlier conversion: give another --out")
+    with replacing(out) as new:
+        if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / RECORD).is_file())):
+            raise ValueError(f"{out} holds something else than an earlier conversion: give another --out")
+        return _convert_into(new, source, weights, config, out, name, card)
+
+
+def _convert_into(
+    new: Path,
+    source: str,
+    weights: str | Path,
+    config: str | Path | Mapping[str, Any] | None,
+    out: Path,
+    name: str | None,
+    card: Mapping[str, Any] | None,
+) -> Converted:
     said = _Messages()
     logger = logging.getLogger("tokenizers_vq.conversion")
     logger.addHandler(said)
@@ -74,19 +85,10 @@ def convert_to_folder(
         "config": Path(config).name if isinstance(config, (str, Path)) else None if config is None else dict(config),
         "skipped": list(skipped),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    new, old = aside / "new", aside / "old"
-    try:
-        tokenizer.save_pretrained(new, card={**_card(source, files, name or out.name), **card})
-        if discriminator is not None:
-            saved.save(discriminator, new / saved.FOLDER)
-        folders.write_atomically(new / RECORD, json.dumps(record, indent=2) + "\n")
-        if out.exists():
-            out.replace(old)
-        new.replace(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    tokenizer.save_pretrained(new, card={**_card(source, files, name or out.name), **card})
+    if discriminator is not None:
+        saved.save(discriminator, new / saved.FOLDER)
+    write_atomically(new / RECORD, json.dumps(record, indent=2) + "\n")
     kind = None if discriminator is None else saved.describe(discriminator)["discriminator"]["kind"]
     return Converted(tokenizer, kind, left_out, skipped, files)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import os
 import signal
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import count, islice
+from contextlib import closing
+from functools import cache, partial
+from itertools import chain, count, islice
 from typing import Any
 
 import torch
@@ -15,8 +17,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from tokenizers_vq import images
+from tokenizers_vq.data import identity
+from tokenizers_vq.data.ahead import ahead
+from tokenizers_vq.data.columns import Item, Unreadable
+from tokenizers_vq.data.files import readable
 from tokenizers_vq.data.order import MicroBatches, micro_batch_size
-from tokenizers_vq.data.sources import DataConfig, Item, Source, open_source, open_stream
+from tokenizers_vq.data.sources import DataConfig, Source, Stream, open_source, open_stream
 from tokenizers_vq.data.transforms import augment
 from tokenizers_vq.resizing import resize_center_crop
 
@@ -26,19 +32,37 @@ Batch = dict[str, Any]
 
 class Batches:
     """Iterable of batch dicts: `images` float32 `(b, C, H, W)` in [-1, 1], `keys` a list of b names, `labels` int64
-    `(b,)` with -1 for none, `broken` what could not be read on the way to this batch, name -> reason.
+    `(b,)` with -1 for none, `captions` a list of b tuples of texts (None where the data have none at all), `broken`
+    what could not be read on the way to this batch, name -> reason.
 
-    `broken` collects the same over all batches so far; `source` is what is read (None for a stream). A training
-    iterator never ends. Raises `images.BrokenImage` where `on_broken` is stop.
+    `broken` collects the same over all batches so far; `source` is what is read (None for a stream), `about` says in
+    words what that is, `label_names` are the classes' names by number where they have any. A training iterator never
+    ends; close it (`iter(batches).close()`) and its loader processes end. Raises `images.BrokenImage` where `on_broken`
+    is stop, `ValueError` where `whole` data hold no image that can be read.
     """
 
-    def __init__(self, loader: Callable[[], Iterable[Batch]], config: DataConfig, source: Source | None) -> None:
-        self.loader, self.config, self.source = loader, config, source
+    def __init__(
+        self, loader: Callable[[], Iterable[Batch]], config: DataConfig, opened: Source | Stream, whole: bool = False
+    ) -> None:
+        self.loader, self.config, self.opened, self.whole = loader, config, opened, whole
+        self.source: Source | None = None if isinstance(opened, Stream) else opened
+        self.about = opened.about
+        self.label_names = opened.columns.label_names if isinstance(opened, Stream) else opened.label_names
         self.broken: dict[str, str] = {}
+
+    def record(self) -> dict[str, Any]:
+        """What tells these data from others, see `identity.record`, with their size, folder and split."""
+        size = None if self.source is None else len(self.source)
+        return {"size": size, **self.about._asdict(), **identity.record(self.files(), self.label_names)}
+
+    def files(self) -> list[tuple[str, str]]:
+        """Name and path of every file that is read, in order."""
+        return self.opened.files if isinstance(self.opened, Stream) else self.opened.files()
 
     def __iter__(self) -> Iterator[Batch]:
         pending: dict[str, str] = {}
-        for batch in self.loader():
+        anything = False
+        for batch in self.loader():  # held by the loop alone: its processes end with the loop, however that is left
             if "error" in batch:  # raised here: a loader process would wrap it in its traceback
                 raise batch["error"]
             pending.update(batch["broken"])
@@ -46,12 +70,23 @@ class Batches:
             if pending and self.config.on_broken == "stop":
                 raise images.BrokenImage(*next(iter(pending.items())))
             if batch["keys"]:
-                batch["broken"], pending = pending, {}
+                if batch["captions"] is not None:  # pinning memory makes lists of tuples
+                    batch["captions"] = [tuple(texts) for texts in batch["captions"]]
+                batch["broken"], pending, anything = pending, {}, True
                 yield batch
+        if self.whole and self.broken and not anything:
+            raise _nothing_readable(self.config, self.broken)
+
+
+def _nothing_readable(config: DataConfig, broken: dict[str, str]) -> ValueError:
+    name, reason = next(iter(broken.items()))
+    return ValueError(f"{readable(config.path)}: no image can be read; the first, {name}: {reason}")
 
 
 def _decode(item: Item, channels: int, config: DataConfig) -> Tensor | str:
     """`(C, h, w)` as `images.decode` gives it, or why it could not be read."""
+    if isinstance(item.image, Unreadable):
+        return item.image.reason
     try:
         return images.decode(item.image, channels, item.key, config.range)
     except images.BrokenImage as error:
@@ -60,14 +95,19 @@ def _decode(item: Item, channels: int, config: DataConfig) -> Tensor | str:
         return str(error)
 
 
-def _stack(views: Sequence[Tensor], items: Sequence[Item], broken: dict[str, str]) -> Batch:
+def _stack(views: Sequence[Tensor], items: Sequence[Item], broken: dict[str, str], captions: bool) -> Batch:
     stacked = torch.empty(0)
     if views and all(view.dtype == torch.uint8 for view in views):
         stacked = images.from_uint8(torch.stack(list(views)))
     elif views:
         stacked = torch.stack([view if view.is_floating_point() else images.from_uint8(view) for view in views])
-    labels = torch.tensor([item.label for item in items], dtype=torch.int64)
-    return {"images": stacked, "keys": [item.key for item in items], "labels": labels, "broken": broken}
+    return {
+        "images": stacked,
+        "keys": [item.key for item in items],
+        "labels": torch.tensor([item.label for item in items], dtype=torch.int64),
+        "captions": [item.captions for item in items] if captions else None,
+        "broken": broken,
+    }
 
 
 class TrainingSet(Dataset):
@@ -81,7 +121,7 @@ class TrainingSet(Dataset):
     def __getitem__(self, places: list[tuple[int, int]]) -> Batch:
         try:
             return self._batch(places)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             return {"error": error}
 
     def _batch(self, places: list[tuple[int, int]]) -> Batch:
@@ -97,13 +137,12 @@ class TrainingSet(Dataset):
                     break
                 broken[item.key] = image
                 if self.config.on_broken == "stop":
-                    return _stack([], [], broken)
+                    return _stack([], [], broken, False)
             if not isinstance(image, Tensor):
-                name, reason = next(iter(broken.items()))
-                raise ValueError(f"{self.config.path}: no image can be read; the first, {name}: {reason}")
+                raise _nothing_readable(self.config, broken)
             items[slot] = item
             views.append(augment(image, self.config, self.size, f"{self.seed}/{epoch}/{index}"))
-        return _stack(views, items, broken)
+        return _stack(views, items, broken, self.source.has_captions)
 
 
 class TrainingStream(IterableDataset):
@@ -121,7 +160,8 @@ class TrainingStream(IterableDataset):
     ) -> None:  # fmt: skip
         self.config, self.size, self.channels, self.batch, self.seed = config, size, channels, batch, seed
         self.skip, self.world, self.rank = skip, world, rank
-        self.stream, self.columns = open_stream(config)
+        self.opened = open_stream(config)
+        self.stream, self.columns = self.opened.dataset, self.opened.columns
         if config.limit is not None:
             self.stream = self.stream.take(config.limit)
         self.workers = min(config.workers, max(1, self.stream.n_shards // world))
@@ -137,23 +177,33 @@ class TrainingStream(IterableDataset):
             rows = islice(numbered, done * self.batch, None)
             while True:
                 yield self._batch(list(islice(rows, self.batch)), consumer)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             yield {"error": error}
 
     def _batch(self, rows: list[tuple[int, Any]], consumer: int) -> Batch:
         items = [self.columns.item(row, number) for number, row in rows]
-        decoded = [_decode(item, self.channels, self.config) for item in items]
-        broken = {item.key: image for item, image in zip(items, decoded, strict=True) if isinstance(image, str)}
+        keys = [f"{self.seed}/{consumer}/{number}/{slot}" for slot, (number, _) in enumerate(rows)]
+        views: list[Tensor | None] = []
+        broken: dict[str, str] = {}
+        for item, key in zip(items, keys, strict=True):  # one picture of full size at a time
+            image = _decode(item, self.channels, self.config)
+            if isinstance(image, str):
+                broken[item.key] = image
+            views.append(augment(image, self.config, self.size, key) if isinstance(image, Tensor) else None)
         if broken and self.config.on_broken == "stop":
-            return _stack([], [], broken)
-        good = [(item, image) for item, image in zip(items, decoded, strict=True) if isinstance(image, Tensor)]
+            return _stack([], [], broken, False)
+        good = [item for item, view in zip(items, views, strict=True) if view is not None]
         if not good:
             name, reason = next(iter(broken.items()))
             raise ValueError(f"{self.config.path}: a whole batch cannot be read; its first, {name}: {reason}")
-        filled = [good[slot % len(good)] for slot in range(self.batch)]
-        keys = [f"{self.seed}/{consumer}/{number}/{slot}" for slot, (number, _) in enumerate(rows)]
-        views = [augment(image, self.config, self.size, key) for (_, image), key in zip(filled, keys, strict=True)]
-        return _stack(views, [item for item, _ in filled], broken)
+        for slot, view in enumerate(views):
+            if view is None:
+                items[slot] = good[slot % len(good)]
+                again = _decode(items[slot], self.channels, self.config)
+                assert isinstance(again, Tensor)  # it was read a moment ago
+                views[slot] = augment(again, self.config, self.size, keys[slot])
+        whole = [view for view in views if view is not None]
+        return _stack(whole, items, broken, self.columns.captions is not None)
 
 
 def _endless(stream: Any, config: DataConfig, seed: int, consumer: int, consumers: int) -> Iterator[Any]:
@@ -202,7 +252,7 @@ def training_batches(
     size = micro_batch_size(batch_size, accumulate, world)
     if config.streaming:
         stream = TrainingStream(config, image_size, channels, size, seed, start * accumulate, world, rank)
-        return Batches(lambda: _loader(stream, stream.workers), config, None)
+        return Batches(lambda: _loader(stream, stream.workers), config, stream.opened)
     source = open_source(config)
     sampler = MicroBatches(
         len(source), batch_size=batch_size, accumulate=accumulate, seed=seed, start=start, world=world, rank=rank
@@ -217,19 +267,38 @@ def _loader(dataset: Any, workers: int, sampler: Any = None) -> DataLoader:
         batch_size=None,  # the data set makes whole batches
         sampler=sampler,
         num_workers=workers,
+        collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_signals_to_the_run,
+        worker_init_fn=partial(_leave_signals_to_the_run, leaving=_leaving()),
         generator=torch.Generator(),  # the loader draws a seed, which must not move the caller's generator
     )
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+@cache
+def _leaving() -> Any:
+    """A flag that loader processes see: this process is at its end, so that a SIGTERM is meant for them."""
+    flag = multiprocessing.RawValue("b", 0)
+    # Functions of atexit run last come, first served: this one before multiprocessing's, which sends SIGTERM and waits.
+    atexit.register(setattr, flag, "value", 1)
+    return flag
+
+
+def _leave_signals_to_the_run(worker: int, leaving: Any) -> None:
     """A scheduler signals the whole process group; the run saves and ends its loaders, they must not end it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+
+    def end(number: int, frame: Any) -> None:
+        if leaving.value:
+            os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end)
 
 
-def _evaluation_batch(items: Sequence[Item], size: Size, channels: int, config: DataConfig) -> Batch:
+def _evaluation_batch(items: Sequence[Item], size: Size, channels: int, config: DataConfig, captions: bool) -> Batch:
     kept: list[Item] = []
     views: list[Tensor] = []
     broken: dict[str, str] = {}
@@ -240,28 +309,7 @@ def _evaluation_batch(items: Sequence[Item], size: Size, channels: int, config: 
             continue
         kept.append(item)
         views.append(image if size is None else resize_center_crop(image, size))
-    return _stack(views, kept, broken)
-
-
-def _ahead(tasks: Iterable[Callable[[], Batch]], workers: int) -> Iterator[Batch]:
-    """Results of `tasks` in order, computed by threads a few batches ahead.
-
-    Threads, not processes: decoders and resizing release the lock, small images cost more to send than to decode, and
-    a short run should not wait for processes to start.
-    """
-    if workers == 0:
-        yield from (task() for task in tasks)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="images")
-    try:
-        tasks, waiting = iter(tasks), deque[Any]()
-        while True:
-            waiting.extend(pool.submit(task) for task in islice(tasks, 2 * workers + 1 - len(waiting)))
-            if not waiting:
-                return
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    return _stack(views, kept, broken, captions)
 
 
 def evaluation_batches(
@@ -277,27 +325,64 @@ def evaluation_batches(
 
     `shard` (i, n) is the i-th of n contiguous parts, for processes or files of output (of a stream: every n-th item).
     `image_size=None` keeps every image's own size and needs `batch_size=1`. `prefer`: the split to take where none is
-    set. A batch of broken images only is passed over; iterate to the end and `broken` names them all. `config.workers`
-    threads load ahead. Raises as `open_source` does.
+    set. A batch of broken images only is passed over; iterate to the end and `broken` names them all; where no image of
+    the whole split can be read, the end raises `ValueError`. `config.workers` threads load ahead. Raises as
+    `open_source` does.
     """
     if image_size is None and batch_size != 1:
         raise ValueError(f"images of their own sizes do not stack; use batch_size=1, got {batch_size}")
     if not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard {shard} is no (part, parts) with 0 <= part < parts")
+    whole = shard[1] == 1 and config.limit is None
     if config.streaming:
-        stream, columns = open_stream(config, prefer)
+        stream = open_stream(config, prefer)
+        columns, captions = stream.columns, stream.columns.captions is not None
 
         def read() -> Iterator[Callable[[], Batch]]:
-            rows = islice(enumerate(_rows(stream)), shard[0], config.limit, shard[1])
+            rows = islice(enumerate(_rows(stream.dataset)), shard[0], config.limit, shard[1])
             while chunk := [columns.item(row, number) for number, row in islice(rows, batch_size)]:
-                yield partial(_evaluation_batch, chunk, image_size, channels, config)
+                yield partial(_evaluation_batch, chunk, image_size, channels, config, captions)
 
-        return Batches(lambda: _ahead(read(), config.workers), config, None)
+        return Batches(lambda: ahead(read(), config.workers), config, stream, whole=whole)
     source = open_source(config, prefer)
+    tasks = _evaluation_tasks(source, config, image_size, channels, batch_size, shard)
+    return Batches(lambda: ahead(tasks, config.workers), config, source, whole=whole)
+
+
+def _evaluation_tasks(
+    source: Source, config: DataConfig, size: Size, channels: int, batch_size: int, shard: tuple[int, int]
+) -> list[Callable[[], Batch]]:
     first, last = (len(source) * part // shard[1] for part in (shard[0], shard[0] + 1))
     ranges = [range(at, min(at + batch_size, last)) for at in range(first, last, batch_size)]
 
     def make(indices: range) -> Batch:
-        return _evaluation_batch(source.items(indices), image_size, channels, config)
+        return _evaluation_batch(source.items(indices), size, channels, config, source.has_captions)
 
-    return Batches(lambda: _ahead([partial(make, indices) for indices in ranges], config.workers), config, source)
+    return [partial(make, indices) for indices in ranges]
+
+
+def batches_by_part(
+    config: DataConfig,
+    opened: Source | Stream,
+    *,
+    image_size: Size,
+    channels: int,
+    batch_size: int,
+    parts: Sequence[int],
+    of: int,
+    prefer: Sequence[str],
+) -> Iterator[tuple[int, Batches]]:
+    """`evaluation_batches` of some of `of` parts in turn, each with its number, to be read to its end before the next.
+
+    One loader serves them all, so that it loads ahead into the next part. A stream deals its items out to the parts, so
+    that each takes a pass of its own.
+    """
+    if isinstance(opened, Stream):
+        sizes: dict[str, Any] = {"image_size": image_size, "channels": channels, "batch_size": batch_size}
+        shared = {**sizes, "prefer": prefer}
+        yield from ((part, evaluation_batches(config, shard=(part, of), **shared)) for part in parts)
+        return
+    tasks = {part: _evaluation_tasks(opened, config, image_size, channels, batch_size, (part, of)) for part in parts}
+    with closing(ahead(chain.from_iterable(tasks.values()), config.workers)) as loaded:
+        for part in parts:
+            yield part, Batches(partial(islice, loaded, len(tasks[part])), config, opened)

@@ -1,27 +1,23 @@
-"""Where images come from: folders, parquet, webdataset and the Hub through `datasets`, never decoded here."""
+"""Where images come from: folders, parquet, webdataset and the Hub through `datasets`, never decoded here.
+
+`files` and `splits` say which files are read, `columns` what a table's columns are, `tables` opens them.
+"""
 
 from __future__ import annotations
 
-import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-import numpy as np
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 from typing_extensions import Self
 
-from tokenizers_vq.config import Config, ConfigError, nearest
-from tokenizers_vq.data import photos
-
-EXTENSIONS = frozenset(
-    f".{name}"
-    for names in ("jpg jpeg jpe jfif png apng webp gif bmp dib tif tiff", "ppm pgm pbm pnm jp2 j2k avif ico tga npy")
-    for name in names.split()
-)
-SPLITS = frozenset(("train", "training", "test", "testing", "val", "valid", "validation", "dev"))
-_LABELS = ("label", "labels", "cls", "class", "fine_label")
+from tokenizers_vq.config import Config, ConfigError
+from tokenizers_vq.data import captions, photos, splits
+from tokenizers_vq.data.columns import NONE, Columns, Item
+from tokenizers_vq.data.files import Found, readable
+from tokenizers_vq.data.tables import Table, look, open_table
 
 
 class DataConfig(Config):
@@ -30,15 +26,17 @@ class DataConfig(Config):
     path: str
     """folder of images, parquet or webdataset files (folder, file or glob), Hub name, or skimage (its photographs)"""
     split: str | None = None
-    """name of the split; unset: the only one, else train in training and test in evaluation"""
+    """name of the split; unset: the only one, else train in training and test in evaluation; all: everything"""
     streaming: bool = False
     """read parquet, webdataset or Hub data as it comes, shuffled in a buffer, without storing it"""
     image_column: str | None = None
-    """column of the images; unset: the one that holds images"""
+    """column of the images; unset: the one that holds images, `image` where several do"""
     range: tuple[float, float] | None = None
     """values of black and white in .npy arrays and 16-bit files; unset: all of uint8 and uint16, [0, 1] of floats"""
     label_column: str | None = None
-    """column of the classes; unset: the one that holds classes, or a folder's sub-folders"""
+    """column of the classes; unset: the one that holds classes, or a folder's sub-folders; none: no classes"""
+    caption_column: str | None = None
+    """column of the captions; unset: caption, captions or text where it holds text; none: no captions"""
     crop: Literal["random_resized", "random", "center"] = "random_resized"
     """training view: a window of random size and place, of random place, or the centre"""
     scale: tuple[float, float] = (0.5, 1.0)
@@ -55,6 +53,11 @@ class DataConfig(Config):
     """use this many images, evenly spread over the data (streaming: the first)"""
     shuffle_buffer: int = 1000
     """streaming: images among which the next is drawn"""
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _path_to_text(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -73,35 +76,55 @@ class DataConfig(Config):
         return self
 
 
-class Item(NamedTuple):
-    """One undecoded image: a path, a file's bytes or an array; its name; its class or -1."""
+class About(NamedTuple):
+    """What was opened: a line for people, the folder that was chosen (None for the Hub), the split where there are."""
 
-    image: str | bytes | np.ndarray
-    key: str
-    label: int
+    description: str
+    folder: str | None
+    split: str | None
 
 
 class Source(Protocol):
-    """Images by index. `description` is a line for people, `label_names` is None where there are no classes."""
+    """Images by index. `label_names` is None where there are no classes, or classes that are numbers only."""
 
-    description: str
+    about: About
     label_names: tuple[str, ...] | None
+    has_captions: bool
+
+    @property
+    def description(self) -> str: ...
 
     def __len__(self) -> int: ...
 
     def items(self, indices: Sequence[int]) -> list[Item]: ...
 
+    def files(self) -> list[tuple[str, str]]:
+        """Name and path of every file that is read, in order: what `identity.record` takes."""
 
-class PhotoSource:
+
+class _Described:
+    about: About
+
+    @property
+    def description(self) -> str:
+        """The line for people."""
+        return self.about.description
+
+
+class PhotoSource(_Described):
     """Windows of scikit-image's photographs; the class is the photograph."""
 
     def __init__(self, split: str) -> None:
         self.paths, self.windows = photos.windows(split)
         self.label_names: tuple[str, ...] | None = tuple(path.stem for path in self.paths)
         side = "left" if split == "train" else "right"
-        self.description = (
+        self.has_captions = False
+        self.about = About(
             f"{len(self.windows)} overlapping {photos.WINDOW}x{photos.WINDOW} windows of {len(self.paths)} photographs "
-            f"inside the installed scikit-image (split {split}: the {side} part of each); a demonstration, no benchmark"
+            f"inside the installed scikit-image (split {split}: the {side} part of each); a demonstration, no "
+            "benchmark",
+            None,
+            split,
         )
 
     def __len__(self) -> int:
@@ -114,62 +137,128 @@ class PhotoSource:
             result.append(Item(pixels, f"{self.paths[number].stem}/{top:04d}-{left:04d}", number))
         return result
 
-
-class Columns:
-    """Which columns of a table hold image, name and class; turns its rows into items."""
-
-    def __init__(self, features: Mapping[str, Any], config: DataConfig) -> None:
-        import datasets
-
-        pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-        if config.image_column is not None:
-            if config.image_column not in features:
-                raise ValueError(
-                    f"{config.path}: no column '{config.image_column}'{nearest(config.image_column, features)}"
-                )
-            pictures = [config.image_column]
-        if not pictures:
-            names = ", ".join(features)
-            raise ValueError(f"{config.path}: no column holds images; set image_column to one of: {names}")
-        self.images = pictures  # several in a webdataset that mixes formats
-        self.label = config.label_column
-        if self.label is not None and self.label not in features:
-            raise ValueError(f"{config.path}: no column '{self.label}'{nearest(self.label, features)}")
-        if self.label is None:
-            classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-            whole = [
-                name for name in _LABELS if str(getattr(features.get(name), "dtype", "")).startswith(("int", "uint"))
-            ]
-            self.label = next(iter(classes + whole), None)
-        feature = features.get(self.label) if self.label else None
-        self.label_names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-        self.numbers: dict[Any, int] | None = None  # for classes that are written as text
-        self.key = next((name for name in ("__key__", "key") if name in features), None)
-        self.use_path = False
-
-    def item(self, row: Mapping[str, Any], index: int) -> Item:
-        image = next((row[name] for name in self.images if row[name] is not None), None)
-        path = image.get("path") if isinstance(image, dict) else None
-        key = str(row[self.key]) if self.key else path if self.use_path and path else f"{index:08d}"
-        content = (image.get("bytes") or path) if isinstance(image, dict) else image
-        label = row[self.label] if self.label else None
-        if self.numbers is not None:
-            label = self.numbers.get(label)
-        return Item(b"" if content is None else content, key, -1 if label is None else int(label))
+    def files(self) -> list[tuple[str, str]]:
+        return [(path.name, str(path)) for path in self.paths]
 
 
-class TableSource:
+class FolderSource(_Described):
+    """The pictures of one split of a folder; sub-folders are classes, numbered over all splits by name."""
+
+    def __init__(self, found: Found, config: DataConfig, prefer: Sequence[str]) -> None:
+        import pyarrow as pa
+
+        where = readable(config.path)
+        if config.image_column is not None or config.label_column not in (None, NONE):
+            name = config.image_column or config.label_column
+            raise ValueError(
+                f"{where}: no column '{name}': it is a folder of images, whose sub-folders are the classes"
+            )
+        grouped = splits.of_pictures(found.names, config.split, where)
+        split = splits.choose(grouped.parts, config.split, prefer, where)
+        parts = grouped.parts[split]
+        names = None if config.label_column == NONE else _class_names(grouped.parts, split)
+        texts = captions.read(found.root, found.metadata, config.caption_column)
+        folder = _folder_of(found.root, parts, split)
+        columns = {
+            "path": pa.array([os.fsencode(part.name) for part in parts], pa.binary()),
+            "key": pa.array([readable(part.name) for part in parts], pa.string()),
+        }
+        if names is not None:
+            numbers = {name: number for number, name in enumerate(names)}
+            columns["label"] = pa.array([numbers.get(part.classes[0], -1) for part in parts], pa.int64())
+        if texts is not None:
+            columns["captions"] = pa.array([texts.get(part.name, ()) for part in parts], pa.list_(pa.string()))
+            if not any(part.name in texts for part in parts):
+                raise ValueError(f"{where}: none of the pictures is named in {found.metadata[0]}")
+        self.root, self.inside, self.table = str(found.root), os.path.relpath(folder, found.root), pa.table(columns)
+        self.label_names = None if names is None else tuple(readable(name) for name in names)
+        self.has_captions = texts is not None
+        said = _words(found.left_out, len(grouped.beside), names, parts)
+        of_split = "" if split is None else f", split {split}"
+        self.about = About(f"{len(parts)} images in {readable(str(folder))}{of_split}{said}", str(folder), split)
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def items(self, indices: Sequence[int]) -> list[Item]:
+        rows = self.table.take(list(indices)).to_pylist()
+        return [
+            Item(
+                os.path.join(self.root, os.fsdecode(row["path"])),  # noqa: PTH118 (speed)
+                row["key"],
+                row.get("label", -1),
+                tuple(row.get("captions", ())),
+            )
+            for row in rows
+        ]
+
+    def files(self) -> list[tuple[str, str]]:
+        names = [os.fsdecode(name) for name in self.table["path"].to_pylist()]
+        cut = 0 if self.inside == "." else len(self.inside) + 1
+        return [(name[cut:], os.path.join(self.root, name)) for name in names]  # noqa: PTH118 (speed)
+
+
+def _class_names(parts: dict[str | None, list[splits.Part]], split: str | None) -> list[str] | None:
+    """Classes of all splits by name, None where the pictures of `split` are not all in folders of classes.
+
+    One folder alone is a class only where another split has it among several.
+    """
+    held = {
+        name: {part.classes[0] for part in group}
+        for name, group in parts.items()
+        if all(part.classes for part in group)
+    }
+    names = sorted(set().union(*(classes for classes in held.values() if len(classes) > 1)))
+    return names if names and held.get(split, set()) and held[split] <= set(names) else None
+
+
+def _folder_of(root: Path, parts: Sequence[splits.Part], split: str | None) -> Path:
+    """The folder `split` where all its pictures lie in one of that name, else `root`."""
+    folders = parts[0].name.split("/")[:-1]
+    inside = "/".join(folders[: folders.index(split) + 1]) if split in folders else ""
+    return root / inside if inside and all(part.name.startswith(f"{inside}/") for part in parts) else root
+
+
+def _words(left_out: str, beside: int, names: Sequence[str] | None, parts: Sequence[splits.Part]) -> str:
+    """Classes and what was not read, as a description ends."""
+    words = [] if names is None else [f"{len(names)} classes"]
+    loose = sum(not part.classes for part in parts)
+    if names is None and 0 < loose < len(parts):
+        words.append(f"no classes, for {loose} of them lie in no sub-folder")
+    words += [left_out] if left_out else []
+    words += [f"left out: {beside} images of no split"] if beside else []
+    return "".join(f"; {word}" for word in words)
+
+
+class TableSource(_Described):
     """A `datasets.Dataset` with its images left undecoded."""
 
-    def __init__(self, dataset: Any, config: DataConfig, description: str) -> None:
-        self.columns = Columns(dataset.features, config)
-        self.dataset = undecoded(dataset, self.columns, config)
-        columns, label = self.columns, self.columns.label
-        if label is not None and getattr(self.dataset.features[label], "dtype", None) == "string":
-            columns.label_names = tuple(sorted(name for name in self.dataset.unique(label) if name is not None))
-            columns.numbers = {name: number for number, name in enumerate(columns.label_names)}
-        columns.use_path = columns.key is None and _distinct_paths(self.dataset, columns.images[0])
-        self.label_names, self.description = columns.label_names, description
+    def __init__(self, table: Table) -> None:
+        self.columns, self.dataset, columns = table.columns, table.dataset, table.columns
+        self._files = table.files
+        if columns.label is not None:
+            labels = self.dataset.select_columns([columns.label]).with_format("arrow")[:][columns.label]
+            if (bad := columns.first_bad_label(labels)) is not None:
+                raise ValueError(columns.bad_label(labels[bad].as_py(), self._row(bad)))
+            if columns.label_is_text:
+                columns.number_texts([*labels.unique().to_pylist(), *table.classes()])
+        columns.use_path = columns.key is None and _distinct_paths(self.dataset, columns.image)
+        self.label_names, self.has_captions = columns.label_names, columns.captions is not None
+        self.about = about(table, len(self.dataset))
+
+    def _row(self, index: int) -> str:
+        """Where a row stands: its key, or its file and its number there."""
+        if self.columns.key is not None:
+            return f"{self.dataset[index][self.columns.key]} (row {index})"
+        if len(self._files) > 1 and all(path.endswith(".parquet") for _, path in self._files):
+            import pyarrow.parquet as pq
+
+            for name, path in self._files:
+                rows = pq.ParquetFile(path).metadata.num_rows
+                if index < rows:
+                    return f"{readable(name)}, row {index}"
+                index -= rows
+        return f"row {index}"
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -179,13 +268,17 @@ class TableSource:
         rows = ({name: column[i] for name, column in table.items()} for i in range(len(indices)))
         return [self.columns.item(row, index) for row, index in zip(rows, indices, strict=True)]
 
+    def files(self) -> list[tuple[str, str]]:
+        return self._files
 
-class Spread:
+
+class Spread(_Described):
     """`count` items of a source, evenly spread, in order: the first `count` would be the first classes only."""
 
     def __init__(self, source: Source, count: int) -> None:
         self.source, self.count, self.label_names = source, min(count, len(source)), source.label_names
-        self.description = f"{self.count} of {source.description}"
+        self.has_captions = source.has_captions
+        self.about = source.about._replace(description=f"{self.count} of {source.description}")
 
     def __len__(self) -> int:
         return self.count
@@ -193,24 +286,35 @@ class Spread:
     def items(self, indices: Sequence[int]) -> list[Item]:
         return self.source.items([index * len(self.source) // self.count for index in indices])
 
+    def files(self) -> list[tuple[str, str]]:
+        return self.source.files()
 
-def undecoded(dataset: Any, columns: Columns, config: DataConfig) -> Any:
-    """`dataset` (or stream) with only the columns in use, images as bytes or paths. Raises `ValueError`."""
-    import datasets
 
-    used = [*columns.images, *([columns.label] if columns.label else []), *([columns.key] if columns.key else [])]
-    dataset = dataset.select_columns(list(dict.fromkeys(used)))
-    for name in columns.images:
-        feature = dataset.features[name]
-        if not isinstance(feature, datasets.Image) and getattr(feature, "dtype", "") not in ("binary", "string"):
-            raise ValueError(f"{config.path}: column '{name}' holds {feature}, not images; set image_column")
-        dataset = dataset.cast_column(name, datasets.Image(decode=False))
-    return dataset
+class Stream(NamedTuple):
+    """An undecoded `datasets.IterableDataset`, what its columns are, and what is known of it."""
+
+    dataset: Any
+    columns: Columns
+    about: About
+    files: list[tuple[str, str]]
+
+
+def about(table: Table, count: int | None) -> About:
+    """What was opened, `count` images of it (None for a stream, which nobody counts)."""
+    images = "images" if count is None else f"{count} images"
+    names = table.columns.label_names
+    classes = f"; {len(names)} classes" if names else ""
+    left_out = f"; {table.left_out}" if table.left_out else ""
+    return About(f"{images} of {table.where}, split {table.split}{classes}{left_out}", table.folder, table.split)
 
 
 def _distinct_paths(dataset: Any, column: str) -> bool:
+    import pyarrow as pa
     import pyarrow.compute as pc
 
+    kind = dataset.data.schema.field(column).type
+    if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
+        return False
     paths = pc.struct_field(dataset.data[column], "path")
     return paths.null_count == 0 and len(pc.unique(paths)) == len(paths)
 
@@ -218,139 +322,35 @@ def _distinct_paths(dataset: Any, column: str) -> bool:
 def open_source(config: DataConfig, prefer: Sequence[str] = ("train",)) -> Source:
     """The images that `config` names. `prefer`: which split to take where there are several and none is set.
 
-    Raises `FileNotFoundError` for a missing path, `ValueError` for a missing split or column, each in one line.
+    Raises `FileNotFoundError` for a missing path, `ValueError` for a missing split or column, a label that is no class,
+    and wherever files, splits or columns could be meant in several ways, each in one line.
     """
     source: Source
     if config.streaming:
         raise ValueError(f"{config.path}: streaming data has no index; set streaming=false here")
     if config.path == "skimage":
-        source = PhotoSource(_choose(config, ("train", "test"), prefer))
+        source = PhotoSource(str(splits.choose(("train", "test"), config.split, prefer, config.path)))
     else:
-        path = Path(config.path).expanduser()
-        pictures = _pictures(path) if path.is_dir() or (path.suffix.lower() in EXTENSIONS and path.is_file()) else []
-        source = _folder(path, pictures, config, prefer) if pictures else _table(config, prefer)
+        found = look(config)
+        if found is not None and found.kind == "pictures":
+            source = FolderSource(found, config, prefer)
+        else:
+            source = TableSource(open_table(config, prefer, found, streaming=False))
     if not len(source):
-        raise ValueError(f"{config.path}: holds no images")
+        raise ValueError(f"{readable(config.path)}: holds no images")
     return source if config.limit is None else Spread(source, config.limit)
 
 
-def open_stream(config: DataConfig, prefer: Sequence[str] = ("train",)) -> tuple[Any, Columns]:
-    """An undecoded `datasets.IterableDataset` and what its columns are. Raises as `open_source` does."""
-    loaded, _ = _load(config, streaming=True)
-    stream = loaded[_choose(config, tuple(loaded), prefer)]
-    if stream.features is None:
-        stream = stream._resolve_features()
-    columns = Columns(stream.features, config)
-    if columns.label is not None and getattr(stream.features[columns.label], "dtype", None) == "string":
+def open_stream(config: DataConfig, prefer: Sequence[str] = ("train",)) -> Stream:
+    """The images that `config` names as they come. Raises as `open_source` does, and for classes that are text."""
+    found = look(config)
+    where = readable(config.path)
+    if config.path == "skimage" or (found is not None and found.kind == "pictures"):
+        raise ValueError(f"{where}: images of a folder are read by index; set streaming=false")
+    table = open_table(config, prefer, found, streaming=True)
+    if table.columns.label_is_text:
         raise ValueError(
-            f"{config.path}: column '{columns.label}' is text, which a stream cannot number; unset streaming"
+            f"{where}: column '{table.columns.label}' holds classes as text, which a stream cannot number; set "
+            "streaming=false, or label_column to a column of whole numbers, or to none"
         )
-    return undecoded(stream, columns, config), columns
-
-
-def _choose(config: DataConfig, splits: Sequence[str], prefer: Sequence[str]) -> str:
-    if config.split is not None:
-        if config.split not in splits:
-            raise ValueError(f"{config.path}: no split '{config.split}'; it has: {', '.join(splits)}")
-        return config.split
-    return next((name for name in prefer if name in splits), splits[0])
-
-
-def _pictures(path: Path) -> list[str]:
-    """Paths of the pictures below a folder, relative to it, sorted; hidden files and folders are passed over."""
-    if path.is_file():
-        return [path.name]
-    found = []
-    for folder, folders, files in os.walk(path, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = Path(folder).relative_to(path)
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:  # noqa: PTH122 (speed)
-                found.append((inside / name).as_posix())
-    return sorted(found)
-
-
-def _folder(path: Path, pictures: list[str], config: DataConfig, prefer: Sequence[str]) -> Source:
-    """A table of paths. `imagefolder` would leave out .npy and give the sub-folder's name to mixed depths."""
-    import datasets
-
-    root = path.parent if path.is_file() else path
-    tops = sorted({name.split("/", 1)[0] if "/" in name else "" for name in pictures})
-    if config.split is not None or (len(tops) > 0 and all(top.lower() in SPLITS for top in tops)):
-        if "" in tops or (config.split is not None and config.split not in tops):
-            have = ", ".join(top for top in tops if top) or "none"
-            raise ValueError(
-                f"{path}: no sub-folder for split '{config.split}' (sub-folders: {have}); unset split for all"
-            )
-        inside = _choose(config, tops, prefer) + "/"
-        pictures = [name for name in pictures if name.startswith(inside)]
-    else:
-        inside = ""
-    parts = [name[len(inside) :].split("/") for name in pictures]
-    names = sorted({part[0] for part in parts}) if all(len(part) > 1 for part in parts) else []
-    columns: dict[str, list[Any]] = {"image": [str(root / name) for name in pictures], "key": pictures}
-    features = datasets.Features({"image": datasets.Image(decode=False), "key": datasets.Value("string")})
-    if len(names) > 1:
-        numbers = {name: number for number, name in enumerate(names)}
-        columns["label"] = [numbers[part[0]] for part in parts]
-        features["label"] = datasets.ClassLabel(names=names)
-    dataset = datasets.Dataset.from_dict(columns, features=features)
-    return TableSource(dataset, config, f"{len(pictures)} images in {root / inside}")
-
-
-def _table(config: DataConfig, prefer: Sequence[str]) -> Source:
-    loaded, what = _load(config, streaming=False)
-    split = _choose(config, tuple(loaded), prefer)
-    return TableSource(loaded[split], config, f"{len(loaded[split])} images of {what}, split {split}")
-
-
-def _load(config: DataConfig, streaming: bool) -> tuple[Mapping[str, Any], str]:
-    """Every split of parquet or webdataset files, a folder of `save_to_disk`, or a Hub name."""
-    import datasets
-
-    text = config.path
-    path = Path(text).expanduser()
-    if path.is_dir():
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            saved = datasets.load_from_disk(str(path))
-            saved = saved if isinstance(saved, dict) else {"train": saved}
-            return {name: part.to_iterable_dataset() if streaming else part for name, part in saved.items()}, text
-        files = [str(file) for file in sorted(path.rglob("*")) if file.is_file()]
-        builder = next((kind for file in files if (kind := _builder(file))), None)
-        if builder is None:
-            if streaming and _pictures(path):
-                raise ValueError(f"{text}: a folder of images is read by index; set streaming=false")
-            raise FileNotFoundError(f"no images, parquet or tar files in folder {text}; check the path")
-        return _ask(text, builder, data_dir=str(path), streaming=streaming), text
-    if "://" in text:
-        files = [text]
-    else:
-        files = sorted(glob.glob(str(path))) if glob.has_magic(text) else [str(path)] if path.is_file() else []  # noqa: PTH207
-    if files:
-        builder = _builder(files[0])
-        if builder is None:
-            raise ValueError(f"{files[0]}: neither an image, a .parquet nor a .tar file; give one of these or a folder")
-        return _ask(text, builder, data_files=files, streaming=streaming), text
-    written_as_path = path.is_absolute() or text.startswith((".", "~")) or text.endswith("/") or text.count("/") > 1
-    if written_as_path or glob.has_magic(text) or _builder(text) or path.suffix.lower() in EXTENSIONS:
-        raise FileNotFoundError(f"no data at {text}; give an existing folder, file or glob, a Hub name, or skimage")
-    return _ask(text, text, streaming=streaming), f"the Hub's {text}"
-
-
-def _builder(file: str) -> str | None:
-    name = file.lower().split("?")[0]
-    return (
-        "parquet" if name.endswith(".parquet") else "webdataset" if name.endswith((".tar", ".tar.gz", ".tgz")) else None
-    )
-
-
-def _ask(text: str, builder: str, **options: Any) -> Mapping[str, Any]:
-    import datasets
-
-    try:
-        return datasets.load_dataset(builder, **options)
-    except Exception as error:  # network, permission, a damaged file: datasets raises its own kinds for each
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if builder == text:
-            raise FileNotFoundError(f"no folder or file {text}, and the Hub did not give it: {reason}") from None
-        raise ValueError(f"{text}: cannot be read as {builder}: {reason}") from None
+    return Stream(table.dataset, table.columns, about(table, None), table.files)

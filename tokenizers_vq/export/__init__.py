@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import importlib
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_vq.config import nearest
+from tokenizers_vq.writing import replacing, write_atomically
 
 if TYPE_CHECKING:
     from tokenizers_vq.tokenizer import Tokenizer
@@ -37,23 +36,14 @@ def export(tokenizer: Tokenizer, to: str, out: str | Path) -> dict[str, Any]:
         raise ValueError(f"no format '{to}'{nearest(to, sorted(FORMATS))}")
     out = Path(out)
     writer = importlib.import_module(f"tokenizers_vq.export.{FORMATS[to]}")
-    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if (out.exists() and not out.is_dir()) or not found <= set(writer.FILES):
-        other = ", ".join(sorted(found - set(writer.FILES))[:3]) or "no folder"
-        raise ValueError(f"{out} is no earlier export to {to} ({other}): give --out another folder")
-    tokenizer = copy.deepcopy(tokenizer).cpu().float().eval()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    new, old = aside / "new", aside / "old"
-    new.mkdir()
-    try:
-        report: dict[str, Any] = {"format": to, **writer.write(tokenizer, new)}
-        (new / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    with replacing(out) as new:
+        found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+        if (out.exists() and not out.is_dir()) or not found <= set(writer.FILES):
+            other = ", ".join(sorted(found - set(writer.FILES))[:3]) or "no folder"
+            raise ValueError(f"{out} is no earlier export to {to} ({other}): give --out another folder")
+        report: dict[str, Any] = {"format": to, **writer.write(copy.deepcopy(tokenizer).cpu().float().eval(), new)}
+        if REPORT in writer.FILES:
+            write_atomically(new / REPORT, json.dumps(report, indent=2) + "\n")
         for path in new.iterdir():
             path.chmod(0o644)  # some writers keep files to their owner
-        if found:
-            out.replace(old)
-        new.replace(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return report

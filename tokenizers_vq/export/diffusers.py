@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tokenizers_vq.export.graphs import Tensors, compare, examples
 from tokenizers_vq.tokenizer import Tokenizer
+from tokenizers_vq.writing import write_atomically, write_tensors
 
 FILES = ("config.json", "diffusion_pytorch_model.safetensors", "export.json")
 
@@ -50,8 +50,8 @@ def write(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     problem = _problem(tokenizer)
     if problem:
         raise ValueError(f"diffusers' VQModel {problem}: export to torch or onnx instead")
-    (folder / FILES[0]).write_text(json.dumps(_config(tokenizer), indent=2) + "\n", encoding="utf-8")
-    save_file(_tensors(tokenizer), folder / FILES[1], metadata={"format": "pt"})
+    write_atomically(folder / FILES[0], json.dumps(_config(tokenizer), indent=2) + "\n")
+    write_tensors(folder / FILES[1], _tensors(tokenizer))
     report: dict[str, Any] = {"fingerprint": tokenizer.fingerprint, "differs": _differs(tokenizer), "compared": None}
     try:
         from diffusers import VQModel

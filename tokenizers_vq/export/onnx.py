@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from tokenizers_vq.export.graphs import Run, Tensors, build, describe, examples
 from tokenizers_vq.tokenizer import Tokenizer
+from tokenizers_vq.writing import naming
 
 FILES = (
     "encode.onnx",
@@ -57,7 +58,8 @@ def _finish(path: Path, part: str, grids: int, program: ExportedProgram) -> Run:
         exported = torch.onnx.export(program, (), dynamo=True, input_names=inputs, output_names=outputs, verbose=False)
     assert exported is not None
     _name_sizes(exported.model, part)
-    exported.save(path)
+    with naming(path):
+        exported.save(path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(tensors: Tensors) -> Tensors:

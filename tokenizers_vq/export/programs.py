@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch.export import ExportedProgram
 
 from tokenizers_vq.export.graphs import Run, Tensors, build, describe, examples, parts
 from tokenizers_vq.tokenizer import Tokenizer
+from tokenizers_vq.writing import write_atomically
 
 FILES = ("encode.pt2", "decode.pt2", "export.json")
 
@@ -25,7 +27,9 @@ def write(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
 
 
 def _finish(path: Path, program: ExportedProgram) -> Run:
-    torch.export.save(program, path)
+    buffer = io.BytesIO()  # torch's own writer of files aborts the process where the disk is full
+    torch.export.save(program, buffer)
+    write_atomically(path, buffer.getvalue())
     module = torch.export.load(path).module()
 
     @torch.no_grad()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
 from torch import Tensor, nn
 
+from tokenizers_vq.config import Size
 from tokenizers_vq.networks.base import Decoder, DecoderFields
 
 
@@ -14,7 +14,7 @@ class AbsentDecoderConfig(DecoderFields):
     """No decoder, but for the convolution behind the codes, which transformers keeps."""
 
     kind: Literal["absent"] = "absent"
-    latent_width: int = Field(ge=1)
+    latent_width: Size
     """channels after that convolution"""
     advice: str
     """what the error of `decode` says behind `this tokenizer only encodes`: where a decoder is found"""

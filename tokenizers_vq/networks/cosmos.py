@@ -10,19 +10,19 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tokenizers_vq.config import Config, ConfigError
+from tokenizers_vq.config import MOST_LEVELS, Config, ConfigError, Multiplier, Size
 from tokenizers_vq.networks.blocks import Downsample, Upsample, stride_grid
 from tokenizers_vq.networks.vqgan import VqganDecoder, VqganDecoderConfig, VqganEncoder, VqganEncoderConfig
 
 
 class _Wavelets(Config):
-    patch: int = Field(default=4, ge=1)
+    patch: int = Field(default=4, ge=1, le=256)
     """side of the patches that wavelets turn into channels; a power of two"""
-    resamplings: int = Field(default=2, ge=0)
+    resamplings: int = Field(default=2, ge=0, le=MOST_LEVELS)
     """halvings of the size after the wavelets: the first so many levels of the encoder, the coarsest of the decoder"""
-    multipliers: tuple[int, ...] = (2, 4, 4)
+    multipliers: tuple[Multiplier, ...] = Field(default=(2, 4, 4), min_length=1, max_length=MOST_LEVELS)
     """channels of each level as multiples of `width`"""
-    latent_width: int | None = 256
+    latent_width: Size | None = 256
     """channels beside the quantizer, before `quant_conv` and after `post_quant_conv`; null = the code's"""
 
     @field_validator("patch")

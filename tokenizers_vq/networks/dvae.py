@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tokenizers_vq.config import Config, ConfigError
+from tokenizers_vq.config import MOST_LEVELS, Blocks, Config, ConfigError, Multiplier, Size
 from tokenizers_vq.networks.base import Decoder, DecoderFields, Encoder
 from tokenizers_vq.networks.blocks import precise, stride_grid
 
@@ -20,11 +20,11 @@ _BOTTLENECK = 4
 
 
 class _DvaeConfig(Config):
-    width: int = Field(default=256, ge=1)
+    width: Size = 256
     """channels at the first level"""
-    multipliers: tuple[int, ...] = Field(default=(1, 2, 4, 8), min_length=1)
+    multipliers: tuple[Multiplier, ...] = Field(default=(1, 2, 4, 8), min_length=1, max_length=MOST_LEVELS)
     """channels of each level as multiples of `width`, finest first; every level after the first halves the size"""
-    blocks: int = Field(default=2, ge=1)
+    blocks: Blocks = Field(default=2, ge=1)
     """residual blocks a level"""
 
     @model_validator(mode="after")

@@ -11,20 +11,20 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tokenizers_vq.config import Config, ConfigError
+from tokenizers_vq.config import Blocks, Config, ConfigError, Size
 from tokenizers_vq.networks.blocks import swish
 from tokenizers_vq.networks.normalisation import BatchNorm2d
 from tokenizers_vq.networks.vqgan import VqganDecoder, VqganDecoderConfig, VqganEncoder, VqganEncoderConfig
 
 
 class _TimeFields(Config):
-    frames: int = Field(default=4, ge=1)
+    frames: Size = 4
     """frames of one time step, a power of two: each halving (encoder) or doubling (decoder) has a convolution"""
-    time_blocks: int = 2
+    time_blocks: Blocks = 2
     """residual blocks over time"""
 
     @model_validator(mode="after")

@@ -10,24 +10,24 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tokenizers_vq.config import Config, ConfigError
+from tokenizers_vq.config import MOST_LEVELS, Blocks, Config, ConfigError, Multiplier, Size
 from tokenizers_vq.networks.base import Decoder, DecoderFields, Encoder
 from tokenizers_vq.networks.blocks import Upsample, precise, stride_grid, swish
 from tokenizers_vq.networks.normalisation import GroupNorm
 
 
 class _MaskgitConfig(Config):
-    width: int = Field(default=128, ge=1)
+    width: Size = 128
     """channels at the first level"""
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    multipliers: tuple[Multiplier, ...] = Field(default=(1, 1, 2, 2, 4), min_length=1, max_length=MOST_LEVELS)
     """channels of each level as multiples of `width`; every level after the first halves the size"""
-    blocks: int = Field(default=2, ge=1)
+    blocks: Blocks = Field(default=2, ge=1)
     """residual blocks a level, and in the middle"""
-    groups: int = Field(default=32, ge=1)
+    groups: Size = 32
     """groups of every GroupNorm; must divide every level's channels"""
     shortcut: Literal["output", "input"] = "output"
     """what the 1x1 shortcut reads where the width changes: the published models' reads the block's output, a mistake"""
-    dropout: float = 0.0
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """dropout inside the residual blocks"""
 
     @model_validator(mode="after")

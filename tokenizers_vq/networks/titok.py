@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tokenizers_vq.config import Config, ConfigError
+from tokenizers_vq.config import Blocks, Config, ConfigError, Size
 from tokenizers_vq.networks.base import Decoder, DecoderFields, Encoder
 from tokenizers_vq.networks.blocks import precise, stride_grid
 from tokenizers_vq.networks.linear import use_onednn
@@ -23,17 +23,17 @@ from tokenizers_vq.networks.maskgit import MaskgitDecoderConfig
 
 
 class _TitokConfig(Config):
-    tokens: int = Field(default=32, ge=1)
+    tokens: Size = 32
     """latent tokens: the codes of an image; encoder's and decoder's must agree"""
-    patch: int = Field(default=16, ge=1)
+    patch: Size = 16
     """side of a patch in pixels"""
-    width: int = Field(default=512, ge=1)
+    width: Size = 512
     """width of a token"""
-    layers: int = Field(default=8, ge=1)
+    layers: Blocks = Field(default=8, ge=1)
     """transformer blocks"""
-    heads: int = Field(default=8, ge=1)
+    heads: Size = 8
     """attention heads"""
-    mlp: int | None = Field(default=None, ge=1)
+    mlp: Size | None = None
     """width inside a feed-forward; null = 4 x `width`"""
 
     @model_validator(mode="after")
@@ -69,9 +69,9 @@ class TitokProxyDecoderConfig(_TitokConfig, DecoderFields):
     """Two-stage decoder of TiTok, which predicts another tokenizer's codes and decodes them with that one's decoder."""
 
     kind: Literal["titok_proxy"] = "titok_proxy"
-    proxy_codes: int = Field(default=1024, ge=1)
+    proxy_codes: int = Field(default=1024, ge=1, le=2**31)
     """codes of the other tokenizer"""
-    proxy_dim: int = Field(default=256, ge=1)
+    proxy_dim: Size = 256
     """width of its codes"""
     proxy: MaskgitDecoderConfig = MaskgitDecoderConfig()
     """its decoder"""

@@ -11,24 +11,24 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tokenizers_vq.config import Config, ConfigError
+from tokenizers_vq.config import Blocks, Config, ConfigError, Size
 from tokenizers_vq.networks.base import Decoder, DecoderFields, Encoder
 from tokenizers_vq.networks.blocks import precise, stride_grid
 from tokenizers_vq.networks.linear import use_onednn
 
 
 class _VitConfig(Config):
-    patch: int = Field(default=8, ge=1)
+    patch: Size = 8
     """side of a patch in pixels: the stride"""
-    width: int = Field(default=512, ge=1)
+    width: Size = 512
     """width of a token"""
-    layers: int = Field(default=8, ge=1)
+    layers: Blocks = Field(default=8, ge=1)
     """transformer blocks"""
-    heads: int = Field(default=8, ge=1)
+    heads: Size = 8
     """attention heads"""
-    head_width: int | None = Field(default=None, ge=1)
+    head_width: Size | None = None
     """width of a head; null = `width` / `heads`"""
-    mlp: int | None = Field(default=None, ge=1)
+    mlp: Size | None = None
     """width inside a feed-forward; null = 4 x `width`"""
     activation: Literal["gelu", "tanh"] = "gelu"
     """of the blocks' feed-forwards (tanh: enhancing-transformers)"""
@@ -135,6 +135,8 @@ class _Trunk(nn.Module):
 
 def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
     """float32 `(h*w, width)`: sines and cosines of the column, then of the row (He et al., arXiv 2111.06377)."""
+    if torch.get_default_device().type == "meta":  # of a config alone, whose image may be of any size
+        return torch.empty(grid[0] * grid[1], width)
     frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width // 4))
     rows, columns = (torch.arange(size, dtype=torch.float64, device="cpu") for size in grid)
     row, column = torch.meshgrid(rows, columns, indexing="ij")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tokenizers_vq.config import Config, ConfigError
+from tokenizers_vq.config import MOST_LEVELS, Blocks, Config, ConfigError, Multiplier, Size
 from tokenizers_vq.networks.base import Decoder, DecoderFields, Encoder
 from tokenizers_vq.networks.blocks import (
     Attention,
@@ -29,30 +29,34 @@ from tokenizers_vq.networks.normalisation import GroupNorm
 
 
 class _VqganConfig(Config):
-    width: int = 128
+    width: Size = 128
     """channels at the first level"""
-    multipliers: tuple[int | float, ...] = (1, 1, 2, 2, 4)
+    multipliers: tuple[Multiplier | Annotated[float, Field(gt=0, le=1024)], ...] = Field(
+        default=(1, 1, 2, 2, 4), min_length=1, max_length=MOST_LEVELS
+    )
     """channels of each level as multiples of `width`; every level after the first halves the size"""
-    blocks: int = 2
+    blocks: Blocks = Field(default=2, ge=1)
     """residual blocks a level"""
     attention: tuple[int, ...] = ()
     """levels (0 = full size) with attention after every residual block"""
     middle_attention: bool = True
     """attention between the two middle blocks"""
-    heads: int = Field(default=1, ge=1)
+    heads: Size = 1
     """heads of every attention"""
-    latent_width: int | None = None
+    latent_width: Size | None = None
     """channels beside the quantizer, before `quant_conv` and after `post_quant_conv`; null = the code's"""
-    quant_kernel: int = 1
+    quant_kernel: int = Field(default=1, ge=1, le=64)
     """side of the convolutions beside the quantizer, `quant_conv` and `post_quant_conv`; odd"""
-    groups: int = 32
+    groups: Size = 32
     """groups of every GroupNorm; must divide every level's channels"""
-    dropout: float = 0.0
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """dropout inside the residual blocks"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         for width in self.widths:
+            if width < 1:
+                raise ConfigError(("multipliers",), f"a level has {width} channels")
             if width % self.groups:
                 raise ConfigError(("groups",), f"{self.groups} groups do not divide the {width} channels of a level")
             if width % self.heads:
@@ -83,7 +87,7 @@ class VqganDecoderConfig(_VqganConfig, DecoderFields):
     """Decoder of VQGAN; `multipliers` and `attention` are counted from full size, as the encoder's."""
 
     kind: Literal["vqgan"] = "vqgan"
-    blocks: int = 3
+    blocks: Blocks = Field(default=3, ge=1)
     """residual blocks a level"""
     norm: Literal["group", "spatial"] = "group"
     """spatial: every norm scaled and shifted by the code at its place (MoVQ, arXiv 2209.09002)"""

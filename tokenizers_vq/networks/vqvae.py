@@ -8,19 +8,19 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizers_vq.config import Config
+from tokenizers_vq.config import Blocks, Config, Halvings, Size
 from tokenizers_vq.networks.base import Decoder, DecoderFields, Encoder
 from tokenizers_vq.networks.blocks import precise, stride_grid
 
 
 class _VqvaeConfig(Config):
-    width: int = 256
+    width: Size = 256
     """channels of every layer"""
-    downsamples: int = 2
+    downsamples: Halvings = 2
     """strided 4x4 convolutions, each halving the size"""
-    blocks: int = 2
+    blocks: Blocks = 2
     """residual blocks"""
-    block_width: int | None = None
+    block_width: Size | None = None
     """channels inside a residual block; null = `width`"""
 
 

@@ -8,31 +8,24 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
-from typing_extensions import Self
 
-from tokenizers_vq.config import Config, ConfigError
+from tokenizers_vq.config import MOST_LEVELS, Blocks, Config, Halvings, Size
 from tokenizers_vq.networks.base import Decoder, DecoderFields
 from tokenizers_vq.networks.blocks import precise, stride_grid
 from tokenizers_vq.networks.vqvae import residual_blocks
 
 
 class _Vqvae2Config(Config):
-    width: int = Field(default=128, ge=2)
+    width: Size = Field(default=128, ge=2)
     """channels of every layer; half of them beside the finest"""
-    downsamples: tuple[int, ...] = Field(default=(1, 2), min_length=2)
+    downsamples: tuple[Halvings, ...] = Field(default=(1, 2), min_length=2, max_length=MOST_LEVELS)
     """for each level, coarse first, how often its size is halved: the last from the image, others from the next"""
-    blocks: int = Field(default=2, ge=0)
+    blocks: Blocks = 2
     """residual blocks of each level"""
-    block_width: int = Field(default=32, ge=1)
+    block_width: Size = 32
     """channels inside a residual block"""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if min(self.downsamples) < 1:
-            raise ConfigError(("downsamples",), f"every level halves the size at least once, got {self.downsamples}")
-        return self
 
 
 class Vqvae2EncoderConfig(_Vqvae2Config):

@@ -1,50 +1,292 @@
-"""Checkpoints of a run: complete, written aside and renamed, so that the newest one can always be resumed."""
+"""Checkpoints of a run: complete, written aside and renamed, so that the newest whole one can always be resumed.
+
+`checkpoints/N` is everything after step N: tensors as safetensors, all the rest in `checkpoint.json`, which says how
+long each file is and its sha256. Nothing in it is unpickled: a run that comes from a stranger runs nothing.
+"""
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tokenizers_vq import distributed
+from tokenizers_vq.training.state_dicts import pack, unpack
+from tokenizers_vq.writing import naming, remove, sync, write_atomically, write_tensors
+
+INDEX = "checkpoint.json"
+_SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}
+
+
+class Stateful(Protocol):
+    """A network, an optimizer, or whatever else a checkpoint keeps."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state_dict: Any, /) -> Any: ...
+
+
+class DamagedError(ValueError):
+    """A checkpoint that cannot be read; the message says which file and why."""
 
 
 class Checkpoints:
-    """`checkpoints/N` holds everything after step N: networks, optimizers, weight averages, running means."""
+    """The folder `checkpoints` of a run, for the parts of a task: `modules`, `optimizers` and further `state`.
 
-    def __init__(self, folder: Path, accelerator: Accelerator, keep: int) -> None:
+    Raises `ValueError` where processes hold parts of a network only, since a checkpoint is of whole ones.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        keep: int,
+        *,
+        modules: Mapping[str, nn.Module],
+        optimizers: Mapping[str, Any],
+        state: Mapping[str, nn.Module],
+    ) -> None:
+        if accelerator.distributed_type in _SHARDED:
+            raise ValueError(
+                f"checkpoints are of whole networks, not of {accelerator.distributed_type.value}: train with "
+                "`accelerate launch --multi_gpu`, which gives every process all of it"
+            )
         self.folder, self.accelerator, self.keep = folder, accelerator, keep
+        self.roles: dict[str, Mapping[str, Any]] = {
+            "modules": {name: accelerator.unwrap_model(module) for name, module in modules.items()},
+            "optimizers": optimizers,
+            "state": state,
+        }
+        self.blank = frozenset(self._not_finite())  # measures that begin as NaN
+        self.step = 0
+        """of the checkpoint that was saved or restored last"""
+
+    @property
+    def parts(self) -> dict[str, Stateful]:
+        """What is saved, by role and name: `modules.tokenizer`."""
+        return {f"{role}.{name}": part for role, parts in self.roles.items() for name, part in parts.items()}
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, rising."""
-        return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
+        """Steps of the checkpoints, rising."""
+        return saved_steps(self.folder)
+
+    def not_finite(self) -> list[str]:
+        """Names of weights, averages and buffers that hold NaN or infinity, as they did not at first."""
+        return [name for name in self._not_finite() if name not in self.blank]
+
+    def _not_finite(self) -> list[str]:
+        modules = {**self.roles["modules"], **self.roles["state"]}
+        return [
+            f"{name}.{key}"
+            for name, module in modules.items()
+            for key, tensor in module.state_dict().items()
+            if not _finite(tensor)
+        ]
 
     def restore(self) -> int:
-        """Load the newest checkpoint; returns its step, 0 where there is none."""
-        steps = self.steps()
-        if not steps:
-            return 0
-        self.accelerator.load_state(str(self.folder / str(steps[-1])))
-        return steps[-1]
+        """Load the newest checkpoint that is whole; returns its step, 0 where there is none. Called by all processes.
+
+        Newer ones that are damaged are named in a line. Raises `ValueError` where none is whole, or where one does not
+        fit the task.
+        """
+        steps, damaged, found = self.steps(), [], None
+        if self.accelerator.is_main_process:
+            for step in reversed(steps):
+                try:
+                    found = self._read(step)
+                except DamagedError as error:
+                    damaged.append(str(error))
+                else:
+                    break
+        chosen = 0 if not steps else -1 if found is None else step
+        chosen = int(distributed.from_first(torch.tensor(chosen, device=self.accelerator.device)))
+        if chosen < 0:
+            raise ValueError(
+                f"{self.folder} holds no checkpoint that can be read ({'; '.join(damaged)}): restore one, or begin "
+                "under another --out"
+            )
+        if chosen:
+            for reason in damaged:
+                self.accelerator.print(f"passed over: {reason}")
+            if damaged:
+                self.accelerator.print(f"going on from the older checkpoint {self.folder / str(chosen)}")
+            self._fill(self._read(chosen) if found is None else found, chosen)
+        if self.accelerator.is_main_process:
+            self._drop_older(chosen)  # which a kill may have prevented
+        self.step = chosen
+        return chosen
 
     def save(self, step: int) -> None:
-        """Write `checkpoints/<step>`; called by all processes."""
-        final, partial = self.folder / str(step), self.folder / f".partial-{step}"
+        """Write `checkpoints/<step>`; called by all processes. Raises `WriteError`, and the older ones stay."""
         if self.accelerator.is_main_process:
-            for left in self.folder.glob(".partial-*"):
-                shutil.rmtree(left)
-            partial.mkdir(parents=True)
+            aside = self.folder / f".{step}.partial"
+            with naming(aside):
+                remove(aside)
+                aside.mkdir(parents=True)
+            try:
+                self._write(aside, step)
+                sync(aside)
+                with naming(self.folder / str(step)):
+                    self._put(aside, step)
+            except BaseException:
+                shutil.rmtree(aside, ignore_errors=True)
+                raise
+        self.step = step
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial), safe_serialization=True)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process and not final.exists():
-            for path in partial.rglob("*"):
-                if path.is_file():
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
-            partial.rename(final)
-            for old in self.steps()[: -self.keep]:
-                # Renamed first: a folder half removed must not look like a checkpoint.
-                doomed = (self.folder / str(old)).rename(self.folder / f".partial-{old}")
-                shutil.rmtree(doomed)
-        self.accelerator.wait_for_everyone()
+
+    def _write(self, folder: Path, step: int) -> None:
+        index: dict[str, Any] = {"step": step, "processes": self.accelerator.num_processes, "parts": {}}
+        for role, parts in self.roles.items():
+            for number, (name, part) in enumerate(parts.items()):
+                tensors, rest = pack(part.state_dict())
+                path = folder / f"{_STEMS[role]}{f'_{number}' if number else ''}.safetensors"
+                write_tensors(path, tensors)
+                file = {"file": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+                index["parts"][f"{role}.{name}"] = {**file, "rest": rest}
+        write_atomically(folder / INDEX, json.dumps(index) + "\n")
+
+    def _put(self, aside: Path, step: int) -> None:
+        """Rename, and take older ones away; what bears this step or a later one was damaged and is made again."""
+        final = self.folder / str(step)
+        if final.exists():
+            self._doom(step)
+        aside.rename(final)
+        for other in self.steps():
+            if other > step:
+                self._doom(other)
+        self._drop_older(step)
+
+    def _drop_older(self, step: int) -> None:
+        older = [other for other in self.steps() if other < step]
+        for other in older[: 1 - self.keep or None]:
+            self._doom(other)
+
+    def _doom(self, step: int) -> None:
+        # Renamed first: a folder half removed must not look like a checkpoint.
+        aside = self.folder / f".{step}-old.partial"
+        remove(aside)
+        shutil.rmtree((self.folder / str(step)).rename(aside))
+
+    def _read(self, step: int) -> dict[str, Any]:
+        """State dicts by part. Raises `DamagedError`."""
+        folder = self.folder / str(step)
+        pickled = not (folder / INDEX).exists() and any(folder.glob("*.bin"))
+        found = self._read_pickled(folder) if pickled else _read_index(folder, step)
+        for name, state in found.items():
+            if not isinstance(state, dict):
+                raise DamagedError(f"{folder} holds no state of {name}")
+        weights = [name for name in found if not name.startswith("optimizers.")]
+        bad = [
+            key
+            for name in weights
+            for key, tensor in found[name].items()
+            if not _finite(tensor) and f"{name.partition('.')[2]}.{key}" not in self.blank
+        ]
+        if bad:
+            raise DamagedError(f"{folder} holds NaN or infinity in {bad[0]}{_more(bad)}")
+        return found
+
+    def _read_pickled(self, folder: Path) -> dict[str, Any]:
+        """A checkpoint of accelerate's, as runs wrote them before; of its pickles only tensors and plain values."""
+        found = {}
+        for role, (stem, ending) in _PICKLED.items():
+            for number, name in enumerate(self.roles[role]):
+                path = folder / f"{stem}{number if stem.endswith('_') else f'_{number}' if number else ''}{ending}"
+                found[f"{role}.{name}"] = _reading(path, load_file if role == "modules" else _load_plain)
+                if role == "modules":  # of several processes, wrapped
+                    found[f"{role}.{name}"] = {
+                        key.removeprefix("module."): tensor for key, tensor in found[f"{role}.{name}"].items()
+                    }
+        return found
+
+    def _fill(self, found: Mapping[str, Any], step: int) -> None:
+        folder = self.folder / str(step)
+        other = sorted(found.keys() ^ self.parts.keys())
+        if other:
+            raise ValueError(
+                f"{folder} and the recipe differ in {', '.join(other)}: it is of another version, so begin under "
+                "another --out"
+            )
+        for name, part in self.parts.items():
+            try:
+                part.load_state_dict(found[name])
+            except (RuntimeError, ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{folder} does not fit the recipe's {name} ({' '.join(str(error).split())[:200]}): it is of "
+                    "another version, so begin under another --out"
+                ) from None
+
+
+_STEMS = {"modules": "model", "optimizers": "optimizer", "state": "state"}
+_PICKLED = {
+    "modules": ("model", ".safetensors"),
+    "optimizers": ("optimizer", ".bin"),
+    "state": ("custom_checkpoint_", ".pkl"),
+}
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, rising."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
+
+
+def _read_index(folder: Path, step: int) -> dict[str, Any]:
+    """State dicts by part, each file held against its length and checksum. Raises `DamagedError`."""
+    index = _reading(folder / INDEX, lambda path: json.loads(path.read_text(encoding="utf-8")))
+    try:
+        if index["step"] != step:
+            raise DamagedError(f"{folder / INDEX} is of step {index['step']}")
+        found = {}
+        for name, part in index["parts"].items():
+            path = folder / Path(part["file"]).name
+            if not path.is_file():
+                raise DamagedError(f"{path} is missing")
+            if path.stat().st_size != part["bytes"]:
+                raise DamagedError(f"{path} has {path.stat().st_size} bytes, not {part['bytes']}")
+            if _sha256(path) != part["sha256"]:
+                raise DamagedError(f"{path} is not what was saved: its sha256 differs")
+            found[name] = unpack(part["rest"], _reading(path, load_file))
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError, RuntimeError) as error:
+        raise DamagedError(f"{folder / INDEX} is no index of a checkpoint ({type(error).__name__}: {error})") from None
+    return found
+
+
+def _reading(path: Path, read: Callable[[Path], Any]) -> Any:
+    """What `read` makes of a file. Raises `DamagedError`, whatever is wrong with it."""
+    if not path.is_file():
+        raise DamagedError(f"{path} is missing")
+    try:
+        return read(path)
+    except Exception as error:  # of readers that document no list of what they raise
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise DamagedError(f"{path} ({path.stat().st_size} bytes) cannot be read ({reason})") from None
+
+
+def _load_plain(path: Path) -> Any:
+    """Tensors and plain values of a file of `torch.save`; anything else is refused, not run."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _finite(value: Any) -> bool:
+    return not (isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()))
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -6,6 +6,8 @@ resuming needs a checkpoint and one number.
 
 from __future__ import annotations
 
+import io
+import random
 import signal
 import threading
 import warnings
@@ -15,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
@@ -27,6 +30,7 @@ from tokenizers_vq.config import Config, fields_in_steps
 from tokenizers_vq.devices import resolve_device
 from tokenizers_vq.training.checkpoint import Checkpoints
 from tokenizers_vq.training.tracking import Log, Progress, Tracker, check_trackers
+from tokenizers_vq.writing import write_atomically
 
 
 class LoopConfig(Config):
@@ -73,8 +77,14 @@ MAY_CHANGE = (
     "compile",
     "data.workers",
     "warn_usage",
+    "precision",
+    "optimizer.lr",
+    "optimizer.clip",
+    "adversary.optimizer.lr",
+    "adversary.optimizer.clip",
 )
-"""fields in which a resumed run may differ from what it began as"""
+"""fields, with all that stands inside them, in which a resumed run may differ from what it began as"""
+ADVICE = "Lower the learning rate, clip gradients (optimizer.clip=1.0) or train in fp32, then run again"
 
 
 class Task(Protocol):
@@ -140,7 +150,9 @@ def run(
     """Train `task` to `config.steps` from the newest checkpoint in `out`; returns the last step.
 
     `batches(start, rank, world)` yields this process's micro-batches from optimizer step `start` on. Raises
-    `NonFiniteLossError` (the last good checkpoint stays) and `Interrupted` (a checkpoint was written).
+    `NonFiniteLossError` (the last good checkpoint stays), `Interrupted` (a checkpoint was written) and
+    `writing.WriteError`. A run that is at `config.steps` already changes nothing and says so. Whatever is raised, the
+    iterator of `batches` is closed, and its loader processes end.
     """
     for name, module in task.modules.items():
         task.modules[name] = accelerator.prepare(module)
@@ -148,36 +160,79 @@ def run(
         task.optimizers[name] = accelerator.prepare(optimizer)
     for module in task.state.values():
         module.to(accelerator.device)
-        accelerator.register_for_checkpointing(module)
 
-    checkpoints = Checkpoints(out / "checkpoints", accelerator, config.keep_checkpoints)
+    checkpoints = Checkpoints(
+        out / "checkpoints",
+        accelerator,
+        config.keep_checkpoints,
+        modules=task.modules,
+        optimizers=task.optimizers,
+        state=task.state,
+    )
     start = checkpoints.restore()
+    if start >= config.steps:
+        accelerator.print(f"{out} is at step {start}, steps={config.steps} asks for no more: nothing is changed")
+        accelerator.end_training()
+        return start
     log = Log(out / "log.jsonl", accelerator, start, config.to_dict())
-    broken: dict[str, None] = {}
     stream = iter(batches(start, accelerator.process_index, accelerator.num_processes))
-    step = start
-    with _caught_signals() as caught, Progress(accelerator, start, config.steps, config.batch_size) as progress:
+    try:
+        return _steps(task, config, accelerator, out, stream, checkpoints, log)
+    finally:
+        # Whatever happens: Python, leaving, waits for loader processes that wait for it.
+        close = getattr(stream, "close", None)
+        if close is not None:
+            close()
+
+
+def _steps(
+    task: Task,
+    config: LoopConfig,
+    accelerator: Accelerator,
+    out: Path,
+    stream: Iterator[dict[str, Any]],
+    checkpoints: Checkpoints,
+    log: Log,
+) -> int:
+    step = checkpoints.step
+    with _caught_signals() as caught, Progress(accelerator, step, config.steps, config.batch_size) as progress:
         while step < config.steps:
             try:
-                step = _one_step(task, config, accelerator, stream, step, log, progress, broken)
+                step = _one_step(task, config, accelerator, stream, step, log, progress)
+                stop = _agreed(caught, accelerator)
+                due = step % config.checkpoint_every == 0 or step == config.steps or stop
+                if due:
+                    _check_weights(checkpoints, step)
             except ValueError as error:
                 log.stopped(step + 1, str(error))
                 raise
-            stop = _agreed(caught, accelerator)
             if config.image_every and (step % config.image_every == 0 or step == config.steps):
                 _picture(task, accelerator, out / "images" / f"{step:07d}.png")
-            if step % config.checkpoint_every == 0 or step == config.steps or stop:
+            if due:
                 # The checkpoint comes last: a run killed before it makes model and picture again, after it has both.
                 if accelerator.is_main_process:
+                    _still_there(out)
                     task.save(out / "model", step)
                 checkpoints.save(step)
             if stop:
                 accelerator.end_training()
                 raise Interrupted(stop, step)
-    for name in broken:
-        progress.say(f"skipped, could not be read: {name}")
     accelerator.end_training()
     return step
+
+
+def _check_weights(checkpoints: Checkpoints, step: int) -> None:
+    """Nothing that is NaN or infinite is saved: the run could not go on from it, nor anybody use the model."""
+    bad = checkpoints.not_finite()
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        kept = f"the checkpoint of step {checkpoints.step} is kept" if checkpoints.step else "nothing was saved"
+        raise NonFiniteLossError(f"step {step}: {bad[0]}{more} became NaN or infinite; {kept}. {ADVICE}")
+
+
+def _still_there(out: Path) -> None:
+    if not out.is_dir():
+        raise FileNotFoundError(f"{out} is gone while the run was going: nothing is written in its place")
 
 
 def _one_step(
@@ -188,12 +243,11 @@ def _one_step(
     step: int,
     log: Log,
     progress: Progress,
-    broken: dict[str, None],
 ) -> int:
     collected: list[dict[str, Tensor]] = []
     for micro in range(config.accumulate):
         batch = next(stream)
-        broken.update(dict.fromkeys(batch.get("broken", ())))
+        progress.skipped(batch.get("broken") or {})
         seed_everything(config.seed, accelerator.process_index, step, micro)
         moved = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         collected.append(task.step(moved, step, accelerator))
@@ -215,12 +269,17 @@ def _mean_over_processes(figures: dict[str, Tensor], device: torch.device) -> di
 
 
 def seed_everything(*parts: int) -> None:
-    """Seed torch from (seed, rank, step, micro-batch): random numbers depend on where we are, not on how we came."""
+    """Seed torch, NumPy and Python from (seed, rank, step, micro-batch).
+
+    Random numbers depend on where we are, not on how we came: a checkpoint keeps none of their states.
+    """
     mixed = 0x9E3779B97F4A7C15
     for part in parts:
         mixed = ((mixed ^ part) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
         mixed ^= mixed >> 29
     torch.manual_seed(mixed)
+    np.random.seed(mixed % 2**32)
+    random.seed(mixed)
 
 
 def check_finite(step: int, values: dict[str, Tensor]) -> None:
@@ -229,8 +288,7 @@ def check_finite(step: int, values: dict[str, Tensor]) -> None:
     if bad.any():
         names = [name for name, flag in zip(values, bad.tolist(), strict=True) if flag]
         raise NonFiniteLossError(
-            f"step {step}: {' and '.join(names)} became NaN or infinite; the last checkpoint is kept. "
-            "Lower the learning rate, clip gradients (optimizer.clip=1.0) or train in fp32, then run again"
+            f"step {step}: {' and '.join(names)} became NaN or infinite; the last checkpoint is kept. {ADVICE}"
         )
 
 
@@ -272,7 +330,7 @@ def _picture(task: Task, accelerator: Accelerator, path: Path) -> None:
     if picture is not None:
         from tokenizers_vq import images
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}")
-        images.to_pil(picture).save(partial, format="PNG")
-        partial.replace(path)
+        buffer = io.BytesIO()
+        images.to_pil(picture).save(buffer, format="PNG")
+        _still_there(path.parents[1])
+        write_atomically(path, buffer.getvalue())

@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import nullcontext
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import yaml
 from torch import Tensor
 
 from tokenizers_vq.config import ConfigError, parse, read_yaml
 from tokenizers_vq.data.loading import Batches, evaluation_batches, training_batches
-from tokenizers_vq.devices import channels_last
+from tokenizers_vq.devices import channels_last, processes
 from tokenizers_vq.discriminators import saved
-from tokenizers_vq.folders import read_config, write_atomically
+from tokenizers_vq.folders import read_config
 from tokenizers_vq.models import find, load
 from tokenizers_vq.quantizers.base import training_buffers
 from tokenizers_vq.tokenizer import Tokenizer
 from tokenizers_vq.training import loop
+from tokenizers_vq.training.checkpoint import saved_steps
 from tokenizers_vq.training.health import before_the_start
 from tokenizers_vq.training.recipe import Recipe
 from tokenizers_vq.training.step import TokenizerTask
 from tokenizers_vq.training.tracking import read_log
+from tokenizers_vq.writing import clear, holds_anything, lock, write_atomically
+
+C, P, R = TypeVar("C"), ParamSpec("P"), TypeVar("R")
 
 
+def alone(command: Callable[Concatenate[C, Path, P], R]) -> Callable[Concatenate[C, Path, P], R]:
+    """`command(what, out, ...)` with the folder `out` for itself: a second one into it is refused by a `ValueError`."""
+
+    @wraps(command)
+    def locked(what: C, out: Path, *args: P.args, **kwargs: P.kwargs) -> R:
+        with lock(out) if processes().rank == 0 else nullcontext():
+            return command(what, out, *args, **kwargs)
+
+    return locked
+
+
+@alone
 def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | None = None) -> int:
     """Train by `recipe` into the folder `out`, going on where it holds a run; returns the last step.
 
@@ -45,7 +63,7 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | N
     elif recipe.train != "all" and not has_checkpoint(out):
         raise ValueError(f"train={recipe.train} keeps what was learnt before: give --init-from MODEL")
     tokenizer = channels_last(tokenizer.to(accelerator.device))
-    accelerator.print(f"training on {accelerator.device}, {recipe.precision}; the run is {out}")
+    accelerator.print(f"training on {accelerator.device}, {recipe.precision}; the run is {out}", file=sys.stderr)
     for problem in before_the_start(recipe):
         accelerator.print(problem)
     task = TokenizerTask(
@@ -77,24 +95,60 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | N
 def claim(
     recipe: loop.LoopConfig, out: Path, *, write: bool = True, may_change: Sequence[str] = loop.MAY_CHANGE
 ) -> None:
-    """Write `recipe.yaml` into a new run (in one process).
+    """Write `recipe.yaml` into a new run (in one process), and clear what a killed command left half-written.
 
-    Raises `ValueError` where another recipe's run is there: one that differs in more than the fields `may_change`. A
-    run without a checkpoint has nothing to lose and takes any recipe, say one whose data path is now spelt right.
+    Raises `ValueError` where another recipe's run is there: one that differs in more than the fields `may_change` and
+    what stands inside them. A run without a checkpoint has nothing to lose and takes any recipe, say one whose data
+    path is now spelt right. Of a run that is at the recipe's last step already, `recipe.yaml` stays as it is.
     """
     path = out / "recipe.yaml"
     wanted = recipe.to_dict()
-    if path.exists() and has_checkpoint(out):
-        differing = [name for name in differences(_as_now(recipe, path), wanted) if name not in may_change]
+    steps = saved_steps(out / "checkpoints")
+    if path.exists() and steps:
+        kept = _as_now(recipe, path)
+        differing = [
+            name
+            for name in differences(kept, wanted)
+            if not _among(name, may_change) and not (name == "data.path" and _same_place(kept, wanted))
+        ]
         if differing:
             raise ValueError(
-                f"{out} holds a run of another recipe, which differs in {', '.join(differing)}: "
-                f"give another --out, or the recipe it began with, {path}"
+                f"{out} holds a run of another recipe, which differs in {_listed(differing, kept, wanted)}: give "
+                f"another --out, or the recipe it began with, {path}{_begin_from(recipe, out)}"
             )
-    elif not path.exists() and out.exists() and any(out.iterdir()):
+    elif not path.exists() and holds_anything(out):
         raise ValueError(f"{out} is not empty and holds no run: give another --out")
     if write:
-        write_atomically(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+        clear(out)
+        if not (path.exists() and steps and steps[-1] >= recipe.steps):
+            write_atomically(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+
+
+def _among(name: str, fields: Sequence[str]) -> bool:
+    return any(name == field or name.startswith(f"{field}.") for field in fields)
+
+
+def _same_place(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether two recipes mean one folder, written in two ways."""
+    first, second = (Path(str(plain["data"].get("path"))).expanduser() for plain in (before, after))
+    return first.exists() and second.exists() and first.samefile(second)
+
+
+def _listed(names: Sequence[str], before: dict[str, Any], after: dict[str, Any]) -> str:
+    """The fields that differ, a few of them with what they were and what they are asked to be."""
+    shown = [f"{name} ({_at(before, name)}, now {_at(after, name)})" for name in names[:3]]
+    return ", ".join([*shown, *names[3:8], *(["..."] if len(names) > 8 else [])])
+
+
+def _at(plain: Any, name: str) -> Any:
+    for part in name.split("."):
+        plain = plain[int(part)] if isinstance(plain, list) else (plain or {}).get(part)
+    return plain if not isinstance(plain, (dict, list)) or len(str(plain)) < 40 else "..."
+
+
+def _begin_from(recipe: loop.LoopConfig, out: Path) -> str:
+    """The remedy of a tokenizer's run; a prior begins from nothing."""
+    return f" (--init-from {out} --out ANOTHER begins a new run with its weights)" if isinstance(recipe, Recipe) else ""
 
 
 def _as_now(recipe: loop.LoopConfig, path: Path) -> dict[str, Any]:
@@ -108,7 +162,7 @@ def _as_now(recipe: loop.LoopConfig, path: Path) -> dict[str, Any]:
 
 def has_checkpoint(out: Path) -> bool:
     """Whether the run `out` has anything to resume from."""
-    return any(path.name.isdigit() for path in (out / "checkpoints").glob("*"))
+    return bool(saved_steps(out / "checkpoints"))
 
 
 def claim_data(out: Path, size: int | None, what: str, *, write: bool = True) -> None:
@@ -118,7 +172,7 @@ def claim_data(out: Path, size: int | None, what: str, *, write: bool = True) ->
     it, so that going on would show some images twice and others never.
     """
     path = out / "data.json"
-    before = json.loads(path.read_text(encoding="utf-8"))["size"] if path.exists() and has_checkpoint(out) else size
+    before = _kept_size(path) if path.exists() and has_checkpoint(out) else size
     if before != size:
         raise ValueError(
             f"{what} holds {size} images, the run {out} began with {before}: restore them, or give another --out "
@@ -126,6 +180,17 @@ def claim_data(out: Path, size: int | None, what: str, *, write: bool = True) ->
         )
     if write:
         write_atomically(path, json.dumps({"size": size}) + "\n")
+
+
+def _kept_size(path: Path) -> int | None:
+    try:
+        size = json.loads(path.read_text(encoding="utf-8"))["size"]
+        if size is None or isinstance(size, int):
+            return size
+        reason = f"size is {size!r}"
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise ValueError(f"{path} cannot be read ({reason}): restore it, or remove it to go on with the data as they are")
 
 
 def differences(before: Any, after: Any, where: str = "") -> list[str]:
@@ -198,6 +263,8 @@ def _examples(recipe: Recipe) -> Tensor | None:
 def _card(recipe: Recipe, out: Path, step: int) -> dict[str, Any]:
     lines = read_log(out / "log.jsonl") if (out / "log.jsonl").exists() else []
     last = lines[-1] if lines else {}
-    figures = {f"training {name}": value for name, value in last.items() if "/" not in name}
+    # How fast it was is of the machine and of the last resume, not of the model.
+    kept = {name: value for name, value in last.items() if "/" not in name and name != "images_per_second"}
+    figures = {f"training {name}": value for name, value in kept.items()}
     data = f"{recipe.data.path}, {recipe.batch_size} images a step, {step} steps"
     return {"data": data, "command": f"tvq train recipe.yaml --out {out.name}", "figures": figures}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from typing_extensions import Self
 
-from tokenizers_vq.folders import write_atomically
+from tokenizers_vq.writing import WriteError, naming, write_atomically
 
 Tracker = Literal["tensorboard", "wandb"]
 PROJECT = "tokenizers-vq"
@@ -37,9 +38,9 @@ class Log:
         self.latest: dict[str, float] = {}
         if accelerator.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
-            kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= start]
+            kept = [line for line in _whole_lines(path) if line["step"] <= start]
             if path.exists():
-                write_atomically(path, "".join(f"{line}\n" for line in kept))
+                write_atomically(path, "".join(f"{json.dumps(line)}\n" for line in kept))
         if accelerator.log_with:
             run = path.parent.resolve()
             accelerator.init_trackers(
@@ -50,16 +51,19 @@ class Log:
         """Append one line, and hand the figures to the trackers."""
         self.latest = {"step": step, **figures, "images_per_second": rate}
         if self.accelerator.is_main_process:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(self.latest) + "\n")
+            self._append(self.latest)
         if self.accelerator.log_with:
             self.accelerator.log({**figures, "images_per_second": rate}, step=step)
 
     def stopped(self, step: int, reason: str) -> None:
         """Append why the run ended in the midst of a step; a resume, which begins before it, drops the line."""
         if self.accelerator.is_main_process:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "stopped": reason}) + "\n")
+            with suppress(WriteError):  # the reason is raised; a full disk must not hide it
+                self._append({"step": step, "stopped": reason})
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def flat(config: Mapping[str, Any] | list[Any], prefix: str = "") -> dict[str, bool | int | float | str]:
@@ -74,16 +78,17 @@ def flat(config: Mapping[str, Any] | list[Any], prefix: str = "") -> dict[str, b
     return found
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Lines that parse; a kill can leave the last one half written."""
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Lines that say a step; a kill or a full disk can leave the last one half written."""
     lines = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                json.loads(line)
-            except ValueError:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
                 continue
-            lines.append(line)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
     return lines
 
 
@@ -91,7 +96,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a log.jsonl. Raises `FileNotFoundError` where there is none."""
     if not path.is_file():
         raise FileNotFoundError(f"no log at {path}: it is no run, or one that has not logged yet")
-    return [json.loads(line) for line in _whole_lines(path)]
+    return _whole_lines(path)
 
 
 class Progress:
@@ -101,6 +106,7 @@ class Progress:
         self.console = Console(quiet=not accelerator.is_main_process, highlight=False)
         self.start, self.steps, self.batch_size = start, steps, batch_size
         self.began, self.done = time.perf_counter(), start
+        self.broken: set[str] = set()
         self.bar = Bar(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -140,6 +146,14 @@ class Progress:
             left = (self.steps - self.done) * self.batch_size / max(self.rate, 1e-9)
             self.console.print(f"step {self.done}/{self.steps}  {shown}  left {left / 60:.1f} min", soft_wrap=True)
 
+    def skipped(self, broken: Mapping[str, str]) -> None:
+        """Name images that could not be read, each once, when they are met."""
+        for name in broken:
+            if name not in self.broken:
+                self.broken.add(name)
+                self.say(f"skipped {name}: {broken[name]}")
+
     def say(self, message: str) -> None:
-        """A line for the person."""
-        self.console.print(message, soft_wrap=True)
+        """A line for the person, in which a file's name is only text: no markup, no escape codes."""
+        text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message)
+        self.console.print(text, soft_wrap=True, markup=False)

@@ -1,0 +1,76 @@
+"""Captions of a folder of pictures: `metadata.csv`, `.jsonl` or `.parquet` with a column `file_name`, as `imagefolder`
+reads them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers_vq.data.columns import NONE, caption_column
+from tokenizers_vq.data.files import readable
+
+
+def read(root: Path, metadata: Sequence[str], column: str | None) -> dict[str, tuple[str, ...]] | None:
+    """Captions by a picture's path below `root`; None where there are none at all, or `column` is none.
+
+    `metadata`: paths of the files below `root`; a picture is named relative to the file's folder. Raises `ValueError`
+    for a file that cannot be read, or one without the column that is asked for.
+    """
+    if column == NONE:
+        return None
+    if not metadata and column is not None:
+        raise ValueError(f"{readable(str(root))}: no column '{column}' of captions: it holds no metadata.csv or .jsonl")
+    found: dict[str, tuple[str, ...]] = {}
+    there = False
+    for name in metadata:
+        where, inside = readable(str(root / name)), posixpath.dirname(name)
+        rows = list(_rows(root / name, where))
+        if not rows or "file_name" not in rows[0]:
+            raise ValueError(f"{where}: no column 'file_name', which says what picture a row speaks of")
+        textual = [key for key, value in rows[0].items() if key != "file_name" and _texts(value) is not None]
+        chosen = caption_column(textual, column, where, [key for key in rows[0] if key != "file_name"])
+        if chosen is None:
+            continue
+        there = True
+        for number, row in enumerate(rows, start=1):
+            texts = _texts(row.get(chosen))
+            if texts is None:
+                raise ValueError(f"{where}: row {number} of column '{chosen}' holds no text")
+            path = posixpath.normpath(posixpath.join(inside, str(row.get("file_name"))))
+            found[path] = found.get(path, ()) + texts
+    return found if there else None
+
+
+def _texts(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return ()
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        return None
+    return tuple(text for text in texts if text)
+
+
+def _rows(path: Path, where: str) -> Iterator[Mapping[str, Any]]:
+    try:
+        if path.suffix == ".csv":
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                yield from csv.DictReader(file)
+        elif path.suffix == ".jsonl":
+            with path.open(encoding="utf-8-sig") as file:
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        row = json.loads(line)
+                        if not isinstance(row, dict):
+                            raise ValueError(f"line {number} holds no object")
+                        yield row
+        else:
+            import pyarrow.parquet as pq
+
+            yield from pq.read_table(path).to_pylist()
+    except (ValueError, csv.Error, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{where}: cannot be read: {reason}") from None
