@@ -71,8 +71,8 @@ def test_padding_and_other_rows_are_nothing_to_a_text(network: str) -> None:
 def test_rows_are_learnt_by_their_texts_and_drawn_by_prompts(network: str) -> None:
     model, tokens = build(network), rows(LAYOUT, 4)
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=5e-3, weight_decay=0)
-    for step in range(250):
-        optimizer.param_groups[0]["lr"] = 5e-3 * (1 - step / 250)
+    for step in range(160):
+        optimizer.param_groups[0]["lr"] = 5e-3 * (1 - step / 160)
         optimizer.zero_grad()
         model(tokens, TEXTS).backward()
         optimizer.step()
