@@ -16,7 +16,7 @@ from prior.networks.masked import SCHEDULES, MaskedSampler, halton, halton_order
 from prior.networks.maskgit import MaskGitConfig
 from prior.sampling import Sampler
 from prior.sequences import LayoutConfig
-from tests.laws.priors import rows
+from tests.laws.priors import all_rows, rows
 from tokenizers_vq.codes import CodeLayout
 
 LAYOUT = CodeLayout(((4, 5),), 2, (7, 5))
@@ -153,3 +153,31 @@ def test_a_sampler_belongs_to_a_kind() -> None:
     ):
         with pytest.raises(ValueError, match=says):
             call()
+
+
+def chain(model: Prior, tokens: Tensor, order: list[int], condition: int) -> Tensor:
+    """`(B,)` nats of the codes, told one after the other in an order."""
+    codes, total = torch.full_like(tokens, -1), torch.zeros(len(tokens))
+    for place in order:
+        logp = model.logits(codes, condition)[:, place].log_softmax(dim=-1)
+        total += logp.gather(1, tokens[:, place : place + 1])[:, 0]
+        codes[:, place] = tokens[:, place]
+    return total
+
+
+@pytest.mark.parametrize("layout", [CodeLayout(((2, 2),), 1, (3,)), CodeLayout(((1, 1), (1, 2)), 1, (4, 3))])
+def test_one_code_a_step_draws_from_the_product_of_its_probabilities(layout: CodeLayout) -> None:
+    model, everything, count = build(layout), all_rows(layout), 6000
+    order = halton_order(layout).tolist()
+    with torch.no_grad():
+        wanted = chain(model, everything, order, 1).exp()
+        assert float(wanted.sum()) == pytest.approx(1, abs=1e-4)
+        for guidance in (1.0, 2.0):
+            drawn = model.sample(count, 1, order="halton", steps=layout.length, guidance=guidance)
+            shares = (drawn[:, None] == everything).all(dim=-1).sum(dim=0) / count
+            close = ((shares - wanted).abs() < 4.5 * (wanted / count).sqrt() + 2 / count).all()
+            assert bool(close) == (guidance == 1)
+    shuffled = torch.randperm(layout.length, generator=torch.Generator().manual_seed(0)).tolist()
+    with torch.no_grad():  # the bound is the likelihood of one such way
+        found, told = model.log_likelihood(everything, 1), chain(model, everything, shuffled, 1)
+    torch.testing.assert_close(found, told, atol=1e-5, rtol=1e-5)
