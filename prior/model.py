@@ -173,9 +173,12 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
         """Known codes as int64 `(n, N)`. Raises `ValueError` for other shapes and codes."""
         if known is None:
             return torch.full((n, self.sequence.length), -1, device=self.device)
-        if isinstance(known, (tuple, list)) and all(getattr(part, "ndim", 0) > 1 for part in known):
-            known = self.layout.flatten(tuple(torch.as_tensor(part) for part in known))
-        given = torch.as_tensor(known).to(self.device)
+        try:
+            if isinstance(known, (tuple, list)) and all(getattr(part, "ndim", 0) > 1 for part in known):
+                known = self.layout.flatten(tuple(torch.as_tensor(part) for part in known))
+            given = torch.as_tensor(known).to(self.device)
+        except (TypeError, RuntimeError):
+            raise ValueError(f"known must be codes, -1 where unknown; got {type(known).__name__}") from None
         given = self.layout.flatten(given) if given.ndim > 2 else given
         given = given[None] if given.ndim == 1 else given
         if given.shape[0] not in (1, n):

@@ -19,6 +19,7 @@ from prior.networks.autoregressive import Autoregressive
 from prior.networks.gpt import GptConfig
 from prior.networks.maskgit import MaskGitConfig
 from prior.sequences import LayoutConfig
+from tests.laws.law import Role
 from tokenizers_vq.codes import CodeLayout
 
 LAWS = {
@@ -158,6 +159,8 @@ CASES = [
         steps=400,
     ),
 ]
+
+PRIORS = Role("prior, layout", CASES, LAWS, "test_priors.py")
 
 
 def by_name(name: str) -> Case:

@@ -7,27 +7,16 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
 from tests.laws import priors, quantizers
-
-
-class Role(NamedTuple):
-    """Parts of one kind and their laws; a case has `name` and `exempt`."""
-
-    noun: str
-    cases: Sequence[Any]
-    laws: Mapping[str, str]
-    tests: str
-
+from tests.laws.law import Role
 
 ROLES = {
     "quantizers": Role("quantizer", quantizers.CASES, quantizers.LAWS, "test_quantizers.py"),
-    "priors": Role("prior, layout", priors.CASES, priors.LAWS, "test_priors.py"),
+    "priors": priors.PRIORS,
 }
 
 
@@ -69,11 +58,14 @@ def table(role: Role, outcomes: dict[tuple[str, str], set[str]]) -> tuple[str, b
 
 
 def main() -> int:
-    good = True
+    good, recorders = True, {}
     for name in sys.argv[1:] or ROLES:
-        role, recorder = ROLES[name], Recorder()
-        pytest.main([str(Path(__file__).with_name(role.tests)), "--no-summary", "-q"], plugins=[recorder])
-        text, passed = table(role, recorder.outcomes)
+        role = ROLES[name]
+        if role.tests not in recorders:
+            recorders[role.tests] = Recorder()
+            path = Path(__file__).with_name(role.tests)
+            pytest.main([str(path), "--no-summary", "-q"], plugins=[recorders[role.tests]])
+        text, passed = table(role, recorders[role.tests].outcomes)
         print(f"\n{text}\n")
         good &= passed
     return 0 if good else 1

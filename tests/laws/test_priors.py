@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,28 +11,13 @@ from torch import Tensor, nn
 
 from prior.model import Prior
 from prior.sampling import Sampler
-from tests.laws.priors import CASES, LAWS, TINY, Case, all_rows, by_name, rows
+from tests.laws.priors import CASES, PRIORS, TINY, Case, all_rows, by_name, rows
 from tests.processes import in_processes
 
 
-def law(name: str) -> Callable[[Callable], Callable]:
-    """Names the law that a test holds a prior to."""
-    assert name in LAWS
-
-    def mark(test: Callable) -> Callable:
-        test.law = name  # type: ignore[attr-defined]
-        return test
-
-    return mark
-
-
-@pytest.fixture(params=CASES, ids=lambda case: case.name)
-def case(request: pytest.FixtureRequest) -> Case:
-    applies = request.function.law
-    if applies in request.param.exempt:
-        pytest.skip(f"{applies} does not apply: {request.param.exempt[applies]}")
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
     torch.manual_seed(0)
-    return request.param
 
 
 def cold(prior: Prior, **settings: Any) -> Sampler:
@@ -42,13 +26,10 @@ def cold(prior: Prior, **settings: Any) -> Sampler:
 
 
 def test_exemptions_name_a_law_and_a_reason() -> None:
-    assert len({case.name for case in CASES}) == len(CASES)
-    for case in CASES:
-        assert set(case.exempt) <= set(LAWS), case.name
-        assert all(len(reason) > 15 and "\n" not in reason for reason in case.exempt.values()), case.name
+    PRIORS.check()
 
 
-@law("layouts")
+@PRIORS.law("layouts")
 def test_a_layout_is_taken_or_refused(case: Case) -> None:
     if case.refusal is not None:
         with pytest.raises(ValueError, match=case.refusal) as caught:
@@ -70,7 +51,7 @@ def test_a_layout_is_taken_or_refused(case: Case) -> None:
     assert model(tokens).shape == () and bool(model(tokens).isfinite())
 
 
-@law("causality")
+@PRIORS.law("causality")
 def test_logits_depend_on_what_they_may_see(case: Case) -> None:
     model, layout = case.spread(), case.layout
     vectors: list[Tensor] = []
@@ -88,7 +69,7 @@ def test_logits_depend_on_what_they_may_see(case: Case) -> None:
     assert torch.equal(found > 0, case.sees(layout))
 
 
-@law("cache")
+@PRIORS.law("cache")
 @pytest.mark.parametrize("classes", [None, 3])
 def test_place_by_place_gives_the_logits_of_all_at_once(case: Case, classes: int | None) -> None:
     model, layout = case.spread(classes=classes), case.layout
@@ -100,7 +81,7 @@ def test_place_by_place_gives_the_logits_of_all_at_once(case: Case, classes: int
             torch.testing.assert_close(found, wanted[:, start:], atol=2e-5, rtol=1e-5)
 
 
-@law("seeds")
+@PRIORS.law("seeds")
 @pytest.mark.parametrize("classes", [None, 3])
 def test_drawing_follows_the_seed(case: Case, classes: int | None) -> None:
     model, labels = case.spread(classes=classes), None if classes is None else [0, 1, 2, 0]
@@ -113,7 +94,7 @@ def test_drawing_follows_the_seed(case: Case, classes: int | None) -> None:
     assert len({tuple(row) for row in codes.tolist()}) == 4
 
 
-@law("guidance")
+@PRIORS.law("guidance")
 def test_guidance_one_is_off(case: Case) -> None:
     model = case.spread(classes=3)
     off = model.sample(6, 1, seed=1)
@@ -128,7 +109,7 @@ def test_guidance_one_is_off(case: Case) -> None:
         case.build(classes=3, dropout=0.0).sample(6, 1, guidance=2)
 
 
-@law("known")
+@PRIORS.law("known")
 @pytest.mark.parametrize("guidance", [1, 2])
 def test_known_codes_are_kept(case: Case, guidance: float) -> None:
     model, layout = case.spread(classes=3), case.layout
@@ -144,7 +125,7 @@ def test_known_codes_are_kept(case: Case, guidance: float) -> None:
     assert not torch.equal(model.sample(3, 0, known=half), model.sample(3, 0, known=half, seed=1))
 
 
-@law("learns")
+@PRIORS.law("learns")
 def test_eight_rows_are_learnt_and_drawn(case: Case) -> None:
     model = case.build(classes=8, dropout=0.0)
     tokens, labels = rows(case.layout, 8), torch.arange(8)
@@ -159,7 +140,7 @@ def test_eight_rows_are_learnt_and_drawn(case: Case) -> None:
     assert torch.equal(model.sample(8, labels, cold(model)), tokens)
 
 
-@law("likelihood")
+@PRIORS.law("likelihood")
 def test_likelihoods_are_those_of_a_distribution(case: Case) -> None:
     model, everything = case.spread(TINY[case.layout_name], classes=2), all_rows(TINY[case.layout_name])
     with torch.no_grad():
@@ -171,7 +152,7 @@ def test_likelihoods_are_those_of_a_distribution(case: Case) -> None:
         assert torch.equal(model.log_likelihood(everything, 1), found)
 
 
-@law("draws")
+@PRIORS.law("draws")
 def test_rows_are_drawn_as_often_as_is_likely(case: Case) -> None:
     layout, count = TINY[case.layout_name], 6000
     model, everything = case.spread(layout, classes=2), all_rows(layout)
@@ -206,7 +187,7 @@ def gradients() -> dict[str, list[dict[str, Tensor]]]:
     return {job[0]: [run[number] for run in runs] for number, job in enumerate(jobs)}
 
 
-@law("processes")
+@PRIORS.law("processes")
 def test_two_processes_equal_one(case: Case, gradients: dict[str, list[dict[str, Tensor]]]) -> None:
     alone, *pair = gradients[case.name]
     assert alone
@@ -228,7 +209,7 @@ def _go_on(model: Prior, optimizer: torch.optim.Optimizer, steps: range) -> list
     return losses
 
 
-@law("resume")
+@PRIORS.law("resume")
 def test_training_goes_on_bitwise(case: Case) -> None:
     whole, half, again = (case.build(classes=2, dropout=0.3) for _ in range(3))
     half.load_state_dict(whole.state_dict())

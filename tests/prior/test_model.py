@@ -232,6 +232,7 @@ def test_sample_takes_what_a_person_tries() -> None:
         ((2, [True, False]), {}, "labels must be int64"),
         ((2, "dog"), {"known": torch.zeros(1, 3, 5, dtype=torch.int64)}, "do not fit this layout"),
         ((2, "dog"), {"known": torch.rand(12)}, "tokens must be int64"),
+        ((2, "dog"), {"known": "some"}, "known must be codes, -1 where unknown; got str"),
     ],
 )
 def test_what_sample_refuses(arguments: tuple, settings: dict, says: str) -> None:
