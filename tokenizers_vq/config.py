@@ -29,6 +29,8 @@ Halvings = Annotated[int, Field(ge=1, le=16)]
 """how often a size is halved"""
 Multiplier = Annotated[int, Field(ge=1, le=1024)]
 """channels of a level as a multiple of others"""
+MOST_CODES = 2**31
+"""codes of a codebook that is stored"""
 MOST_LEVELS = 16
 """levels of a network, each of which halves the size"""
 

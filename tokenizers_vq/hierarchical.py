@@ -199,6 +199,5 @@ def joined(levels: Sequence[Quantized]) -> Quantized:
             losses[name] = losses[name] + loss if name in losses else loss
         stats |= {f"level {number}/{name}": value for name, value in level.stats.items()}
         stats |= {f"level {number}/{name}": loss.detach() for name, loss in level.losses.items()}
-    shared = set.intersection(*(set(level.stats) for level in levels))
-    stats |= joined_stats([{name: level.stats[name] for name in level.stats if name in shared} for level in levels])
+    stats |= joined_stats([level.stats for level in levels])
     return Quantized(tuple(level.features for level in levels), tuple(level.codes for level in levels), losses, stats)

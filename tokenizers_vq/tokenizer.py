@@ -219,10 +219,11 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
     def fingerprint(self) -> str:
         """sha256 of everything that decides the codes: equal for float32 and bfloat16 copies of one tokenizer."""
         config = self._savable_config()
-        given = config.to_dict(defaults=False)
-        described: dict[str, Any] = {
-            part: given[part] for part in ("encoder", "quantizer", "quantizers") if part in given
-        }
+        quantizers = [quantizer.described() for quantizer in config.quantizer_paths.values()]
+        several = (
+            {"quantizers": quantizers} if "quantizers" in type(config).model_fields else {"quantizer": quantizers[0]}
+        )
+        described: dict[str, Any] = {"encoder": config.encoder.to_dict(defaults=False), **several}
         described["pixels"] = [config.pixels.low, config.pixels.high]
         digest = hashlib.sha256(folders.to_json(described).encode())
         for part in (self.encoder, *self.quantizers):

@@ -42,6 +42,7 @@ LAWS = {
     "grids": "other grids are taken, or refused in one line",
     "range": "codes in range, statistics equal a direct count",
     "precision": "float32 inside bf16 autocast",
+    "partial": "partial of all levels or scales equals lookup, bitwise; of some, what they add",
 }
 """laws by the name that `exempt` uses"""
 
@@ -59,6 +60,10 @@ def excess(costs: Tensor, codes: Tensor) -> Tensor:
 def spread_out(quantizer: Quantizer) -> None:
     """Codebooks of `VectorQuantizer`s, nested ones too, as far apart as features are, so that many codes are used."""
     for module in quantizer.modules():
+        if isinstance(module, IbqQuantizer):
+            spread_ibq(module)
+        if isinstance(module, SimVqQuantizer):
+            spread_simvq(module)
         if isinstance(module, VectorQuantizer):
             with torch.no_grad():
                 module.weight.copy_(module._as_looked_up(torch.randn_like(module.weight)))
@@ -156,15 +161,50 @@ def logit_excess(quantizer: Quantizer, features: Tensor, codes: Tensor) -> Tenso
     return excess(-logits, codes)
 
 
+def bounded64(book: Quantizer, features: Tensor) -> Tensor:
+    """float64 features where a book's vectors lie: in FSQ's box, on BSQ's sphere, as they are."""
+    if isinstance(book, FsqQuantizer):
+        half = torch.tensor([levels // 2 for levels in book.config.levels])
+        rows = bound64(book, features) / half
+        return rows.reshape(len(features), *features.shape[2:], -1).movedim(-1, 1)
+    return F.normalize(features.double(), dim=1) if isinstance(book, BsqQuantizer) else features.double()
+
+
+def scale64(book: Quantizer) -> Tensor:
+    """How much smaller the level behind a book is, by channel."""
+    if isinstance(book, FsqQuantizer):
+        return 1 / (torch.tensor(book.config.levels, dtype=torch.float64) - 1).clamp(min=2)
+    return torch.full((book.dim,), 0.5 if isinstance(book, (LfqQuantizer, BsqQuantizer)) else 1.0, dtype=torch.float64)
+
+
+def table64(book: Quantizer, scale: Tensor, first: bool) -> Tensor:
+    """float64 `(K, D)`: a book's vectors as a level adds them; behind the first about the middle of their range."""
+    table = rows_of(book.lookup(torch.arange(book.layout((1,)).sizes[0])[None]))
+    if isinstance(book, FsqQuantizer) and not first:
+        table = table + torch.tensor([0.0 if levels % 2 else 1 / levels for levels in book.config.levels])
+    return table * scale
+
+
+def book_costs(book: Quantizer, rows: Tensor, table: Tensor) -> Tensor:
+    """`(N, D)`, `(K, D)` -> `(N, K)` by the book's own score."""
+    if isinstance(book, IbqQuantizer):
+        return -rows @ table.T
+    if isinstance(book, GumbelQuantizer):
+        return -F.linear(rows, book.projection.weight.double(), book.projection.bias.double())
+    cosine = isinstance(book, VectorQuantizer) and book.config.distance == "cosine"
+    return torch.cdist(F.normalize(rows, dim=1) if cosine else rows, table)
+
+
 def residual_excess(quantizer: Quantizer, features: Tensor, codes: Tensor) -> Tensor:
-    """Each level's distance above its nearest code's, given the codes of the levels before."""
+    """Each level's cost above its best code's, given the codes of the levels before."""
     assert isinstance(quantizer, ResidualQuantizer)
-    residual, results = rows_of(features), []
-    for level, chosen in zip(quantizer.levels, codes.unbind(-1), strict=True):
-        book = level.codebook.detach().double()
-        rows = F.normalize(residual, dim=1) if level.config.distance == "cosine" else residual
-        results.append(excess(torch.cdist(rows, book), chosen))
-        residual = residual - book[chosen.flatten()]
+    residual = rows_of(bounded64(quantizer.levels[0], features.detach()))
+    results, scale = [], torch.ones(quantizer.dim, dtype=torch.float64)
+    for number, (level, chosen) in enumerate(zip(quantizer.levels, codes.unbind(-1), strict=True)):
+        table = table64(level, scale, number == 0)
+        results.append(excess(book_costs(level, residual, table), chosen))
+        residual = residual - table[chosen.flatten()]
+        scale = scale * scale64(level)
     return torch.stack(results)
 
 
@@ -174,33 +214,102 @@ def identity(quantizer: Quantizer, features: Tensor) -> Tensor:
 
 
 def product_excess(quantizer: Quantizer, features: Tensor, codes: Tensor) -> Tensor:
-    """Each group's distance above its nearest code's."""
+    """Each group's cost above its best code's."""
     assert isinstance(quantizer, ProductQuantizer)
-    parts = zip(quantizer.groups, features.chunk(len(quantizer.groups), 1), codes.unbind(-1), strict=True)
-    return torch.stack([vector_excess(*part) for part in parts])
+    parts = features.detach().split([group.in_dim for group in quantizer.groups], 1)
+    results = []
+    for group, part, chosen in zip(quantizer.groups, parts, codes.unbind(-1), strict=True):
+        table = table64(group, torch.ones(group.dim, dtype=torch.float64), True)
+        results.append(excess(book_costs(group, rows_of(bounded64(group, part)), table), chosen))
+    return torch.stack(results)
 
 
 def multiscale_excess(quantizer: Quantizer, features: Tensor, codes: Any) -> Tensor:
-    """Each scale's distance above its nearest code's, given the codes of the scales before."""
+    """Each scale's cost above its best code's, given the codes of the scales before."""
     assert isinstance(quantizer, MultiscaleQuantizer)
-    residual, results, config = features.detach().double(), [], quantizer.config
-    book = quantizer.codebook.weight.detach().double()
-    for scale, chosen in enumerate(codes):
+    residual, results, config = bounded64(quantizer.books[0], features.detach()), [], quantizer.config
+    for scale, (book, chosen) in enumerate(zip(quantizer.books, codes, strict=True)):
+        table = table64(book, torch.ones(book.dim, dtype=torch.float64), True)
         small = F.adaptive_avg_pool2d(residual, config.grids[scale])
-        results.append(excess(torch.cdist(rows_of(small), book), chosen))
-        h = F.interpolate(book[chosen].movedim(-1, 1), size=config.grids[-1], mode="bicubic")
+        results.append(excess(book_costs(book, rows_of(small), table), chosen))
+        h = F.interpolate(table[chosen].movedim(-1, 1), size=config.grids[-1], mode="bicubic")
         weight, bias = (p.detach().double() for p in quantizer.phis[scale].parameters())  # as many phis as scales
         residual = residual - (1 - config.phi_ratio) * h - config.phi_ratio * F.conv2d(h, weight, bias, padding=1)
     return torch.cat(results)
+
+
+def through_levels(quantizer: Quantizer, features: Tensor) -> Tensor:
+    """The softmax over all of each level's codes, of what the levels before leave, all of which pass gradients on."""
+    assert isinstance(quantizer, ResidualQuantizer)
+    residual, total = features, torch.zeros(())
+    for level, chosen in zip(quantizer.levels, quantizer.encode(features).unbind(-1), strict=True):
+        soft = over_all_codes(level, residual)
+        vector = level.lookup(chosen).detach() + soft - soft.detach()
+        residual, total = residual - vector, total + vector
+    return total
+
+
+def turned_levels(quantizer: Quantizer, features: Tensor) -> Tensor:
+    """Each level's rotation of what the levels before leave, all of which pass gradients on."""
+    assert isinstance(quantizer, ResidualQuantizer)
+    residual, total = features, torch.zeros(())
+    for level in quantizer.levels:
+        vector = rotated(level, residual)
+        residual, total = residual - vector, total + vector
+    return total
 
 
 _GREEDY = {"idempotence": "codes are chosen greedily, another chain may add up to the same vector or come nearer"}
 
 
 def residual(name: str, **fields: Any) -> Case:
-    """A case of `ResidualQuantizer`."""
+    """A case of `ResidualQuantizer` with the one codebook of before it had books."""
     fields = {"levels": 3, "num_codes": 24, "dim": 6, **fields}
     return Case(name, ResidualQuantizer, fields, _GREEDY, excess=residual_excess, estimator=identity)
+
+
+BOOKS: dict[str, dict[str, Any]] = {
+    "vector": {"kind": "vector", "num_codes": 24, "dim": 6},
+    "fsq": {"kind": "fsq", "levels": (5, 4, 2)},
+    "lfq": {"kind": "lfq", "bits": 4},
+    "bsq": {"kind": "bsq", "bits": 5, "beta": 0.25},
+    "simvq": {"kind": "simvq", "num_codes": 24, "dim": 6},
+    "ibq": {"kind": "ibq", "num_codes": 24, "dim": 6},
+    "gumbel": {"kind": "gumbel", "num_codes": 24, "dim": 6},
+    "rotation": {"kind": "vector", "num_codes": 24, "dim": 6, "estimator": "rotation"},
+}
+"""configs of books, by name"""
+
+
+def of_books(
+    name: str,
+    kind: Callable[..., Quantizer],
+    fields: dict[str, Any],
+    exempt: dict[str, str] | None = None,
+    estimator: Callable[[Quantizer, Tensor], Tensor] = identity,
+    weighted: str = "commitment",
+) -> Case:
+    """A case of a quantizer of books."""
+    greedy = {} if kind is ProductQuantizer else _GREEDY
+    found = {ResidualQuantizer: residual_excess, ProductQuantizer: product_excess}.get(kind, multiscale_excess)
+    return Case(name, kind, fields, greedy | (exempt or {}), excess=found, estimator=estimator, weighted=weighted)
+
+
+def in_box(quantizer: Quantizer, features: Tensor) -> Tensor:
+    """The gradient of the bound of the first book, straight through the levels."""
+    levels = quantizer.levels if isinstance(quantizer, ResidualQuantizer) else quantizer.books
+    return bounded(levels[0], features)
+
+
+def by_groups(*estimators: Callable[[Quantizer, Tensor], Tensor]) -> Callable[[Quantizer, Tensor], Tensor]:
+    """Each group's own estimator."""
+
+    def estimate(quantizer: Quantizer, features: Tensor) -> Tensor:
+        assert isinstance(quantizer, ProductQuantizer)
+        parts = features.split([group.in_dim for group in quantizer.groups], 1)
+        return torch.cat([f(*pair) for f, *pair in zip(estimators, quantizer.groups, parts, strict=True)], 1)
+
+    return estimate
 
 
 def bound64(quantizer: FsqQuantizer, features: Tensor) -> Tensor:
@@ -321,6 +430,11 @@ _GUMBEL = {
     "processes": "processes draw different noise; tests/quantizers/test_gumbel.py compares the state",
 }
 
+_NO_TERM = {"beta": _NO_BETA}
+_PASSED = {"losses": "gradients of a level's terms reach the levels before, whose estimators pass them on"}
+SCALES = {"scales": (1, (2, 3), (5, 7)), "phis": 3}
+FINE = {"scales": ((3, 4), (4, 6), (5, 7)), "phis": 3}  # means of more features round to zero, which trains no phi
+
 CASES = [
     vector("euclidean"),
     vector("euclidean-legacy-beta", legacy_beta=True, weighted="codebook"),
@@ -381,6 +495,29 @@ CASES = [
     ),
     multiscale("multiscale", ((1, 1), (2, 3), (4, 4), (5, 7)), revive_after=8),
     multiscale("multiscale-ratio", (1, (2, 7), (5, 7)), phi_ratio=0.25),
+    of_books("residual-fsq", ResidualQuantizer, {"levels": 3, "book": BOOKS["fsq"]}, _NO_TERM, in_box),
+    of_books("residual-lfq", ResidualQuantizer, {"levels": 3, "book": BOOKS["lfq"], "dropout": 0.5}),
+    of_books("residual-bsq", ResidualQuantizer, {"levels": 3, "book": BOOKS["bsq"]}, {}, normalised),
+    of_books("residual-simvq", ResidualQuantizer, {"levels": 2, "book": BOOKS["simvq"], "shared": True}),
+    of_books(
+        "residual-ibq", ResidualQuantizer, {"levels": 2, "book": BOOKS["ibq"]}, _PASSED, through_levels, "codebook"
+    ),
+    of_books("residual-gumbel", ResidualQuantizer, {"levels": 2, "book": BOOKS["gumbel"]}, _GUMBEL | _PASSED),
+    of_books("residual-rotation", ResidualQuantizer, {"levels": 2, "book": BOOKS["rotation"]}, {}, turned_levels),
+    of_books("residual-mixed", ResidualQuantizer, {"levels": 2, "book": (BOOKS["simvq"], BOOKS["vector"])}),
+    of_books("product-fsq", ProductQuantizer, {"book": BOOKS["fsq"]}, _FSQ, by_groups(bounded, bounded)),
+    of_books("product-simvq", ProductQuantizer, {"book": BOOKS["simvq"]}),
+    of_books(
+        "product-mixed",
+        ProductQuantizer,
+        {"groups": 3, "book": (BOOKS["vector"], BOOKS["bsq"], BOOKS["lfq"])},
+        {},
+        by_groups(identity, normalised, identity),
+    ),
+    of_books("multiscale-fsq", MultiscaleQuantizer, {**FINE, "book": BOOKS["fsq"]}, _NO_TERM, in_box),
+    of_books("multiscale-lfq", MultiscaleQuantizer, {**SCALES, "book": BOOKS["lfq"]}),
+    of_books("multiscale-bsq", MultiscaleQuantizer, {**SCALES, "book": BOOKS["bsq"]}, {}, normalised),
+    of_books("multiscale-list", MultiscaleQuantizer, {**SCALES, "book": (BOOKS["vector"], *[BOOKS["simvq"]] * 2)}),
     Case("gumbel", GumbelQuantizer, {"num_codes": 48, "dim": 6, "in_dim": 9}, _GUMBEL, excess=logit_excess),
     Case("gumbel-logits", GumbelQuantizer, {"num_codes": 48, "dim": 6, "project": False}, _GUMBEL, excess=logit_excess),
     Case(

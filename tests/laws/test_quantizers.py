@@ -196,6 +196,31 @@ def test_state_round_trips_bitwise(case: Case) -> None:
     assert same(other.eval().encode(z), quantizer.eval().encode(z))
 
 
+@law("partial")
+def test_partial_of_all_levels_is_the_lookup_bitwise(case: Case) -> None:
+    quantizer = case.spread_build().eval()
+    codes = quantizer.encode(case.features())
+    assert torch.equal(quantizer.partial(codes, quantizer.depth), quantizer.lookup(codes))
+    parts = codes if isinstance(codes, tuple) else codes.unbind(-1) if quantizer.depth > 1 else (codes,)
+    assert len(parts) == quantizer.depth
+    before = torch.zeros(())
+    for upto in range(1, quantizer.depth + 1):
+        first: Any = parts[:upto]
+        if not isinstance(codes, tuple):
+            first = torch.stack(first, -1) if quantizer.depth > 1 else codes
+        found = quantizer.partial(codes, upto)
+        assert found.shape == (4, quantizer.dim, *case.grid) and found.dtype == quantizer.lookup(codes).dtype
+        assert torch.equal(quantizer.partial(first, upto), found)
+        assert not torch.equal(found, before)
+        before = found
+    for upto in (0, quantizer.depth + 1):
+        with pytest.raises(ValueError, match=rf"upto must lie in 1 to {quantizer.depth}, .* got {upto}$"):
+            quantizer.partial(codes, upto)
+    if quantizer.depth > 1:
+        with pytest.raises(ValueError, match="codes must"):
+            quantizer.partial(first[:1] if isinstance(codes, tuple) else codes[..., :1], 2)
+
+
 def _train(rank: int, world: int, name: str, before: dict[str, Tensor], batches: list[Tensor]) -> dict[str, Tensor]:
     """State after these batches, and the gradients of the last one's losses, scaled to the mean over processes."""
     quantizer = by_name(name).build()

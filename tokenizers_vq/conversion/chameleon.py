@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers_vq.conversion import taming
 from tokenizers_vq.conversion.checkpoint import read_config
+from tokenizers_vq.conversion.given import number, whole
 from tokenizers_vq.conversion.keys import fill, rename
 from tokenizers_vq.conversion.pretrained import read_below, vq_config, weight_files
 from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
@@ -46,10 +47,10 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     encoder = network_fields(ours, "encoder", path)
     stride = 2 ** (len(encoder["multipliers"]) - 1)
     described = TokenizerConfig(
-        image_size=-(-fields.get("resolution", 512) // stride) * stride,
+        image_size=-(-whole(fields, "resolution", 512) // stride) * stride,
         channels=shape(ours, "encoder.conv_in.weight", path)[1],
         pixels=PixelRange(clamp=False),
-        encoder=VqganEncoderConfig(**encoder, dropout=float(fields.get("dropout", 0.0))),
+        encoder=VqganEncoderConfig(**encoder, dropout=number(fields, "dropout", 0.0)),
         quantizer=VectorQuantizerConfig(num_codes=codes, dim=dim, legacy_beta=True),
         decoder=AbsentDecoderConfig(latent_width=shape(ours, "decoder.head.weight", path)[0], advice=ADVICE),
     )

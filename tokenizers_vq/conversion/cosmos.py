@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokenizers_vq.conversion import torchscript
 from tokenizers_vq.conversion.checkpoint import expect, read_tensors
+from tokenizers_vq.conversion.given import whole, wholes
 from tokenizers_vq.conversion.keys import fill, skip
 from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
 from tokenizers_vq.networks.cosmos import CosmosDecoderConfig, CosmosEncoderConfig
@@ -18,6 +19,7 @@ from tokenizers_vq.quantizers import FsqQuantizerConfig
 from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
 
 _PUBLISHED = (8, 8, 8, 5, 5, 5)
+_MOST_LEVELS = 64
 
 
 def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
@@ -36,27 +38,27 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
         if settings.get(name, only) != only:
             raise ValueError(f"{path}: {name} {settings[name]!r} of the config is not published; only {only} is read")
     tensors = _read(path)
-    levels = settings.get("levels") or _levels(tensors) or _PUBLISHED
+    levels = wholes(settings, "levels", _levels(tensors) or _PUBLISHED)
     ours = our_keys(
         skip(tensors, r"(encoder\.patcher|decoder\.unpatcher|quantizer|inv_quant)\.", "constants of the archive")
     )
     dim, bands = shape(ours, "encoder.quant_conv.weight", path)[0], shape(ours, "encoder.conv_in.weight", path)[1]
     if dim != len(levels):
         raise ValueError(f"{path} has codes of {dim} channels, but there are levels for {len(levels)}: give a config")
-    channels = int(settings.get("in_channels", 3))
-    patch = math.isqrt(bands // channels)
+    channels = whole(settings, "in_channels", 3)
+    patch = math.isqrt(bands // channels) if channels > 0 else 0
     if channels * patch**2 != bands:
         raise ValueError(
             f"{path} has {bands} bands, no square patch of {channels} channels: give in_channels in a config"
         )
     described = TokenizerConfig(
-        image_size=int(settings.get("resolution", 1024)),
+        image_size=whole(settings, "resolution", 1024),
         channels=channels,
         pixels=PixelRange(clamp=False),
         encoder=CosmosEncoderConfig(
             **network_fields(ours, "encoder", path), patch=patch, resamplings=_resamplings(ours, "encoder")
         ),
-        quantizer=FsqQuantizerConfig(levels=tuple(int(level) for level in levels), bound="atanh"),
+        quantizer=FsqQuantizerConfig(levels=levels, bound="atanh"),
         decoder=CosmosDecoderConfig(
             **network_fields(ours, "decoder", path), patch=patch, resamplings=_resamplings(ours, "decoder")
         ),
@@ -81,7 +83,9 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _levels(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
     found = next((tensor for key, tensor in tensors.items() if key.endswith("quantizer._levels")), None)
-    return () if found is None else tuple(found.tolist())
+    if found is None or found.ndim != 1 or found.is_floating_point() or len(found) > _MOST_LEVELS:
+        return ()
+    return tuple(map(int, found))
 
 
 def _resamplings(tensors: Mapping[str, Tensor], part: str) -> int:

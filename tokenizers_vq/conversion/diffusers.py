@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion.checkpoint import read_config
+from tokenizers_vq.conversion.given import whole, wholes
 from tokenizers_vq.conversion.keys import fill, rename
 from tokenizers_vq.conversion.pretrained import config_beside, read_below, weight_files
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
@@ -144,7 +145,9 @@ def _fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for name, value in config.items():
         if name not in DEFAULTS and name not in OF_PIPELINES and not name.startswith("_") and value is not None:
             raise ValueError(f"{path}: its config sets {name}, which no VQModel here has: convert would ignore it")
-    fields = {name: config.get(name, default) for name, default in DEFAULTS.items()}
+    fields = {name: _typed(config, name, default) for name, default in DEFAULTS.items()}
+    if not fields["block_out_channels"] or min(fields["block_out_channels"]) < 1:
+        raise ValueError(f"{path}: block_out_channels {list(fields['block_out_channels'])} are no channels of levels")
     count = len(fields["block_out_channels"])
     for name, kinds in (
         ("down_block_types", ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")),
@@ -167,6 +170,23 @@ def _fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         )
     if fields["in_channels"] != fields["out_channels"]:
         raise ValueError(f"{path}: {fields['in_channels']} channels in, {fields['out_channels']} out; they must agree")
-    if isinstance(fields["sample_size"], (list, tuple)):
-        fields["sample_size"] = max(fields["sample_size"])
     return fields
+
+
+def _typed(config: Mapping[str, Any], name: str, default: Any) -> Any:
+    """The value of a field, of the kind of its default. Raises `ValueError` for another kind."""
+    value = config.get(name)
+    if name == "sample_size" and isinstance(value, (list, tuple)):
+        return max(wholes(config, name, ()), default=default)
+    if name == "block_out_channels":
+        return wholes(config, name, default)
+    if isinstance(default, tuple):
+        value = default if value is None else value
+        if not isinstance(value, (list, tuple)) or not all(isinstance(kind, str) for kind in value):
+            raise ValueError(f"the config's {name} must be a list of names of blocks")
+        return tuple(value)
+    if isinstance(default, bool):
+        return default if value is None else bool(value)
+    if isinstance(default, str):
+        return default if value is None else str(value)
+    return None if value is None and default is None else whole(config, name, default or 0)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tokenizers_vq.conversion.given import whole
 from tokenizers_vq.conversion.keys import fill, rename
 from tokenizers_vq.conversion.pretrained import read_below, vq_config, weight_files
 from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
@@ -19,6 +20,7 @@ from tokenizers_vq.networks.emu3 import Emu3DecoderConfig, Emu3EncoderConfig
 from tokenizers_vq.quantizers import VectorQuantizerConfig
 from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
 
+_MOST_HALVINGS = 60  # of the frames; beyond what a config takes
 _RULES = [  # to the keys of taming's kin, or ours where those have none
     (r"^encoder\.down_block\.down\.", "encoder.down."),
     (r"^decoder\.up_block\.up\.", "decoder.up."),
@@ -55,7 +57,7 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     post = shape(ours, "decoder.post_quant_conv.weight", path)
     if post[0] != dim:
         raise ValueError(f"{path}: codes of {dim} channels beside features of {post[0]}, which Emu3 cannot decode")
-    common = {"heads": int(fields.get("num_attention_heads", 1))}
+    common = {"heads": whole(fields, "num_attention_heads", 1)}
     encoder, decoder = (
         network_fields(ours, part, path) | _time(ours, part) | common for part in ("encoder", "decoder")
     )
@@ -85,4 +87,4 @@ def _time(ours: Mapping[str, Tensor], part: str) -> dict[str, Any]:
     def count(stem: str) -> int:
         return len({match[1] for key in ours if (match := re.match(rf"{part}\.{stem}\.(\d+)\.", key))})
 
-    return {"frames": 2 ** count("time_(?:down|up)"), "time_blocks": count("time_blocks")}
+    return {"frames": 2 ** min(count("time_(?:down|up)"), _MOST_HALVINGS), "time_blocks": count("time_blocks")}

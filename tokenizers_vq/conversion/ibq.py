@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers_vq.conversion.checkpoint import expect
+from tokenizers_vq.conversion.given import number, part
 from tokenizers_vq.conversion.keys import fill, rename
 from tokenizers_vq.conversion.seed_voken import CONFIGURED, convert_discriminator, read, resolution, settings
 from tokenizers_vq.conversion.vqgan_keys import class_named, network_fields, our_keys, shape
@@ -41,19 +42,19 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     expect(config, arguments, CONFIGURED, path)
     tensors = rename(our_keys(read(path, arguments)), [(r"^quantize\.embedding\.weight$", "quantizer.weight")])
     codes, dim = shape(tensors, "quantizer.weight", path)
-    lossconfig = (arguments.get("lossconfig") or {}).get("params") or {}
+    lossconfig = part(part(arguments, "lossconfig"), "params")
     training: dict[str, Any] = {
-        name: float(given[theirs])
+        name: number(given, theirs, 0.0)
         for name, given, theirs in [
             ("beta", arguments, "beta"),
             ("entropy_temperature", arguments, "entropy_temperature"),
             ("entropy_weight", lossconfig, "entropy_loss_weight"),
         ]
-        if theirs in given
+        if given.get(theirs) is not None
     }
     if arguments.get("use_entropy_loss") is False:
         training["entropy_weight"] = 0.0
-    dropout = float(arguments.get("ddconfig", {}).get("dropout", 0.0))
+    dropout = number(part(arguments, "ddconfig"), "dropout", 0.0)
     described = TokenizerConfig(
         image_size=resolution(arguments),
         channels=shape(tensors, "encoder.conv_in.weight", path)[1],

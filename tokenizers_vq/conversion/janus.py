@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenizers_vq.conversion.given import number, whole
 from tokenizers_vq.conversion.keys import fill, rename
 from tokenizers_vq.conversion.pretrained import read_below, vq_config, weight_files
 from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
@@ -28,9 +29,9 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     ours = rename(ours, [(r"^quantize\.embedding\.weight$", "quantizer.weight")])
     encoder, decoder = (network_fields(ours, part, path) for part in ("encoder", "decoder"))
     codes, dim = shape(ours, "quantizer.weight", path)
-    dropout = float(fields.get("dropout", 0.0))
+    dropout = number(fields, "dropout", 0.0)
     described = TokenizerConfig(
-        image_size=fields.get("num_patches", 32) * 2 ** (len(encoder["multipliers"]) - 1),
+        image_size=whole(fields, "num_patches", 32) * 2 ** (len(encoder["multipliers"]) - 1),
         channels=shape(ours, "encoder.conv_in.weight", path)[1],
         pixels=PixelRange(clamp=False),
         encoder=VqganEncoderConfig(**encoder, dropout=dropout),

@@ -75,7 +75,7 @@ def wanted(tensors: Mapping[str, Tensor], key: str, path: Path) -> Tensor:
     """The tensor of two or more dimensions at `key`. Raises `ValueError` where there is none."""
     if key not in tensors:
         raise ValueError(f"{path} has no {key}: it is of another layout, give the source that it comes from")
-    if tensors[key].ndim < 2:
+    if tensors[key].ndim < 2 or 0 in tensors[key].shape:
         raise ValueError(f"{path}: {key} is {tuple(tensors[key].shape)}, where a table or a layer's weight is wanted")
     return tensors[key]
 

@@ -12,8 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion.checkpoint import expect
+from tokenizers_vq.conversion.given import number
 from tokenizers_vq.conversion.keys import fill, rekey, rename
 from tokenizers_vq.conversion.seed_voken import CONFIGURED, convert_discriminator, read, resolution, settings
+from tokenizers_vq.conversion.vqgan_keys import shape
 from tokenizers_vq.networks.magvit2 import Magvit2DecoderConfig, Magvit2EncoderConfig
 from tokenizers_vq.quantizers import LfqQuantizerConfig
 from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
@@ -56,18 +58,18 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     for key in ("encoder.conv_in.weight", "encoder.conv_out.weight", "decoder.levels.0.blocks.0.conv1.weight"):
         if key not in ours:
             raise ValueError(f"{path} has no tensor for {key}: it is no Open-MAGVIT2 checkpoint, give its own source")
-    bits = ours["encoder.conv_out.weight"].shape[0]
+    bits, channels = shape(ours, "encoder.conv_out.weight", path)[0], shape(ours, "encoder.conv_in.weight", path)[1]
     weights: dict[str, Any] = {
-        name: float(arguments[theirs])
+        name: number(arguments, theirs, 0.0)
         for name, theirs in [
             ("sample_entropy", "sample_minimization_weight"),
             ("batch_entropy", "batch_maximization_weight"),
         ]
-        if theirs in arguments
+        if arguments.get(theirs) is not None
     }
     described = TokenizerConfig(
         image_size=resolution(arguments),
-        channels=ours["encoder.conv_in.weight"].shape[1],
+        channels=channels,
         pixels=PixelRange(clamp=False),
         encoder=Magvit2EncoderConfig(**_fields(ours, "encoder", path)),
         quantizer=LfqQuantizerConfig(bits=bits, entropy_group=min(bits, 18), **weights),
@@ -82,10 +84,12 @@ def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
 
 def _fields(tensors: Mapping[str, Tensor], part: str, path: Path) -> dict[str, Any]:
     levels = _count(tensors, rf"{part}\.levels\.(\d+)\.blocks\.")
-    widths = [tensors[f"{part}.levels.{i}.blocks.0.conv1.weight"].shape[0] for i in range(levels)]
+    widths = [shape(tensors, f"{part}.levels.{i}.blocks.0.conv1.weight", path)[0] for i in range(levels)]
+    if not widths:
+        raise ValueError(f"{path} has no residual blocks of {part}: it is no Open-MAGVIT2 checkpoint")
     if part == "decoder":  # ours run from the coarsest on
         widths = widths[::-1]
-    base = tensors["encoder.conv_in.weight"].shape[0]
+    base = shape(tensors, "encoder.conv_in.weight", path)[0]
     if any(width % base for width in widths):
         if part == "encoder":
             raise ValueError(f"{path}: the widths {widths} of the encoder's levels are no multiples of {base}")

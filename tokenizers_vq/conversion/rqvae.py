@@ -12,12 +12,14 @@ from torch import Tensor
 
 from tokenizers_vq.conversion import pickles
 from tokenizers_vq.conversion.checkpoint import below, expect, read_tensors, tensors_of
+from tokenizers_vq.conversion.given import number, part, whole, wholes
 from tokenizers_vq.conversion.keys import fill, skip
 from tokenizers_vq.conversion.patchgan import patchgan
 from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
 from tokenizers_vq.discriminators.patchgan import PatchGAN
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
 from tokenizers_vq.quantizers.residual import ResidualQuantizerConfig
+from tokenizers_vq.quantizers.vector import VectorQuantizerConfig
 from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
 
 _STATE = {"weight": "weight", "cluster_size_ema": "cluster_size", "embed_ema": "cluster_sum"}
@@ -30,15 +32,16 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
     in [-1, 1] both ways, not clamped. Averaged weights (`state_dict_ema`) are read where there are no others. Raises
     `ValueError` for latents that the reference merges into one code, and for other levels than the config's.
     """
-    arch = (config or {}).get("arch", config) or {}
-    hparams, network = arch.get("hparams") or {}, arch.get("ddconfig") or {}
+    arch = part(config or {}, "arch") or config or {}
+    hparams, network = part(arch, "hparams"), part(arch, "ddconfig")
     expect(config, arch, ("hparams", "ddconfig"), path)
     read = read_tensors(path, "state_dict", "state_dict_ema", "model")
     tensors = skip(read, r"discriminator\.|loss\.", "parts of the training alone")
-    if hparams.get("latent_shape", [0, 0])[:2] != hparams.get("code_shape", [0, 0])[:2]:
+    latent, code = (wholes(hparams, name, ()) for name in ("latent_shape", "code_shape"))
+    if latent and code and latent[:2] != code[:2]:
         raise ValueError(
-            f"{path}: codes of several merged positions (latent_shape {hparams['latent_shape']}, code_shape "
-            f"{hparams['code_shape']}) are not supported: no published model has them"
+            f"{path}: codes of several merged positions (latent_shape {list(latent)}, code_shape {list(code)}) are not "
+            "supported: no published model has them"
         )
     ours = our_keys({key: tensor for key, tensor in tensors.items() if not key.startswith("quantizer.")})
     books = _codebooks(tensors, path)
@@ -48,23 +51,26 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
         raise ValueError(
             f"{path}: its codebooks differ, but the config has shared_codebook: give the YAML of this file"
         )
-    levels = (hparams.get("code_shape") or [len(books)])[-1]
+    levels = (code or (len(books),))[-1]
     if levels != len(books) and not (shared and len(books) == 1):  # safetensors keeps what is shared once
         raise ValueError(f"{path} holds {len(books)} codebooks, the config's code_shape names {levels}: give its YAML")
     for level, book in enumerate(books[:1] if shared else books):
         ours |= {f"quantizer.codebooks.{level}.{name}": tensor for name, tensor in book.items()}
-    decay = hparams.get("decay", 0.99)
-    quantizer = ResidualQuantizerConfig(
-        levels=levels,
-        num_codes=len(books[0]["weight"]) if shared else tuple(len(book["weight"]) for book in books),
-        dim=books[0]["weight"].shape[1],
-        shared=shared,
-        codebook="ema",
-        beta=float(hparams.get("latent_loss_weight", 0.25)),
-        decay=decay[0] if isinstance(decay, (list, tuple)) else decay,
+    decay = hparams.get("decay")
+    decay = decay[0] if isinstance(decay, (list, tuple)) and decay else decay
+    configs = tuple(
+        VectorQuantizerConfig(
+            num_codes=len(book["weight"]),
+            dim=book["weight"].shape[1],
+            codebook="ema",
+            beta=number(hparams, "latent_loss_weight", 0.25),
+            decay=number({"decay": decay}, "decay", 0.99),
+        )
+        for book in books
     )
+    quantizer = ResidualQuantizerConfig(levels=levels, shared=shared, book=configs[0] if shared else configs)
     described = TokenizerConfig(
-        image_size=network.get("resolution", 256),
+        image_size=whole(network, "resolution", 256),
         channels=shape(ours, "encoder.conv_in.weight", path)[1],
         pixels=PixelRange(clamp=False),
         encoder=VqganEncoderConfig(**network_fields(ours, "encoder", path)),

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion.checkpoint import below, read_tensors
+from tokenizers_vq.conversion.given import part, whole
 from tokenizers_vq.conversion.keys import skip
 from tokenizers_vq.conversion.patchgan import patchgan
 from tokenizers_vq.discriminators.patchgan import PatchGAN
@@ -19,13 +20,13 @@ CONFIGURED = ("ddconfig", "n_embed", "embed_dim", "lossconfig", "use_ema")
 
 def settings(config: Mapping[str, Any] | None) -> dict[str, Any]:
     """The model's arguments, whether they stand under `model.init_args`, `model.params` or at the top."""
-    inner = (config or {}).get("model", config or {})
-    return dict(inner.get("init_args", inner.get("params", inner)))
+    inner = part(config or {}, "model") or config or {}
+    return dict(part(inner, "init_args") or part(inner, "params") or inner)
 
 
 def resolution(arguments: Mapping[str, Any]) -> int:
     """The image size that the config names; 256 where there is none."""
-    return int(arguments.get("ddconfig", {}).get("resolution", 256))
+    return whole(part(arguments, "ddconfig"), "resolution", 256)
 
 
 def read(path: Path, arguments: Mapping[str, Any]) -> dict[str, Tensor]:

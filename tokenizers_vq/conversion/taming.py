@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion.checkpoint import below, expect, read_tensors
+from tokenizers_vq.conversion.given import number
 from tokenizers_vq.conversion.keys import fill, rename, skip
 from tokenizers_vq.conversion.patchgan import patchgan
 from tokenizers_vq.conversion.vqgan_keys import (
@@ -138,7 +139,7 @@ def _quantizer(
             dim=dim,
             in_dim=None if in_dim == dim else in_dim,
             straight_through=True,
-            kl_weight=float(given.get("kl_weight", 1e-8)),
+            kl_weight=number(given, "kl_weight", 1e-8),
         )
     if "quantizer.cluster_size" in ours:
         return VectorQuantizerConfig(num_codes=codes, dim=dim, codebook="ema")

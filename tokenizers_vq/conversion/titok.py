@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion.checkpoint import below, expect, read_tensors
+from tokenizers_vq.conversion.given import number
 from tokenizers_vq.conversion.keys import fill, joined, rename, skip
 from tokenizers_vq.conversion.maskgit import decoder_tensors, folder_config, network_fields, wanted, weights_file
 from tokenizers_vq.conversion.vqgan_keys import agree
@@ -70,7 +71,7 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
             num_codes=book.shape[0],
             dim=book.shape[1],
             distance="cosine" if given.get("use_l2_norm", two_stage) else "euclidean",
-            beta=float(given.get("commitment_cost", 0.25)),
+            beta=number(given, "commitment_cost", 0.25),
         ),
         decoder=decoder,
     )

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from tokenizers_vq.conversion import pickles
 from tokenizers_vq.conversion.checkpoint import below, expect, read_tensors, tensors_of
+from tokenizers_vq.conversion.given import number
 from tokenizers_vq.conversion.keys import fill, rename, skip
 from tokenizers_vq.conversion.vqgan_keys import network_fields, our_keys, shape
 from tokenizers_vq.networks.vqgan import VqganDecoderConfig, VqganEncoderConfig
 from tokenizers_vq.quantizers.multiscale import MultiscaleQuantizerConfig
+from tokenizers_vq.quantizers.vector import VectorQuantizerConfig
 from tokenizers_vq.tokenizer import Tokenizer, TokenizerConfig
 
 _RULES = [
@@ -50,18 +52,16 @@ def convert(path: Path, config: dict[str, Any] | None) -> Tokenizer:
     scales = _scales(given, hits, path)
     side = scales[-1] if isinstance(scales[-1], tuple) else (scales[-1], scales[-1])
     stride = 2 ** (len(encoder["multipliers"]) - 1)
-    ratio = abs(float(settings.get("quant_resi", 0.5)))
+    ratio = abs(number(settings, "quant_resi", 0.5))
     described = TokenizerConfig(
         image_size=(side[0] * stride, side[1] * stride),
         channels=shape(ours, "encoder.conv_in.weight", path)[1],
         encoder=VqganEncoderConfig(**encoder),
         quantizer=MultiscaleQuantizerConfig(
             scales=scales,
-            num_codes=codes,
-            dim=dim,
+            book=VectorQuantizerConfig(num_codes=codes, dim=dim, beta=number(settings, "beta", 0.25)),
             phis=len([key for key in ours if key.startswith("quantizer.phis.") and key.endswith(".weight")]),
             phi_ratio=ratio,
-            beta=float(settings.get("beta", 0.25)),
         ),
         decoder=VqganDecoderConfig(**network_fields(ours, "decoder", path)),
     )
@@ -85,10 +85,8 @@ def _scales(given: Any, hits: Tensor | None, path: Path) -> tuple[Any, ...]:
         if hits is not None and len(hits) != len(published):
             raise ValueError(f"{path} is of {len(hits)} scales: give them as v_patch_nums in a config, [1, 2, 4] say")
         return published
-    try:
-        scales = tuple(tuple(map(int, scale)) if isinstance(scale, (list, tuple)) else int(scale) for scale in given)
-    except (TypeError, ValueError):
-        scales = ()
-    if not scales or isinstance(given, str):
+    scales = tuple(tuple(s) if isinstance(s, list) else s for s in given) if isinstance(given, (list, tuple)) else ()
+    sides = [scale if isinstance(scale, tuple) else (scale, scale) for scale in scales]
+    if not sides or not all(len(scale) == 2 and all(type(side) is int for side in scale) for scale in sides):
         raise ValueError(f"v_patch_nums must list the scales' sides, coarse first, [1, 2, 4] say: got {given!r}")
     return scales

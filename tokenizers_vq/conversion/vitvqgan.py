@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion.checkpoint import below, read_tensors
+from tokenizers_vq.conversion.given import number, part, whole, wholes
 from tokenizers_vq.conversion.keys import fill, rename, skip
 from tokenizers_vq.discriminators.stylegan2 import StyleGAN2
 from tokenizers_vq.networks.vit import VitDecoderConfig, VitEncoderConfig
@@ -49,7 +50,7 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     channels, *patch = _wanted(tensors, "encoder.to_patch_embedding.0.weight", path).shape[1:]
     if patch[0] != patch[1]:
         raise ValueError(f"{path}: patches of {patch[0]}x{patch[1]} pixels are not square, which our networks need")
-    quantizer = _quantizer(params.get("quantizer") or {}, _wanted(tensors, "quantizer.embedding.weight", path))
+    quantizer = _quantizer(part(params, "quantizer"), _wanted(tensors, "quantizer.embedding.weight", path))
     described = TokenizerConfig(
         image_size=_image_size(params, tensors, patch[0]),
         channels=channels,
@@ -130,10 +131,11 @@ def _wanted(tensors: Mapping[str, Tensor], key: str, path: Path) -> Tensor:
 def _image_size(params: Mapping[str, Any], tensors: Mapping[str, Tensor], patch: int) -> int | tuple[int, int]:
     given = params.get("image_size")
     if isinstance(given, (list, tuple)):
-        return int(given[0]), int(given[1])
+        height, width = (*wholes(params, "image_size", ()), 0, 0)[:2]
+        return height, width
     positions = tensors.get("encoder.en_pos_embedding")
     square = 256 if positions is None else patch * math.isqrt(positions.shape[1])
-    return square if given is None else int(given)
+    return whole(params, "image_size", square)
 
 
 def _fields(params: Mapping[str, Any], tensors: Mapping[str, Tensor], part: str, patch: int) -> dict[str, Any]:
@@ -161,10 +163,11 @@ def _quantizer(params: Mapping[str, Any], book: Tensor) -> VectorQuantizerConfig
         "num_codes": book.shape[0],
         "dim": book.shape[1],
         "distance": "cosine" if params.get("use_norm", True) else "euclidean",
-        "beta": float(params.get("beta", 0.25)),
+        "beta": number(params, "beta", 0.25),
     }
+    config = VectorQuantizerConfig(gradient_through_norm=False, **common)
     if params.get("use_residual"):
         if not params.get("num_quantizers"):
             raise ValueError("the config's quantizer has use_residual, but no num_quantizers: say how many levels")
-        return ResidualQuantizerConfig(levels=params["num_quantizers"], shared=True, **common)
-    return VectorQuantizerConfig(gradient_through_norm=False, **common)
+        return ResidualQuantizerConfig(levels=params["num_quantizers"], shared=True, book=config)
+    return config

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tokenizers_vq.config import MOST_LEVELS
 from tokenizers_vq.conversion.keys import rekey, rename
 
 _RULES = [
@@ -51,7 +52,7 @@ def our_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         )
 
     ours = rekey(tensors, counted)
-    for key in [key for key in ours if re.match(r"(en|de)coder\..*\.qkv\.", key)]:
+    for key in [key for key, joint in ours.items() if joint.ndim and re.match(r"(en|de)coder\..*\.qkv\.", key)]:
         joint, theirs = ours.pop(key), ours.original.pop(key)
         for name, third in zip("qkv", joint.chunk(3), strict=True):
             part = key.replace(".qkv.", f".{name}.")
@@ -63,7 +64,7 @@ def shape(tensors: Mapping[str, Tensor], key: str, path: Path) -> tuple[int, ...
     """Shape of the weight or codebook at our `key`. Raises `ValueError` where there is none."""
     if key not in tensors:
         raise ValueError(f"{path} has no tensor for {key}: it is of another layout, give the source it comes from")
-    if tensors[key].ndim < 2:
+    if tensors[key].ndim < 2 or 0 in tensors[key].shape:
         raise ValueError(
             f"{path}: {key} is {tuple(tensors[key].shape)}, where a layer's weight or a codebook is wanted"
         )
@@ -124,6 +125,8 @@ def network_fields(tensors: Mapping[str, Tensor], part: str, path: Path) -> dict
     if not found:
         raise ValueError(f"{path} has no residual blocks of {part}: it is of another layout, give its source")
     count, blocks = (1 + max(int(match[i]) for match in found) for i in (1, 2))
+    if count > MOST_LEVELS:
+        raise ValueError(f"{path} has a key of level {count - 1} of the {part}: it is of another layout")
     widths = [shape(tensors, f"{part}.levels.{i}.blocks.0.conv1.weight", path)[0] for i in range(count)]
     attention = [i for i in range(count) if any(key.startswith(f"{part}.levels.{i}.attention.") for key in tensors)]
     if part == "decoder":  # its levels run from the coarsest on, the config's from full size

@@ -40,12 +40,11 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     clamp, as the reference does not. Raises `ValueError` for keys that are missing or surplus.
     """
     read = read_tensors(path, "state_dict", "model")
-    if all(key.startswith("module.") for key in read):
-        read = rename(read, [(r"^module\.", "")])
     for key, tensor in read.items():
         if key.endswith((".embed", ".embed_avg")) and tensor.ndim != 2:
             raise ValueError(f"{path}: {key} is {tuple(tensor.shape)}, not (D, K): it is of another layout")
-    tensors = rekey(read, lambda key: _our_key(key, read))
+    plain = _plain(read)
+    tensors = rekey(rename(read, _RULES), lambda key: _our_key(key, plain))
     for key, tensor in tensors.items():
         if re.match(r"quantizer\.\d\.(weight|cluster_sum)$", key):
             tensors[key] = tensor.T.contiguous()
@@ -74,24 +73,31 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     return fill(described.build, tensors, path)
 
 
-def _our_key(key: str, tensors: Mapping[str, Tensor]) -> str:
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, dict[int, int]]:
+    """For each part, the places of its convolutions outside residual blocks -> which of them it is."""
+    found: dict[str, set[int]] = {part: set() for part in _PARTS}
+    for key in tensors:
+        if match := re.match(r"(enc_t|enc_b|dec_t|dec)\.blocks\.(\d+)\.(?!conv\.)", key):
+            found[match[1]].add(int(match[2]))
+    return {part: {place: index for index, place in enumerate(sorted(places))} for part, places in found.items()}
+
+
+def _our_key(key: str, plain: Mapping[str, Mapping[int, int]]) -> str:
     """The reference numbers a part's modules in one row, activations included; ours are named by what they do."""
     found = re.match(r"(enc_t|enc_b|dec_t|dec)\.blocks\.(\d+)\.(.+)$", key)
-    if found is None:
-        return rename({key: tensors[key]}, _RULES).popitem()[0]
+    if found is None or not plain[found[1]]:
+        return key
     part, place, rest = found[1], int(found[2]), found[3]
-    rows = {int(m[1]) for other in tensors if (m := re.match(rf"{part}\.blocks\.(\d+)\.(?!conv\.)", other))}
-    plain = sorted(rows)  # the convolutions outside residual blocks
-    ours = _PARTS[part]
+    ours, last = _PARTS[part], len(plain[part]) - 1
     if rest.startswith("conv."):
-        block = place - 1 - (plain[-1] if part.startswith("enc") else plain[0])
+        block = place - 1 - (max(plain[part]) if part.startswith("enc") else min(plain[part]))
         return f"{ours}.blocks.{block}." + rest.replace("conv.1.", "conv1.").replace("conv.3.", "conv2.")
-    index = plain.index(place)
+    index = plain[part][place]
     if part.startswith("enc"):
-        return f"{ours}.conv.{rest}" if index == len(plain) - 1 else f"{ours}.strided.{index}.{rest}"
+        return f"{ours}.conv.{rest}" if index == last else f"{ours}.strided.{index}.{rest}"
     if index == 0:
         return f"{ours}.conv.{rest}"
-    return f"{ours}.head.{rest}" if index == len(plain) - 1 else f"{ours}.strided.{index - 1}.{rest}"
+    return f"{ours}.head.{rest}" if index == last else f"{ours}.strided.{index - 1}.{rest}"
 
 
 def _wanted(tensors: Mapping[str, Tensor], key: str, path: Path) -> Tensor:

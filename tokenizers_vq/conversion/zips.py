@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -38,6 +39,11 @@ class _File(io.FileIO):
         if size is not None and size > _MOST_AT_ONCE:
             raise zipfile.BadZipFile(f"a directory of {size:,} bytes")
         return super().read(-1 if size is None else size)
+
+    def seek(self, position: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence == io.SEEK_SET and not 0 <= position <= sys.maxsize:
+            raise zipfile.BadZipFile("a record that begins outside the file")
+        return super().seek(position, whence)
 
 
 class Records:

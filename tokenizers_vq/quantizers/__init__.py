@@ -1,10 +1,11 @@
-"""Quantizers: features to codes and back. One a file; their configs form a union on `kind`."""
+"""Quantizers: features to codes and back. One a file; their configs form a union on `kind` (`books.Book`)."""
 
 from typing import Annotated
 
 from pydantic import Field
 
 from tokenizers_vq.quantizers.base import Quantizer
+from tokenizers_vq.quantizers.books import Book
 from tokenizers_vq.quantizers.bsq import BsqQuantizer, BsqQuantizerConfig
 from tokenizers_vq.quantizers.fsq import FsqQuantizer, FsqQuantizerConfig
 from tokenizers_vq.quantizers.gumbel import GumbelQuantizer, GumbelQuantizerConfig
@@ -17,31 +18,31 @@ from tokenizers_vq.quantizers.simvq import SimVqQuantizer, SimVqQuantizerConfig
 from tokenizers_vq.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
 
 QuantizerConfig = Annotated[
-    VectorQuantizerConfig
-    | GumbelQuantizerConfig
-    | ResidualQuantizerConfig
-    | MultiscaleQuantizerConfig
-    | ProductQuantizerConfig
-    | FsqQuantizerConfig
-    | LfqQuantizerConfig
-    | BsqQuantizerConfig
-    | IbqQuantizerConfig
-    | SimVqQuantizerConfig,
+    Book | ResidualQuantizerConfig | MultiscaleQuantizerConfig | ProductQuantizerConfig,
     Field(discriminator="kind"),
 ]
 
 __all__ = [
     "BsqQuantizer",
+    "BsqQuantizerConfig",
     "FsqQuantizer",
+    "FsqQuantizerConfig",
     "GumbelQuantizer",
+    "GumbelQuantizerConfig",
     "IbqQuantizer",
+    "IbqQuantizerConfig",
     "LfqQuantizer",
+    "LfqQuantizerConfig",
     "MultiscaleQuantizer",
+    "MultiscaleQuantizerConfig",
     "ProductQuantizer",
+    "ProductQuantizerConfig",
     "Quantizer",
     "QuantizerConfig",
     "ResidualQuantizer",
+    "ResidualQuantizerConfig",
     "SimVqQuantizer",
+    "SimVqQuantizerConfig",
     "VectorQuantizer",
     "VectorQuantizerConfig",
 ]

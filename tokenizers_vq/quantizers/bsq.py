@@ -41,7 +41,7 @@ class BsqQuantizer(SignQuantizer):
         config = BsqQuantizerConfig(**fields)
         super().__init__(config, scale=config.bits**-0.5)
 
-    def source(self, features: Tensor) -> Tensor:
+    def confine(self, features: Tensor) -> Tensor:
         """u = z / |z|."""
         return F.normalize(features, dim=1)
 

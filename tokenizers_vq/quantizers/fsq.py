@@ -6,25 +6,40 @@ import math
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from tokenizers_vq.codes import Quantized
-from tokenizers_vq.config import Config
-from tokenizers_vq.quantizers.base import check_codes, straight_through
-from tokenizers_vq.quantizers.implicit import ImplicitQuantizer, as_given
+from tokenizers_vq.config import ConfigError
+from tokenizers_vq.quantizers.base import QuantizerFields, Remedy, as_given, check_codes, straight_through
+from tokenizers_vq.quantizers.implicit import ImplicitQuantizer
+
+_MOST_CODES = 2**62
 
 
-class FsqQuantizerConfig(Config):
+class FsqQuantizerConfig(QuantizerFields):
     """One channel a dimension, each with its own number of levels; no codebook and no loss."""
 
     kind: Literal["fsq"] = "fsq"
-    levels: tuple[Annotated[int, Field(ge=2)], ...] = Field(default=(8, 5, 5, 5), min_length=1)
+    levels: tuple[Annotated[int, Field(ge=2, le=65_536)], ...] = Field(
+        default=(8, 5, 5, 5), min_length=1, max_length=62
+    )
     """levels of each channel; their product is the number of codes"""
     bound: Literal["paper", "atanh"] = "paper"
     """the paper's listing (narrowed by epsilon, tan), or that of vector-quantize-pytorch and Cosmos (widened, atanh)"""
     epsilon: float = Field(default=1e-3, gt=0, lt=1)
     """how much the bounded range is narrower or wider than the levels"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if math.prod(self.levels) > _MOST_CODES:
+            raise ConfigError(("levels",), f"{math.prod(self.levels):.1e} codes, where 2^62 are the most of an int64")
+        return self
+
+    def remedies(self) -> list[Remedy]:
+        """Fewer codes: one channel less."""
+        return [Remedy((f"levels={list(self.levels[:-1])}",), "fewer codes")] if len(self.levels) > 2 else []
 
     def build(self) -> FsqQuantizer:
         """The quantizer."""
@@ -37,6 +52,10 @@ class FsqQuantizer(ImplicitQuantizer):
     Channel i becomes q = round(bound(z)) / (L // 2), so values lie in [-1, 1] (appendix A.1); the estimator is
     straight-through the rounding, so its gradient is the bound's. A code is the mixed-radix number of the digits
     round(bound(z)) + L // 2, first channel fastest. Fields: `FsqQuantizerConfig`.
+
+    As a book of several levels: features are bounded once; what rounding leaves of a channel is 1 / (L - 1) of its
+    range, by which the next level is smaller (ResidualFSQ of vector-quantize-pytorch; a half for L = 2, which this
+    would not shrink), about the middle of the range.
     """
 
     def __init__(self, **fields: Any) -> None:
@@ -44,6 +63,8 @@ class FsqQuantizer(ImplicitQuantizer):
         super().__init__(math.prod(config.levels))
         self.config = config
         self.in_dim = self.dim = len(config.levels)
+        self.finer = tuple(1 / max(levels - 1, 2) for levels in config.levels)
+        self.centre = tuple(0.0 if levels % 2 else -1 / levels for levels in config.levels)
 
     def _levels(self, like: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.tensor(self.config.levels, device=like.device, dtype=dtype)
@@ -77,8 +98,10 @@ class FsqQuantizer(ImplicitQuantizer):
         """`(B, D, *grid)` -> int64 `(B, *grid)`. Raises `ValueError` for non-finite features."""
         self._check(features)
         with torch.autocast(features.device.type, enabled=False):
-            rows = features.detach().float().movedim(1, -1)
-            return (self._digits(self.bounded(rows)) * self._radix(rows)).sum(-1)
+            return self._code(self._digits(self.bounded(features.detach().float().movedim(1, -1))))
+
+    def _code(self, digits: Tensor) -> Tensor:
+        return (digits * self._radix(digits)).sum(-1)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """int64 `(B, *grid)` -> float32 `(B, D, *grid)`. Raises `ValueError` for codes out of range."""
@@ -90,10 +113,29 @@ class FsqQuantizer(ImplicitQuantizer):
         """`(B, D, *grid)` -> `Quantized`. Raises `ValueError` for non-finite features, in training in all processes."""
         self._check(features)
         with torch.autocast(features.device.type, enabled=False):
-            bounded = self.bounded(features.float().movedim(1, -1))
-            digits = self._digits(bounded)
-            codes = (digits * self._radix(digits)).sum(-1)
-            half = self._levels(bounded, torch.float32).div(2, rounding_mode="floor")
-            quantized = straight_through(self._values(digits), bounded / half).movedim(-1, 1)
-        stats = self._stats(codes) if self.training else {}
-        return Quantized(as_given(quantized, features), codes, {}, stats)
+            found = self._forward(self.bounded(features.float().movedim(1, -1)))
+        return found._replace(features=as_given(found.features, features))
+
+    def _forward(self, bounded: Tensor) -> Quantized:
+        digits = self._digits(bounded)
+        codes = self._code(digits)
+        quantized = straight_through(self._values(digits), bounded / self._half(bounded)).movedim(-1, 1)
+        return Quantized(quantized, codes, {}, self._stats(codes) if self.training else {})
+
+    def _half(self, like: Tensor) -> Tensor:
+        return self._levels(like, torch.float32).div(2, rounding_mode="floor")
+
+    def confine(self, features: Tensor) -> Tensor:
+        """bound(z) / (L // 2), within [-1, 1]."""
+        bounded = self.bounded(features.movedim(1, -1))
+        return (bounded / self._half(bounded)).movedim(-1, 1)
+
+    def encode_confined(self, vectors: Tensor) -> Tensor:
+        """The level nearest to each value."""
+        rows = vectors.detach().movedim(1, -1)
+        return self._code(self._digits(rows * self._half(rows)))
+
+    def forward_confined(self, vectors: Tensor) -> Quantized:
+        """Straight through the rounding of each value."""
+        rows = vectors.movedim(1, -1)
+        return self._forward(rows * self._half(rows))

@@ -12,21 +12,29 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tokenizers_vq.codes import CodeLayout, Quantized
-from tokenizers_vq.config import Config, ConfigError
-from tokenizers_vq.quantizers.base import Quantizer, check_codes, check_in_all_processes, straight_through
+from tokenizers_vq.config import MOST_CODES, ConfigError, Size
+from tokenizers_vq.quantizers.base import (
+    Quantizer,
+    QuantizerFields,
+    Remedy,
+    check_codes,
+    check_in_all_processes,
+    fewer_codes,
+    straight_through,
+)
 from tokenizers_vq.quantizers.search import check_finite, nearest_codes
 from tokenizers_vq.quantizers.statistics import code_stats, count
 
 
-class GumbelQuantizerConfig(Config):
+class GumbelQuantizerConfig(QuantizerFields):
     """A categorical distribution over the codes at every position; training draws relaxed samples of it."""
 
     kind: Literal["gumbel"] = "gumbel"
-    num_codes: int = Field(default=8192, ge=2)
+    num_codes: int = Field(default=8192, ge=2, le=MOST_CODES)
     """codes in the codebook"""
-    dim: int = Field(default=256, ge=1)
+    dim: Size = 256
     """width of a code's vector"""
-    in_dim: int | None = Field(default=None, ge=1)
+    in_dim: int | None = Field(default=None, ge=1, le=MOST_CODES)
     """width of the features; null = `dim`, and without projection the number of codes"""
     project: bool = True
     """features become logits by a linear layer; without it they are the logits (DALL-E's encoder)"""
@@ -42,6 +50,15 @@ class GumbelQuantizerConfig(Config):
         if not self.project and self.in_dim not in (None, self.num_codes):
             raise ConfigError(("in_dim",), f"without projection it is num_codes, {self.num_codes}: leave it out")
         return self
+
+    def frozen(self) -> str:
+        """It would draw no samples."""
+        return "a frozen gumbel quantizer draws no samples and gives the encoder no gradient: give train=decoder"
+
+    def remedies(self) -> list[Remedy]:
+        """A larger KL term: codes are told by logits, not by where they lie; fewer codes."""
+        weight = f"kl_weight={3 * self.kl_weight or 0.01:g}"
+        return [Remedy((weight,), "pulls the choice of codes towards an even one"), *fewer_codes(self)]
 
     def build(self) -> GumbelQuantizer:
         """The quantizer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,20 +11,28 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tokenizers_vq.codes import CodeLayout, Quantized
-from tokenizers_vq.config import Config
-from tokenizers_vq.quantizers.base import Quantizer, check_codes, check_in_all_processes
+from tokenizers_vq.config import MOST_CODES, Size
+from tokenizers_vq.quantizers.base import (
+    Quantizer,
+    QuantizerFields,
+    Remedy,
+    check_codes,
+    check_in_all_processes,
+    fewer_codes,
+    narrower,
+)
 from tokenizers_vq.quantizers.entropy import entropy_loss
 from tokenizers_vq.quantizers.search import nearest_codes
 from tokenizers_vq.quantizers.statistics import code_stats, count
 
 
-class IbqQuantizerConfig(Config):
+class IbqQuantizerConfig(QuantizerFields):
     """One codebook, all of which is trained by every vector."""
 
     kind: Literal["ibq"] = "ibq"
-    num_codes: int = Field(default=16384, ge=1)
+    num_codes: int = Field(default=16384, ge=1, le=MOST_CODES)
     """codes in the codebook"""
-    dim: int = Field(default=256, ge=1)
+    dim: Size = 256
     """width of a code"""
     beta: float = 0.25
     """weight of the codebook term, as the published code has it (commitment has 1)"""
@@ -31,6 +40,11 @@ class IbqQuantizerConfig(Config):
     """weight of the entropy term, which makes each choice of a code sure and the use of all codes even; 0 = none"""
     entropy_temperature: float = Field(default=0.01, gt=0)
     """dot product that multiplies the probability of a code by e (entropy term); lower = harder choices"""
+
+    def remedies(self) -> list[Remedy]:
+        """Fewer dimensions, the entropy term, fewer codes."""
+        entropy = [] if self.entropy_weight else [Remedy(("entropy_weight=0.1",), "rewards even use")]
+        return narrower(self) + entropy + fewer_codes(self)
 
     def build(self) -> IbqQuantizer:
         """The quantizer."""
@@ -57,6 +71,11 @@ class IbqQuantizer(Quantizer):
         self.num_codes = config.num_codes
         self.weight = nn.Parameter(torch.randn(config.num_codes, config.dim))
         self.register_buffer("age", torch.zeros(config.num_codes, dtype=torch.long))
+
+    @property
+    def loss_weights(self) -> Mapping[str, float]:
+        """Of the codebook term."""
+        return {"codebook": self.config.beta}
 
     def layout(self, grid: tuple[int, ...]) -> CodeLayout:
         """One code of K at every position of `grid`."""

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from tokenizers_vq import distributed
 from tokenizers_vq.codes import CodeLayout
-from tokenizers_vq.quantizers.base import Quantizer, check_in_all_processes
-from tokenizers_vq.quantizers.search import check_finite
+from tokenizers_vq.quantizers.base import Quantizer, check_features
 from tokenizers_vq.quantizers.statistics import code_stats, count, perplexity_of
 
 _DENSE = 1 << 20
@@ -26,6 +25,7 @@ class ImplicitQuantizer(Quantizer):
     """
 
     training_state: ClassVar[tuple[str, ...]] = ("age",)
+    straight = True
     age: Tensor | None
 
     def __init__(self, num_codes: int) -> None:
@@ -51,20 +51,7 @@ class ImplicitQuantizer(Quantizer):
         return code_stats(count(codes, self.num_codes), self.age)
 
     def _check(self, features: Tensor) -> None:
-        if self.training and not torch.compiler.is_compiling():
-            check_in_all_processes(features)
-        check_features(features)
-
-
-def check_features(features: Tensor) -> None:
-    """Raises `ValueError` (eager only) for NaN or infinity."""
-    if features.numel() and not torch.compiler.is_compiling():
-        check_finite(features.detach(), "features to quantize hold")
-
-
-def as_given(quantized: Tensor, features: Tensor) -> Tensor:
-    """Float32 `quantized` in the dtype of the features that came in; float32 under autocast, where layers cast."""
-    return quantized if torch.is_autocast_enabled(features.device.type) else quantized.to(features.dtype)
+        check_features(features, in_all_processes=self.training)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -13,43 +13,70 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tokenizers_vq.codes import CodeLayout, Codes, Quantized
-from tokenizers_vq.config import Config, ConfigError
-from tokenizers_vq.quantizers.base import Quantizer, check_codes, straight_through
-from tokenizers_vq.quantizers.vector import VectorQuantizer
+from tokenizers_vq.config import Blocks, ConfigError
+from tokenizers_vq.quantizers.base import Quantizer, as_stored, check_features, straight_through
+from tokenizers_vq.quantizers.books import BooksConfig, mean_losses, move_into_book, moved_back, quantizers_in
+from tokenizers_vq.quantizers.statistics import joined_stats
 
-Side = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=4096)]
+_OLDER = {"num_codes": 4096, "dim": 32}
+"""fields of the one codebook, where a config of before there were books left them out"""
 
 
-class MultiscaleQuantizerConfig(Config):
-    """A grid of codes at every scale, all of one codebook."""
+class MultiscaleQuantizerConfig(BooksConfig):
+    """A grid of codes at every scale, all of one book, or of one each."""
 
     kind: Literal["multiscale"] = "multiscale"
-    scales: Annotated[tuple[Side | tuple[Side, Side], ...], Field(min_length=1)] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    scales: Annotated[tuple[Side | tuple[Side, Side], ...], Field(min_length=1, max_length=256)] = (
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        8,
+        10,
+        13,
+        16,
+    )
     """grids, coarse first: a side, or height and width; the last one is the grid of the features"""
-    num_codes: int = Field(default=4096, ge=1)
-    """codes in the codebook"""
-    dim: int = Field(default=32, ge=1)
-    """width of a code"""
-    phis: int = Field(default=4, ge=0)
+    phis: Blocks = 4
     """convolutions behind the upsampling, spread over the scales; 0 = none, the number of scales = one each"""
     phi_ratio: float = Field(default=0.5, ge=0, le=1)
     """share of the convolution in phi(h) = (1 - ratio) h + ratio conv(h)"""
-    beta: float = 0.25
-    """weight of the commitment term"""
-    revive_after: int | None = Field(default=None, ge=1)
-    """a code unused for so many updates, one a scale, is moved to a random residual; null = never"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, data: Any) -> Any:
+        scales = data.get("scales", ()) if isinstance(data, Mapping) else ()
+        count = len(scales) if isinstance(scales, (list, tuple)) and scales else 10
+        return move_into_book(data, count, "scales", _OLDER)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         *grids, (height, width) = self.grids
         if any(grid[0] > height or grid[1] > width for grid in grids):
             raise ConfigError(("scales",), f"the last must be the largest, {height}x{width} is not")
+        self._check_books(as_wide_as_codes=True)
         return self
+
+    def _count(self) -> tuple[int, str]:
+        return len(self.scales), "scales"
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """The scales as heights and widths."""
         return tuple(scale if isinstance(scale, tuple) else (scale, scale) for scale in self.scales)
+
+    def described(self) -> dict[str, Any]:
+        """As before there were books where that says it, so that fingerprints stay."""
+        moved, given = None, super().described()
+        if not isinstance(self.book, tuple):
+            moved = moved_back(self.book, _OLDER)
+        said = ("num_codes", "dim", "beta", "revive_after")
+        if moved is None or not moved.keys() <= set(said):
+            return given
+        return {name: given[name] for name in given if name != "book"} | moved
 
     def build(self) -> MultiscaleQuantizer:
         """The quantizer."""
@@ -59,20 +86,37 @@ class MultiscaleQuantizerConfig(Config):
 class MultiscaleQuantizer(Quantizer):
     """Features `(B, D, h, w)` to a tuple of codes `(B, h_k, w_k)`, coarse first. Fields: `MultiscaleQuantizerConfig`.
 
-    Scale k takes the codes nearest to the residual's area average, adds phi_k of their vectors, bicubically enlarged,
-    to the sum f_k, and the residual becomes z - f_k; the features are the last sum, straight-through. The last scale is
-    not resampled. Losses, means over scales as VAR's: `codebook` = |sg[z] - f_k|^2, which trains the codebook and phi,
-    and `commitment` = beta |z - sg[f_k]|^2. `perplexity` is the mean over scales; the other stats are those of the
-    codebook after its last update, one a scale.
+    Scale k takes the codes of the residual's area average, adds phi_k of their vectors, bicubically enlarged, to the
+    sum f_k, and the residual becomes z - f_k; the features are the last sum, straight-through. The last scale is not
+    resampled. Losses, means over scales as VAR's, in place of the book's own: `codebook` = |sg[z] - f_k|^2, which
+    trains codes and phi, and `commitment` = beta |z - sg[f_k]|^2, with the book's weights (`loss_weights`); a book's
+    other terms (entropy, KL) stand beside them. z is what the book's `confine` makes of the features (FSQ's bound,
+    BSQ's unit sphere); the books of all scales are of one size, which phi may change. Where a book has an estimator of
+    its own, gradients pass through all scales, as in `ResidualQuantizer`.
+
+    `perplexity` is the mean over scales; of one book for all, the other stats are those after its last update, one a
+    scale, of several what `joined_stats` makes of them.
     """
 
     def __init__(self, **fields: Any) -> None:
         super().__init__()
         self.config = config = MultiscaleQuantizerConfig(**fields)
-        self.in_dim = self.dim = config.dim
-        self.codebook = VectorQuantizer(num_codes=config.num_codes, dim=config.dim, revive_after=config.revive_after)
-        self.phis = nn.ModuleList(nn.Conv2d(config.dim, config.dim, 3, padding=1) for _ in range(config.phis))
+        if isinstance(config.book, tuple):
+            self.codebooks = config.build_books()
+        else:
+            self.codebook = config.book.build()
+        self.in_dim = self.dim = self.books[0].dim
+        self.depth = len(config.grids)
+        self.straight = all(book.straight for book in self.books)
+        self.phis = nn.ModuleList(nn.Conv2d(self.dim, self.dim, 3, padding=1) for _ in range(config.phis))
         self._phi_of_scale = phi_of_scale(len(config.grids), config.phis) if config.phis else []
+
+    @property
+    def books(self) -> list[Quantizer]:
+        """The quantizer of each scale; one and the same where there is one for all."""
+        if isinstance(self.config.book, tuple):
+            return quantizers_in(self.codebooks)
+        return [self.codebook] * len(self.config.grids)
 
     def layout(self, grid: tuple[int, ...]) -> CodeLayout:
         """One grid a scale. Raises `ValueError` for any grid but the last scale."""
@@ -83,70 +127,111 @@ class MultiscaleQuantizer(Quantizer):
                 f"the scales end in a grid of {wanted}, the features' is {got}: give images of the size that it was "
                 "made for, or build it with other `scales`"
             )
-        return CodeLayout(grids, 1, (self.config.num_codes,) * len(grids))
+        sizes = [book.layout(grid).sizes[0] for book, grid in zip(self.books, grids, strict=True)]
+        return CodeLayout(grids, 1, tuple(sizes))
 
     def encode(self, features: Tensor) -> Codes:
         """`(B, D, h, w)` -> int64 codes of each scale. Raises `ValueError` for other grids, non-finite features."""
         self.layout(features.shape[2:])
+        check_features(features, in_all_processes=False)
         codes = []
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-            residual = features.float()
-            for scale in range(len(self.config.grids)):
-                codes.append(self.codebook.encode(self._shrunk(residual, scale)))
-                residual = residual - self._enlarged(codes[-1], scale)
+            residual = self.books[0].confine(features.float())
+            for scale, book in enumerate(self.books):
+                codes.append(_one(book.encode_confined(self._shrunk(residual, scale))))
+                residual = residual - self._enlarged(book.lookup(codes[-1]), scale)
         return _as_codes(codes)
 
     def lookup(self, codes: Codes) -> Tensor:
         """int64 codes of each scale -> `(B, D, h, w)`. Raises `ValueError` for other grids and codes out of range."""
-        grids = self.config.grids
         parts = codes if isinstance(codes, (tuple, list)) else (codes,)
-        if [tuple(part.shape[1:]) for part in parts] != list(grids):
+        if len(parts) != self.depth:
             got = [tuple(part.shape[1:]) for part in parts]
-            raise ValueError(f"codes must be one (B, h, w) a scale, {list(grids)}, got {got}")
+            raise ValueError(f"codes must be one (B, h, w) a scale, {list(self.config.grids)}, got {got}")
+        return self._sum(parts)
+
+    def partial(self, codes: Codes, upto: int) -> Tensor:
+        """`(B, D, h, w)`, the sum of the first `upto` scales at the last one's size; see `Quantizer.partial`."""
+        self._check_upto(upto)
+        parts = codes if isinstance(codes, (tuple, list)) else (codes,)
+        if not upto <= len(parts) <= self.depth:
+            raise ValueError(f"codes must be of the first {upto} to {self.depth} scales, got {len(parts)}")
+        return self._sum(parts[:upto])
+
+    def _sum(self, parts: Sequence[Tensor]) -> Tensor:
+        wanted, got = list(self.config.grids[: len(parts)]), [tuple(part.shape[1:]) for part in parts]
+        if got != wanted:
+            raise ValueError(f"codes must be one (B, h, w) a scale, {wanted}, got {got}")
         total: Tensor | None = None
-        with torch.autocast(self.codebook.weight.device.type, enabled=False):
-            for scale, part in enumerate(parts):
-                check_codes(part, self.config.num_codes)
-                enlarged = self._enlarged(part, scale)
+        with torch.autocast(parts[0].device.type, enabled=False):
+            for scale, (book, part) in enumerate(zip(self.books, parts, strict=False)):
+                vectors = book.lookup(part)
+                enlarged = self._enlarged(vectors, scale)
                 total = enlarged if total is None else total + enlarged
         assert total is not None
-        return total.to(self.codebook.weight.dtype)
+        return total.to(vectors.dtype)
 
     def forward(self, features: Tensor) -> Quantized:
         """`(B, D, h, w)` -> `Quantized`. Raises `ValueError` for other grids and non-finite features."""
         self.layout(features.shape[2:])
-        codes, perplexities, commitment, codebook = [], [], [], []
+        check_features(features, in_all_processes=self.training)
         with torch.autocast(features.device.type, enabled=False):
-            z = features.float()
-            residual, total, stats = z.detach(), None, {}
-            for scale in range(len(self.config.grids)):
-                found = self.codebook(self._shrunk(residual, scale))
-                enlarged = self._enlarged(found.codes, scale)
-                total = enlarged if total is None else total + enlarged
-                residual = residual - enlarged.detach()
-                commitment.append(F.mse_loss(z, total.detach()))
-                codebook.append(F.mse_loss(total, z.detach()))
-                codes.append(found.codes)
-                stats = found.stats
-                perplexities += [stats["perplexity"]] if stats else []
-            assert total is not None
-            losses = {
-                "commitment": self.config.beta * torch.stack(commitment).mean(),
-                "codebook": torch.stack(codebook).mean() + sum(0 * unused.sum() for unused in self._unused()),
-            }
-            quantized = straight_through(total, z).to(self.codebook.weight.dtype)
-        if stats:
-            stats = {**stats, "perplexity": torch.stack(perplexities).mean()}
-        return Quantized(quantized, _as_codes(codes), losses, stats)
+            z = self.books[0].confine(features.float())
+            found, sums, total = self._straight(z) if self.straight else self._through(z)
+            losses = self._losses(z, sums)
+            quantized = straight_through(total, z) if self.straight else total
+        inner = mean_losses([part.losses for part in found])
+        losses |= {name: loss for name, loss in inner.items() if name not in ("commitment", "codebook")}
+        stats = joined_stats([part.stats for part in found])
+        if not isinstance(self.config.book, tuple):  # the last update's figures, not their sums
+            stats |= {name: found[-1].stats[name] for name in ("usage", "dead", "oldest") if name in stats}
+        codes = _as_codes([_one(part.codes) for part in found])
+        return Quantized(as_stored(self, quantized, features), codes, losses, stats)
+
+    def _straight(self, z: Tensor) -> tuple[list[Quantized], list[Tensor], Tensor]:
+        """What the books give, the sums f_1, f_2, ..., and the last of them."""
+        found: list[Quantized] = []
+        sums: list[Tensor] = []
+        residual = z
+        for scale, book in enumerate(self.books):
+            found.append(book.forward_confined(self._shrunk(residual, scale)))
+            enlarged = self._enlarged(book.lookup(found[-1].codes), scale)
+            sums.append(sums[-1] + enlarged if sums else enlarged)
+            residual = residual - enlarged.detach()
+        return found, sums, sums[-1]
+
+    def _through(self, z: Tensor) -> tuple[list[Quantized], list[Tensor], Tensor]:
+        """As `_straight`, but the last sum with the books' own estimators, one behind the other."""
+        found: list[Quantized] = []
+        sums: list[Tensor] = []
+        total = torch.zeros_like(z)
+        for scale, book in enumerate(self.books):
+            found.append(book.forward_confined(self._shrunk(z - total, scale)))
+            enlarged = self._enlarged(found[-1].features, scale)
+            total = total + enlarged if scale else enlarged
+            looked_up = self._enlarged(book.lookup(found[-1].codes), scale)
+            sums.append(sums[-1] + looked_up if sums else looked_up)
+        return found, sums, total
+
+    def _losses(self, z: Tensor, sums: Sequence[Tensor]) -> dict[str, Tensor]:
+        weights, losses = self.books[0].loss_weights, {}
+        if weights.get("commitment"):
+            errors = [F.mse_loss(z, total.detach()) for total in sums]
+            losses["commitment"] = weights["commitment"] * torch.stack(errors).mean()
+        if next(self.parameters(), None) is not None:
+            errors = [F.mse_loss(total, z.detach()) for total in sums]
+            codebook = torch.stack(errors).mean() + sum(0 * unused.sum() for unused in self._unused())
+            losses["codebook"] = weights.get("codebook", 1.0) * codebook
+        return losses
 
     def _shrunk(self, residual: Tensor, scale: int) -> Tensor:
         grid = self.config.grids[scale]
         return residual if scale == len(self.config.grids) - 1 else F.interpolate(residual, size=grid, mode="area")
 
-    def _enlarged(self, codes: Tensor, scale: int) -> Tensor:
-        """phi of the vectors of a scale's codes, float32 `(B, D, h, w)`."""
+    def _enlarged(self, vectors: Tensor, scale: int) -> Tensor:
+        """phi of a scale's vectors, float32 `(B, D, h, w)`."""
         grids, ratio = self.config.grids, self.config.phi_ratio
-        h = F.embedding(codes, self.codebook.weight).float().movedim(-1, 1)
+        h = vectors.float()
         if scale < len(grids) - 1:
             h = F.interpolate(h, size=grids[-1], mode="bicubic")
         if not self.phis:
@@ -182,6 +267,11 @@ def phi_of_scale(scales: int, phis: int) -> list[int]:
     ticks = np.linspace(margin, 1 - margin, phis)
     places = [scale / (scales - 1) if scales > 1 else 0.0 for scale in range(scales)]
     return [int(np.argmin(np.abs(ticks - place))) for place in places]
+
+
+def _one(codes: Codes) -> Tensor:
+    assert isinstance(codes, Tensor)
+    return codes
 
 
 def _as_codes(codes: list[Tensor]) -> Codes:

@@ -2,41 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Self
 
 from tokenizers_vq.codes import CodeLayout, Quantized
 from tokenizers_vq.config import ConfigError
 from tokenizers_vq.quantizers.base import Quantizer, join_levels, split_levels
-from tokenizers_vq.quantizers.books import BooksConfig
+from tokenizers_vq.quantizers.books import BooksConfig, mean_losses, move_into_book, moved_back, quantizers_in
 from tokenizers_vq.quantizers.statistics import joined_stats
-from tokenizers_vq.quantizers.vector import VectorQuantizer
 
 
 class ProductQuantizerConfig(BooksConfig):
     """Several codes at every position, one for each group of channels."""
 
     kind: Literal["product"] = "product"
-    groups: int = Field(default=2, ge=1)
-    """groups of channels, and codes at one position"""
-    dim: int = Field(default=256, ge=1)
-    """width of the features; each group has its equal share"""
+    groups: int = Field(default=2, ge=1, le=256)
+    """groups of channels, as wide as their books, and codes at one position"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, data: Any) -> Any:
+        groups = data.get("groups", 2) if isinstance(data, Mapping) else None
+        if not isinstance(groups, int) or groups < 1:
+            return data
+        dim = data.get("dim", None if "book" in data else 256)
+        if isinstance(dim, int):  # of all groups together
+            if dim % groups:
+                raise ConfigError(("groups",), f"{groups} groups do not divide the width {dim}")
+            data = {**data, "dim": dim // groups}
+        return move_into_book(data, groups, "groups", {})
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.dim % self.groups:
-            raise ConfigError(("groups",), f"{self.groups} groups do not divide the width {self.dim}")
-        self.sizes_of(self.groups, "groups")
+        self._check_books(as_wide_as_codes=False)
         return self
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Codes of each group."""
-        return self.sizes_of(self.groups, "groups")
+    def _count(self) -> tuple[int, str]:
+        return self.groups, "groups"
+
+    def described(self) -> dict[str, Any]:
+        """As before there were books where that says it, so that fingerprints stay."""
+        moved, given = moved_back(self.book, {"dim": 0}), super().described()
+        if moved is None:
+            return given
+        dim = moved.pop("dim") * self.groups
+        rest = {name: given[name] for name in given if name != "book"}
+        return rest | moved | ({} if dim == 256 else {"dim": dim})
 
     def build(self) -> ProductQuantizer:
         """The quantizer."""
@@ -44,47 +60,64 @@ class ProductQuantizerConfig(BooksConfig):
 
 
 class ProductQuantizer(Quantizer):
-    """Features `(B, D, *grid)` to a code for each group of D / G channels, `(B, *grid, G)`.
+    """Features `(B, D, *grid)` to a code for each of G groups of channels, `(B, *grid, G)`.
 
-    Fields: `ProductQuantizerConfig`. Each group is a `VectorQuantizer`, its estimator too; losses are the means over
-    groups. With one group codes are `(B, *grid)`. Stats: means over groups, `dead` their sum, `oldest` the largest.
+    Fields: `ProductQuantizerConfig`. Each group is as wide as its book, whose estimator it has; losses are the means
+    over groups. With one group codes are `(B, *grid)`. Stats: means over groups, `dead` their sum, `oldest` the
+    largest.
     """
 
     def __init__(self, **fields: Any) -> None:
         super().__init__()
         self.config = config = ProductQuantizerConfig(**fields)
-        self.in_dim = self.dim = config.dim
-        self.groups = nn.ModuleList(
-            VectorQuantizer(num_codes=size, dim=config.dim // config.groups, **config.book()) for size in config.sizes
-        )
+        self.groups = config.build_books()
+        self.in_dim = sum(group.in_dim for group in self._groups)
+        self.dim = sum(group.dim for group in self._groups)
+        self.depth = config.groups
 
     def layout(self, grid: tuple[int, ...]) -> CodeLayout:
         """G codes at every position of `grid`."""
-        return CodeLayout((grid,), self.config.groups, self.config.sizes)
+        sizes = [size for group in self._groups for size in group.layout(grid).sizes]
+        return CodeLayout((grid,), self.config.groups, tuple(sizes))
 
     def encode(self, features: Tensor) -> Tensor:
         """`(B, D, *grid)` -> int64 `(B, *grid, G)`. Raises `ValueError` for non-finite features."""
-        return join_levels([group.encode(part) for group, part in self._parts(features)])
+        codes = [group.encode(part) for group, part in self._parts(features)]
+        return join_levels([part for part in codes if isinstance(part, Tensor)])
 
     def lookup(self, codes: Tensor) -> Tensor:
         """int64 `(B, *grid, G)` -> `(B, D, *grid)`. Raises `ValueError` for other G and codes out of range."""
-        parts = split_levels(codes, self.config.groups)
-        return torch.cat([group.lookup(part) for group, part in zip(self._groups, parts, strict=True)], dim=1)
+        return torch.cat(self._vectors(split_levels(codes, self.config.groups)), dim=1)
+
+    def partial(self, codes: Tensor, upto: int) -> Tensor:
+        """`(B, D, *grid)`, zero in the channels behind the first `upto` groups; see `Quantizer.partial`."""
+        self._check_upto(upto)
+        if self.config.groups == 1:
+            return self.lookup(codes)
+        if not upto <= codes.shape[-1] <= self.config.groups:
+            raise ValueError(f"codes must have {upto} to {self.config.groups} groups last, got {tuple(codes.shape)}")
+        known = self._vectors(codes.unbind(-1)[:upto])
+        shape = known[0].shape
+        rest = [known[0].new_zeros(shape[0], group.dim, *shape[2:]) for group in self._groups[upto:]]
+        return torch.cat([*known, *rest], dim=1)
+
+    def _vectors(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [group.lookup(part) for group, part in zip(self._groups, parts, strict=False)]
 
     def forward(self, features: Tensor) -> Quantized:
         """`(B, D, *grid)` -> `Quantized`. Raises as `VectorQuantizer`."""
         results = [group(part) for group, part in self._parts(features)]
-        names = results[0].losses
         return Quantized(
             torch.cat([result.features for result in results], dim=1),
             join_levels([result.codes for result in results]),
-            {name: torch.stack([result.losses[name] for result in results]).mean() for name in names},
+            mean_losses([result.losses for result in results]),
             joined_stats([result.stats for result in results]),
         )
 
     @property
-    def _groups(self) -> list[VectorQuantizer]:
-        return [group for group in self.groups if isinstance(group, VectorQuantizer)]
+    def _groups(self) -> list[Quantizer]:
+        return quantizers_in(self.groups)
 
-    def _parts(self, features: Tensor) -> list[tuple[VectorQuantizer, Tensor]]:
-        return list(zip(self._groups, features.chunk(self.config.groups, dim=1), strict=True))
+    def _parts(self, features: Tensor) -> list[tuple[Quantizer, Tensor]]:
+        widths = [group.in_dim for group in self._groups]
+        return list(zip(self._groups, features.split(widths, dim=1), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,24 +11,37 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tokenizers_vq.codes import CodeLayout, Quantized
-from tokenizers_vq.config import Config
-from tokenizers_vq.quantizers.base import Quantizer, check_codes, check_in_all_processes, straight_through
+from tokenizers_vq.config import MOST_CODES, Size
+from tokenizers_vq.quantizers.base import (
+    Quantizer,
+    QuantizerFields,
+    Remedy,
+    check_codes,
+    check_in_all_processes,
+    fewer_codes,
+    narrower,
+    straight_through,
+)
 from tokenizers_vq.quantizers.search import nearest_codes
 from tokenizers_vq.quantizers.statistics import code_stats, count
 
 
-class SimVqQuantizerConfig(Config):
+class SimVqQuantizerConfig(QuantizerFields):
     """A random codebook that stays, moved as a whole by a linear layer."""
 
     kind: Literal["simvq"] = "simvq"
-    num_codes: int = Field(default=65536, ge=1)
+    num_codes: int = Field(default=65536, ge=1, le=MOST_CODES)
     """codes in the codebook"""
-    dim: int = Field(default=128, ge=1)
+    dim: Size = 128
     """width of a code"""
     beta: float = 0.25
     """weight of the commitment term"""
     bias: bool = True
     """the linear layer has a bias"""
+
+    def remedies(self) -> list[Remedy]:
+        """Fewer dimensions, fewer codes."""
+        return narrower(self) + fewer_codes(self)
 
     def build(self) -> SimVqQuantizer:
         """The quantizer."""
@@ -43,6 +57,7 @@ class SimVqQuantizer(Quantizer):
     """
 
     training_state: ClassVar[tuple[str, ...]] = ("age",)
+    straight = True
     basis: Tensor
     age: Tensor
 
@@ -54,6 +69,11 @@ class SimVqQuantizer(Quantizer):
         self.register_buffer("basis", torch.randn(config.num_codes, config.dim) * config.dim**-0.5)
         self.map = nn.Linear(config.dim, config.dim, bias=config.bias)
         self.register_buffer("age", torch.zeros(config.num_codes, dtype=torch.long))
+
+    @property
+    def loss_weights(self) -> Mapping[str, float]:
+        """Of the commitment."""
+        return {"commitment": self.config.beta}
 
     @property
     def codebook(self) -> Tensor:

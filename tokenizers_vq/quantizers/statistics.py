@@ -44,8 +44,9 @@ def code_stats(counts: Tensor, age: Tensor) -> dict[str, Tensor]:
 
 
 def joined_stats(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """One set of figures of several codebooks: means, but the sum of the dead and the age of the oldest."""
-    stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    """One set of the figures that several codebooks all have: means, but the sum of the dead, the oldest's age."""
+    shared = [name for name in parts[0] if all(name in part for part in parts)]
+    stacked = {name: torch.stack([part[name] for part in parts]) for name in shared}
     joined = {name: values.mean() for name, values in stacked.items()}
     joined |= {"dead": stacked["dead"].sum(), "oldest": stacked["oldest"].max()} if "dead" in stacked else {}
     return joined

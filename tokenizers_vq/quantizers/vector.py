@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,9 +13,18 @@ from torch import Tensor, nn
 
 from tokenizers_vq import distributed
 from tokenizers_vq.codes import CodeLayout, Quantized
-from tokenizers_vq.config import Config
+from tokenizers_vq.config import MOST_CODES, Size
 from tokenizers_vq.quantizers import kmeans
-from tokenizers_vq.quantizers.base import Quantizer, check_codes, check_in_all_processes, straight_through
+from tokenizers_vq.quantizers.base import (
+    Quantizer,
+    QuantizerFields,
+    Remedy,
+    check_codes,
+    check_in_all_processes,
+    fewer_codes,
+    narrower,
+    straight_through,
+)
 from tokenizers_vq.quantizers.entropy import entropy_loss
 from tokenizers_vq.quantizers.rotation import rotate
 from tokenizers_vq.quantizers.sampling import sample_codes
@@ -22,13 +32,13 @@ from tokenizers_vq.quantizers.search import nearest_codes
 from tokenizers_vq.quantizers.statistics import code_stats, count
 
 
-class VectorQuantizerConfig(Config):
+class VectorQuantizerConfig(QuantizerFields):
     """One codebook: euclidean or cosine search, trained by gradient or by moving averages."""
 
     kind: Literal["vector"] = "vector"
-    num_codes: int = Field(default=1024, ge=1)
+    num_codes: int = Field(default=1024, ge=1, le=MOST_CODES)
     """codes in the codebook"""
-    dim: int = Field(default=256, ge=1)
+    dim: Size = 256
     """width of a code; far below the network's width it is *factorised*"""
     distance: Literal["euclidean", "cosine"] = "euclidean"
     """cosine: search and lookup on L2-normalised vectors, so that only directions count"""
@@ -56,6 +66,20 @@ class VectorQuantizerConfig(Config):
     """gradient of the features: the code's as it is, or turned and scaled as the feature is to its code (2410.06424)"""
     sample_temperature: float = Field(default=0.0, ge=0)
     """training draws codes from softmax(-squared distance / temperature) (RQ-VAE, 2203.01941); 0 = the nearest"""
+
+    def remedies(self) -> list[Remedy]:
+        """What of its fields keeps codes in use."""
+        found = narrower(self)
+        if self.distance == "euclidean":
+            narrow = found[0].fields if found else ()
+            found = [Remedy(("distance=cosine", *narrow), "few, L2-normalised dimensions let every code be met")]
+        if self.revive_after is None:
+            found.append(Remedy(("revive_after=100",), "moves dead codes to features"))
+        if not self.kmeans_batches:
+            found.append(Remedy(("kmeans_batches=100",), "begins with codes where the features are"))
+        if not self.entropy_weight:
+            found.append(Remedy(("entropy_weight=0.1",), "rewards even use"))
+        return found + fewer_codes(self)
 
     def build(self) -> VectorQuantizer:
         """The quantizer."""
@@ -93,6 +117,8 @@ class VectorQuantizer(Quantizer):
         self.config = config = VectorQuantizerConfig(**fields)
         self.in_dim = self.dim = config.dim
         self.num_codes = config.num_codes
+        through_norm = config.distance == "cosine" and config.gradient_through_norm
+        self.straight = config.estimator == "straight_through" and not through_norm
         weight = torch.empty(config.num_codes, config.dim)
         if config.distance == "cosine" or config.codebook == "ema":
             nn.init.normal_(weight)
@@ -112,6 +138,12 @@ class VectorQuantizer(Quantizer):
 
     def _as_looked_up(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.config.distance == "cosine" else vectors
+
+    @property
+    def loss_weights(self) -> Mapping[str, float]:
+        """Of commitment and codebook term."""
+        beta, legacy = self.config.beta, self.config.legacy_beta
+        return {"commitment": 1.0 if legacy else beta, "codebook": beta if legacy else 1.0}
 
     @property
     def codebook(self) -> Tensor:
@@ -172,11 +204,10 @@ class VectorQuantizer(Quantizer):
         return codes.reshape(rows.shape[:-1])
 
     def _losses(self, source: Tensor, target: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        config = self.config
-        codebook_weight, commitment_weight = (config.beta, 1.0) if config.legacy_beta else (1.0, config.beta)
-        losses = {"commitment": commitment_weight * F.mse_loss(source, target.detach())}
+        config, weights = self.config, self.loss_weights
+        losses = {"commitment": weights["commitment"] * F.mse_loss(source, target.detach())}
         if config.codebook == "gradient":
-            losses["codebook"] = codebook_weight * F.mse_loss(target, source.detach())
+            losses["codebook"] = weights["codebook"] * F.mse_loss(target, source.detach())
         if config.entropy_weight:
             rows, vectors = rearrange(source, "b d ... -> (b ...) d"), self._as_looked_up(weight.float())
             if config.codebook == "ema":

@@ -27,32 +27,10 @@ def against_collapse(recipe: Recipe) -> tuple[Advice, ...]:
     """Advice for a codebook of which little is used."""
     paths = recipe.model.quantizer_paths
     quantizer = next(iter(paths.values()))  # of several, the first speaks for all
-    fields = {name: getattr(quantizer, name) for name in type(quantizer).model_fields}
-    advice = []
-
-    def advise(why: str, *values: str) -> None:
-        advice.append(Advice(tuple(f"model.{path}.{value}" for path in paths for value in values), why))
-
-    narrow = ("dim=8",) if fields.get("dim", 0) > 32 else ()
-    if fields.get("distance") == "euclidean":
-        advise("few, L2-normalised dimensions let every code be met", "distance=cosine", *narrow)
-    elif "kl_weight" in fields:  # codes are told by logits, not by where they lie
-        advise("pulls the choice of codes towards an even one", f"kl_weight={3 * fields['kl_weight'] or 0.01:g}")
-    elif narrow:
-        advise("in few dimensions every code is met", *narrow)
-    if "revive_after" in fields and fields["revive_after"] is None:
-        advise("moves dead codes to features", "revive_after=100")
-    if "kmeans_batches" in fields and not fields["kmeans_batches"]:
-        advise("begins with codes where the features are", "kmeans_batches=100")
-    if "entropy_weight" in fields and not fields["entropy_weight"]:
-        advise("rewards even use", "entropy_weight=0.1")
-    num_codes = fields.get("num_codes", 0)
-    if isinstance(num_codes, int) and num_codes > 1024:
-        advise("fewer codes", f"num_codes={num_codes // 8}")
-    if fields.get("bits", 0) > 8:
-        advise("fewer codes", f"bits={fields['bits'] - 3}")
-    if quantizer.kind == "fsq" and len(fields["levels"]) > 2:
-        advise("fewer codes", f"levels={list(fields['levels'][:-1])}")
+    advice = [
+        Advice(tuple(f"model.{path}.{field}" for path in paths for field in remedy.fields), remedy.why)
+        for remedy in quantizer.remedies()
+    ]
     return tuple(advice) or slower(recipe)
 
 

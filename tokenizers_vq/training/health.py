@@ -200,8 +200,7 @@ def _codebook(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
     if not recent:
         return []
     usage, perplexity = (_mean(_values(recent, f"quantizer/{name}")) for name in ("usage", "perplexity"))
-    sizes = [getattr(config, "num_codes", None) for config in recipe.model.quantizer_paths.values()]
-    sizes = [min(size) if isinstance(size, tuple) else size for size in sizes]
+    sizes = [config.codebook_size for config in recipe.model.quantizer_paths.values()]
     codes = None if None in sizes else min(size for size in sizes if size is not None)
     ill = usage < recipe.warn_usage
     if codes is not None and perplexity < 0.1 * codes:  # what a batch of few tokens allows is asked only then

@@ -9,7 +9,6 @@ from tokenizers_vq.config import ConfigError
 from tokenizers_vq.tokenizer import Tokenizer
 
 Mode = Literal["all", "frozen_codebook", "decoder"]
-_NO_CODEBOOK = ("fsq", "lfq", "bsq")
 
 
 def check(
@@ -27,13 +26,8 @@ def check(
     if moved:
         raise ConfigError(("anneal",), f"'{min(moved)}' would move while train={mode} freezes it: take it out")
     for quantizer in quantizers if mode == "frozen_codebook" else ():
-        if quantizer.kind in _NO_CODEBOOK:
-            raise ConfigError(("train",), f"a {quantizer.kind} quantizer has no codebook to freeze: give train=all")
-        if quantizer.kind == "gumbel":
-            raise ConfigError(
-                ("train",),
-                "a frozen gumbel quantizer draws no samples and gives the encoder no gradient: give train=decoder",
-            )
+        if (reason := quantizer.frozen()) is not None:
+            raise ConfigError(("train",), reason)
 
 
 def freeze(tokenizer: Tokenizer, mode: Mode) -> Tokenizer:
