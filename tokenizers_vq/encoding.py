@@ -133,8 +133,7 @@ class BatchEncoder:
 
         Raises `ValueError` for another shape, for floats and booleans, and for codes out of range.
         """
-        rows = whole_numbers(torch.as_tensor(tokens))
-        assert isinstance(rows, Tensor)
+        rows = torch.as_tensor(tokens)
         if rows.ndim and not len(rows):
             return torch.empty(0, self.channels, *_pair(self.image_size))
         codes = self.layout.unflatten(rows.to(self.device))

@@ -243,7 +243,8 @@ def _variants(names: Sequence[str]) -> list[str]:
         *folders, file = name.split("/")
         if _roles(file):
             places.setdefault(file, []).append("/".join(folders) or ".")
-    return sorted(next(iter(sorted(places.values(), key=len, reverse=True)), []))
+    most = max((len(found) for found in places.values()), default=0)
+    return next((sorted(found) for found in places.values() if len(found) == most), [])
 
 
 def _table_keys(names: Sequence[str]) -> list[str | None]:
