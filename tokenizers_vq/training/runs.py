@@ -30,7 +30,7 @@ from tokenizers_vq.training.health import before_the_start
 from tokenizers_vq.training.recipe import Recipe
 from tokenizers_vq.training.step import TokenizerTask
 from tokenizers_vq.training.tracking import read_log
-from tokenizers_vq.writing import clear, holds_anything, lock, write_atomically
+from tokenizers_vq.writing import clear, holds_anything, left_behind, lock, remove, write_atomically
 
 C = TypeVar("C")
 P = ParamSpec("P")
@@ -38,14 +38,29 @@ R = TypeVar("R")
 
 
 def alone(command: Callable[Concatenate[C, Path, P], R]) -> Callable[Concatenate[C, Path, P], R]:
-    """`command(what, out, ...)` with the folder `out` for itself: a second one into it is refused by a `ValueError`."""
+    """`command(what, out, ...)` with the folder `out` for itself: a second one into it is refused by a `ValueError`.
+
+    A run that could not begin (its data are not there, say) leaves no folder that was not there before.
+    """
 
     @wraps(command)
     def locked(what: C, out: Path, *args: P.args, **kwargs: P.kwargs) -> R:
-        with lock(out) if processes().rank == 0 else nullcontext():
-            return command(what, out, *args, **kwargs)
+        first, new = processes().rank == 0, not out.exists()
+        try:
+            with lock(out) if first else nullcontext():
+                return command(what, out, *args, **kwargs)
+        except (ValueError, OSError):
+            if first and new:
+                _take_back(out)
+            raise
 
     return locked
+
+
+def _take_back(out: Path) -> None:
+    """Remove a folder that holds nothing but what a run writes before it begins."""
+    if out.is_dir() and {path.name for path in out.iterdir() if not left_behind(path)} <= {"recipe.yaml", "data.json"}:
+        remove(out)
 
 
 @alone
