@@ -18,7 +18,7 @@ from torch import Tensor
 import tokenizers_vq as tvq
 from tests.laws.law import Role
 from tokenizers_vq.batch import Batch
-from tokenizers_vq.discriminators import PatchGANConfig, StyleGAN2Config
+from tokenizers_vq.discriminators import AttentionConfig, DCGANConfig, PatchGANConfig, StyleGAN2Config
 from tokenizers_vq.discriminators.base import Discriminator, Judgement, judge
 from tokenizers_vq.losses.objectives import Hinge, NonSaturating, Objective
 from tokenizers_vq.losses.record import Record
@@ -57,6 +57,8 @@ def widen(discriminator: Discriminator) -> Discriminator:
         for parameter in discriminator.parameters():
             if parameter.ndim == 4 and parameter.std() < 0.05:
                 parameter.mul_(5)
+            if parameter.ndim == 0 and not parameter:  # a gate, shut at first
+                parameter.fill_(0.5)
     return discriminator
 
 
@@ -105,7 +107,8 @@ class DiscriminatorCase:
 
 def patchgan(norm: str, **fields: Any) -> DiscriminatorCase:
     """A case of PatchGAN."""
-    return DiscriminatorCase(f"patchgan-{norm}", PatchGANConfig(width=4, layers=2, norm=norm), (8, 32), **fields)
+    config = PatchGANConfig(width=4, layers=2, norm=norm, **fields)  # type: ignore[arg-type]
+    return DiscriminatorCase(f"patchgan-{norm}", config, (8, 32))
 
 
 DISCRIMINATORS = Role(
@@ -114,7 +117,14 @@ DISCRIMINATORS = Role(
         patchgan("batch"),
         patchgan("spectral"),
         patchgan("none"),
+        patchgan("group", downsampling="blur"),
+        patchgan("virtual", reference_size=8),
         DiscriminatorCase("stylegan2", StyleGAN2Config(width=1 / 64), (24, 32)),
+        DiscriminatorCase("dcgan", DCGANConfig(width=4), (4, 32)),
+        DiscriminatorCase("dcgan-spectral-blur", DCGANConfig(width=4, norm="spectral", downsampling="blur"), (4, 32)),
+        DiscriminatorCase("dcgan-virtual", DCGANConfig(width=4, depth=2, norm="virtual", reference_size=8), (4, 32)),
+        DiscriminatorCase("attention-dot", AttentionConfig(width=8, resolution=16), (4, 32)),
+        DiscriminatorCase("attention-l2", AttentionConfig(width=8, resolution=8, score="l2"), (4, 32)),
     ],
     {
         "step": "one step is finite, with a gradient on every trainable parameter and at the output",

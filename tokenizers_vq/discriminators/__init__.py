@@ -10,10 +10,15 @@ from typing import Annotated, Any, get_args
 from pydantic import Field
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
+from tokenizers_vq.discriminators.attention import AttentionConfig
+from tokenizers_vq.discriminators.dcgan import DCGANConfig
 from tokenizers_vq.discriminators.patchgan import PatchGANConfig
 from tokenizers_vq.discriminators.stylegan2 import StyleGAN2Config
 
-DiscriminatorConfig = Annotated[PatchGANConfig | StyleGAN2Config, Field(discriminator="kind")]
+DiscriminatorConfig = Annotated[
+    PatchGANConfig | StyleGAN2Config | DCGANConfig | AttentionConfig,
+    Field(discriminator="kind"),
+]
 
 
 def complete(union: Any) -> None:

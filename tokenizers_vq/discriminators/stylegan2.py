@@ -56,7 +56,7 @@ class StyleGAN2(Discriminator):
         widths = [layer_width(side, config.width, config.channel_multiplier) for side in sides]
         self.stem = nn.Sequential(EqualisedConv2d(channels, widths[0], 1), nn.LeakyReLU(0.2))
         self.blocks = nn.ModuleList(ResidualBlock(a, b) for a, b in itertools.pairwise(widths))
-        last = widths[-1]
+        self.feature_width = last = widths[-1]
         positions = math.prod(image_size) * 16 // short**2
         self.mix = nn.Sequential(EqualisedConv2d(last + 1, last, 3, padding=1), nn.LeakyReLU(0.2))
         self.head = nn.Sequential(
