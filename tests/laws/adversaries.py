@@ -18,7 +18,18 @@ from torch import Tensor
 import tokenizers_vq as tvq
 from tests.laws.law import Role
 from tokenizers_vq.batch import Batch
-from tokenizers_vq.discriminators import AttentionConfig, DCGANConfig, PatchGANConfig, StyleGAN2Config
+from tokenizers_vq.discriminators import (
+    AttentionConfig,
+    ClassHeadConfig,
+    DCGANConfig,
+    MultiscaleConfig,
+    PairConfig,
+    PatchGANConfig,
+    ProjectionConfig,
+    StyleGAN2Config,
+    UNetConfig,
+    VisionAidedConfig,
+)
 from tokenizers_vq.discriminators.base import Discriminator, Judgement, judge
 from tokenizers_vq.losses.objectives import Hinge, NonSaturating, Objective
 from tokenizers_vq.losses.record import Record
@@ -29,6 +40,8 @@ from tokenizers_vq.training.recipe import AdversaryConfig, OptimizerConfig
 SIDE, LABELS = 32, 4
 PLAIN = PatchGANConfig(width=4, layers=2, norm="none")
 """the discriminator of cases that are about something else"""
+INNER = PatchGANConfig(width=6, layers=2, norm="none")
+"""the one inside wrappers: with PLAIN a bias has a gradient of next to nothing there, and so of rounding"""
 
 
 @functools.cache
@@ -55,7 +68,7 @@ def widen(discriminator: Discriminator) -> Discriminator:
     """Weights drawn as small as published ones would leave penalties at 1e-6: those of one N(0, 0.02) get 0.1."""
     with torch.no_grad():
         for parameter in discriminator.parameters():
-            if parameter.ndim == 4 and parameter.std() < 0.05:
+            if parameter.requires_grad and parameter.ndim == 4 and parameter.std() < 0.05:
                 parameter.mul_(5)
             if parameter.ndim == 0 and not parameter:  # a gate, shut at first
                 parameter.fill_(0.5)
@@ -125,6 +138,20 @@ DISCRIMINATORS = Role(
         DiscriminatorCase("dcgan-virtual", DCGANConfig(width=4, depth=2, norm="virtual", reference_size=8), (4, 32)),
         DiscriminatorCase("attention-dot", AttentionConfig(width=8, resolution=16), (4, 32)),
         DiscriminatorCase("attention-l2", AttentionConfig(width=8, resolution=8, score="l2"), (4, 32)),
+        DiscriminatorCase("multiscale", MultiscaleConfig(width=4, scales=3), (36, 32)),
+        DiscriminatorCase("unet", UNetConfig(width=4, depth=2), (30, 32)),
+        DiscriminatorCase(
+            "vision_aided",
+            VisionAidedConfig(stages=(0, 2), width=4),
+            (4, 32),
+        ),
+        DiscriminatorCase("pair", PairConfig(discriminator=INNER), (8, 32)),
+        DiscriminatorCase("projection", ProjectionConfig(discriminator=INNER, num_classes=LABELS), (8, 32)),
+        DiscriminatorCase(
+            "class_head-pair",
+            ClassHeadConfig(discriminator=PairConfig(discriminator=INNER, blur=0.0), num_classes=LABELS),
+            (8, 32),
+        ),
     ],
     {
         "step": "one step is finite, with a gradient on every trainable parameter and at the output",
