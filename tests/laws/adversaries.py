@@ -20,12 +20,14 @@ from tests.laws.law import Role
 from tokenizers_vq.batch import Batch
 from tokenizers_vq.discriminators import (
     AttentionConfig,
+    AugmentedConfig,
     ClassHeadConfig,
     DCGANConfig,
     MultiscaleConfig,
     PairConfig,
     PatchGANConfig,
     ProjectionConfig,
+    SeveralConfig,
     StyleGAN2Config,
     UNetConfig,
     VisionAidedConfig,
@@ -152,6 +154,23 @@ DISCRIMINATORS = Role(
             ClassHeadConfig(discriminator=PairConfig(discriminator=INNER, blur=0.0), num_classes=LABELS),
             (8, 32),
         ),
+        DiscriminatorCase(
+            "several",
+            SeveralConfig(
+                discriminators=(
+                    MultiscaleConfig(width=4, scales=2),
+                    ClassHeadConfig(discriminator=INNER, num_classes=LABELS),
+                ),
+                weights=(1.0, 3.0),
+            ),
+            (8, 32),
+        ),
+        DiscriminatorCase(
+            "augmented-pair",
+            AugmentedConfig(discriminator=PairConfig(discriminator=INNER), p=0.8, noise=0.1),
+            (8, 32),
+        ),
+        DiscriminatorCase("augmented-ada", AugmentedConfig(discriminator=INNER, p="ada"), (8, 32)),
     ],
     {
         "step": "one step is finite, with a gradient on every trainable parameter and at the output",
