@@ -66,9 +66,17 @@ class StyleGAN2(Discriminator):
             EqualisedLinear(last, 1, gain=1.0),
         )
 
+    def check(self, batch: Batch) -> None:
+        super().check(batch)
+        if len(batch.images) == 1 and self.stddev_group > 1:
+            raise ValueError(
+                "adversary.discriminator.stddev_group: one image a process and micro-batch has no deviation from "
+                "others: raise `batch_size`, lower `accumulate`, or give stddev_group=1 to do without"
+            )
+
     def forward(self, images: Tensor) -> Judgement:
         """Images `(B, C, H, W)` in [-1, 1]."""
-        self.check(Batch(images))
+        super().check(Batch(images))
         # The layout in which depthwise convolutions are fast: twice the speed of the whole on a CPU.
         images = self.stem(images.contiguous(memory_format=torch.channels_last))
         features = []
