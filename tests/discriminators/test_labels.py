@@ -18,7 +18,7 @@ IMAGES = torch.zeros(3, 3, 32, 32)
     ("labels", "problem"),
     [
         (None, "needs a label for each image, and the data have none: give data with labels"),
-        ([0, -1, 3], r"1 of the first 3 have none \(-1\): give each one"),
+        ([0, -1, 3], r"1 of 3 images of a batch have none \(-1\): give each one"),
         (
             [0, 4, 3],
             r"num_classes: label 4 is out of range, 4 classes have labels 0 to 3: set num_classes to 5 or more",
@@ -33,6 +33,15 @@ def test_labels_that_are_missing_or_out_of_range_are_refused(
     with pytest.raises(ValueError, match=rf"^adversary\.discriminator.*{problem}") as error:
         discriminator.check(Batch(IMAGES, labels=None if labels is None else torch.tensor(labels)))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("config", [ProjectionConfig, ClassHeadConfig])
+def test_a_later_batch_without_labels_is_refused_too(config: type) -> None:
+    discriminator = config(discriminator=PLAIN, num_classes=4).build(3, (32, 32))
+    record = make_record(discriminator)
+    record.batch = record.batch._replace(labels=torch.full((8,), -1))
+    with pytest.raises(ValueError, match=r"8 of 8 images of a batch have none"):
+        _ = record.fake
 
 
 def test_projection_by_hand_on_logits_of_any_shape() -> None:

@@ -23,6 +23,7 @@ from tokenizers_vq.discriminators import (
     AugmentedConfig,
     ClassHeadConfig,
     DCGANConfig,
+    JointConfig,
     MultiscaleConfig,
     PairConfig,
     PatchGANConfig,
@@ -39,7 +40,7 @@ from tokenizers_vq.losses.regularisers import LeCam, LeCamConfig, R1Config, Regu
 from tokenizers_vq.training.adversary import Adversary
 from tokenizers_vq.training.recipe import AdversaryConfig, OptimizerConfig
 
-SIDE, LABELS = 32, 4
+SIDE, LABELS, DIM = 32, 4, 8
 PLAIN = PatchGANConfig(width=4, layers=2, norm="none")
 """the discriminator of cases that are about something else"""
 INNER = PatchGANConfig(width=6, layers=2, norm="none")
@@ -148,6 +149,7 @@ DISCRIMINATORS = Role(
             (4, 32),
         ),
         DiscriminatorCase("pair", PairConfig(discriminator=INNER), (8, 32)),
+        DiscriminatorCase("joint", JointConfig(discriminator=INNER, dim=DIM, width=2), (8, 32)),
         DiscriminatorCase("projection", ProjectionConfig(discriminator=INNER, num_classes=LABELS), (8, 32)),
         DiscriminatorCase(
             "class_head-pair",

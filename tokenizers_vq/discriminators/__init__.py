@@ -14,6 +14,7 @@ from tokenizers_vq.discriminators.attention import AttentionConfig
 from tokenizers_vq.discriminators.augmented import AugmentedConfig
 from tokenizers_vq.discriminators.class_head import ClassHeadConfig
 from tokenizers_vq.discriminators.dcgan import DCGANConfig
+from tokenizers_vq.discriminators.joint import JointConfig
 from tokenizers_vq.discriminators.multiscale import MultiscaleConfig
 from tokenizers_vq.discriminators.pair import PairConfig
 from tokenizers_vq.discriminators.patchgan import PatchGANConfig
@@ -32,6 +33,7 @@ DiscriminatorConfig = Annotated[
     | UNetConfig
     | VisionAidedConfig
     | PairConfig
+    | JointConfig
     | ProjectionConfig
     | ClassHeadConfig
     | AugmentedConfig

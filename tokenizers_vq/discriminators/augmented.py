@@ -75,9 +75,7 @@ class Augmented(Wrapper):
         draws, noise = record.once(("augmented", level), lambda: _drawn(record, level))
         return (images, draws, noise, real, *others)
 
-    def forward(  # type: ignore[override]
-        self, images: Tensor, draws: Tensor, noise: Tensor | None, real: bool, *others: Any
-    ) -> Judgement:
+    def forward(self, images: Tensor, draws: Tensor, noise: Tensor | None, real: bool, *others: Any) -> Judgement:
         """Images `(B, C, H, W)` in [-1, 1]; `real` ones move ADA's probability in train mode."""
         if not self.training:
             return self.inner(images, *others)
@@ -90,8 +88,7 @@ class Augmented(Wrapper):
                 return part
             return augment(part, draws.to(part.dtype), self.p, self.config.policy, noise)
 
-        images, *others = map(change, (images, *others))
-        judgement: Judgement = self.inner(images, *others)
+        judgement: Judgement = self.inner(*[change(part) for part in (images, *others)])
         if self.adaptive and real:
             self._adapt(judgement.logits, len(images))
         return judgement

@@ -50,6 +50,9 @@ class Discriminator(nn.Module):
             built, got = ("x".join(map(str, size)) for size in (self.image_size, batch.images.shape[-2:]))
             raise ValueError(f"this {self.config.kind} was built for images of {built}, got {got}: build it for these")
 
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Raises `ValueError`, one line, for a tokenizer beside which it cannot stand. Asked before step 0."""
+
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """What `forward` takes for `images`, real or reconstructed, of one micro-batch's `losses.record.Record`.
 
@@ -80,6 +83,10 @@ class Wrapper(Discriminator):
     def check(self, batch: Batch) -> None:
         """What the inner discriminator cannot take."""
         self.inner.check(batch)
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Beside which the inner discriminator cannot stand."""
+        self.inner.check_tokenizer(tokenizer)
 
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """Those of the inner discriminator."""

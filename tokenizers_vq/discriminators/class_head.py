@@ -45,10 +45,12 @@ class ClassHead(Wrapper):
 
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """Images, labels, then what the inner discriminator asks for."""
+        # Data may be labelled here and not there: the first batch says nothing of the others.
+        record.once(("class_head", id(self)), lambda: check_labels("class_head", self.config.num_classes, record.batch))
         images, *others = self.inner.inputs(record, images)
         return (images, record.batch.labels, *others)
 
-    def forward(self, images: Tensor, labels: Tensor, *others: Any) -> Judgement:  # type: ignore[override]
+    def forward(self, images: Tensor, labels: Tensor, *others: Any) -> Judgement:
         """Images `(B, C, H, W)`, labels `(B,)`."""
         judgement: Judgement = self.inner(images, *others)
         classes = self.head(judgement.features[-1].flatten(2).mean(dim=2))

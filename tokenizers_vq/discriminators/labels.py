@@ -15,8 +15,8 @@ def check_labels(kind: str, num_classes: int, batch: Batch) -> None:
     without = int((batch.labels < 0).sum())
     if without:
         raise ValueError(
-            f"adversary.discriminator: {kind} needs a label for each image; {without} of the first {len(batch.images)} "
-            "have none (-1): give each one, or take another discriminator"
+            f"adversary.discriminator: {kind} needs a label for each image; {without} of {len(batch.images)} images of "
+            "a batch have none (-1): give each one, or take another discriminator"
         )
     if bool((batch.labels >= num_classes).any()):
         largest = int(batch.labels.max())

@@ -22,7 +22,9 @@ M = TypeVar("M", bound=nn.Module)
 
 def bounded(module: M, spectral: bool = True) -> M:
     """`module` with spectral norm (Miyato et al., arXiv 1802.05957) where `spectral` says so."""
-    return spectral_norm(module) if spectral else module
+    if spectral:
+        spectral_norm(module)
+    return module
 
 
 def halvings(height: int, width: int, smallest: int = 4) -> int:

@@ -61,7 +61,7 @@ class Pair(Wrapper):
         finest = max(math.prod(grid) for grid in record.tokenizer.code_layout().grids)
         return math.sqrt(math.prod(record.tokenizer.config.size) / finest)
 
-    def forward(self, images: Tensor, condition: Tensor, *others: Any) -> Judgement:  # type: ignore[override]
+    def forward(self, images: Tensor, condition: Tensor, *others: Any) -> Judgement:
         """Images and conditions `(B, C, H, W)`."""
         return self.inner(torch.cat([images, condition.to(images.dtype)], dim=1), *others)
 

@@ -40,6 +40,8 @@ class SeveralConfig(Config):
 class Several(Discriminator):
     """Images `(B, C, H, W)` -> the logits, features and losses of all members, one after the other."""
 
+    members: Any
+
     def __init__(self, channels: int = 3, image_size: tuple[int, int] = (256, 256), **fields: Any) -> None:
         config = SeveralConfig(**fields)
         super().__init__(config, channels, image_size)
@@ -51,6 +53,10 @@ class Several(Discriminator):
     def check(self, batch: Batch) -> None:
         for member in self.members:
             member.check(batch)
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        for member in self.members:
+            member.check_tokenizer(tokenizer)
 
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """Images, then a tuple of what each member asks for beside them."""

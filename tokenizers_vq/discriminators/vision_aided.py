@@ -52,7 +52,8 @@ class VisionAided(Discriminator):
                 "praise what was trained on it: take another, such as tf_efficientnet_lite1"
             )
         three_channels(torch.zeros(1, channels, 1, 1), None, "vision_aided")
-        self.backbone = Backbone(config.backbone)
+        with torch.device("cpu"):  # its weights are there also where a discriminator is built without any
+            self.backbone = Backbone(config.backbone)
         infos = self.backbone.model.feature_info
         if list(config.stages) != sorted(set(config.stages)) or config.stages[-1] >= len(infos):
             raise ValueError(
