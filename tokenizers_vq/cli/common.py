@@ -18,33 +18,8 @@ if TYPE_CHECKING:
 Model = Annotated[
     str, typer.Argument(metavar="RUN|MODEL", help="a run, a saved folder, a shipped or published name, owner/name")
 ]
-Split = Annotated[str | None, typer.Option(help="split to read")]
-ImageColumn = Annotated[str | None, typer.Option(help="column of the images")]
-Range = Annotated[
-    tuple[float, float] | None,
-    typer.Option(metavar="LOW HIGH", help="black and white in .npy arrays and 16-bit files; unset: all of the dtype"),
-]
-MaxPixels = Annotated[
-    int | None,
-    typer.Option(help="larger images are skipped; a pixel costs 12 bytes a loader; unset: 89,478,485 (1 GiB)"),
-]
-LabelColumn = Annotated[str | None, typer.Option(help="column of the classes; none: no classes")]
-CaptionColumn = Annotated[str | None, typer.Option(help="column of the captions; none: no captions")]
-Streaming = Annotated[bool, typer.Option("--streaming", help="read without storing or indexing the data")]
-Workers = Annotated[int, typer.Option(help="threads that load ahead")]
-Limit = Annotated[int | None, typer.Option(help="use this many images, evenly spread")]
-OnBroken = Annotated[str, typer.Option(metavar="skip|stop", help="unreadable images: skip and name them, or stop")]
 BatchSize = Annotated[int, typer.Option(min=1, help="images at a time")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="where to compute")]
-Precision = Annotated[
-    str, typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 where the device has it in hardware")
-]
-Lpips = Annotated[
-    str, typer.Option(metavar="auto|none|squeeze|alex|vgg", help="LPIPS network; auto: one whose trunk is at hand")
-]
-LpipsTrunk = Annotated[Path | None, typer.Option(help="file with torchvision's weights of the LPIPS trunk")]
-Backbone = Annotated[str, typer.Option(help="timm backbone of the feature distance, or none")]
-Layer = Annotated[str, typer.Option(help="its layer")]
 
 
 def print_version(wanted: bool) -> None:
