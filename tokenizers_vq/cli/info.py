@@ -72,11 +72,10 @@ def _preset(name: str) -> Rows:
 
 
 def _empty(preset: str) -> Tokenizer:
-    import torch
-
+    from tokenizers_vq.devices import without_memory
     from tokenizers_vq.models import preset_config
 
-    with torch.device("meta"):
+    with without_memory():
         return preset_config(preset).build()
 
 

@@ -239,7 +239,10 @@ class Unpickler(_Library):
         self.dispatch = _Bounded(type(self).dispatch)  # type: ignore[misc]
 
     def _bounded_read(self, count: int) -> bytes:
-        return self._counted(self._read(min(count, self._text + 1)))
+        content = self._counted(self._read(min(count, self._text + 1)))
+        if len(content) < count:
+            raise EOFError("it ends early")
+        return content
 
     def _bounded_line(self) -> bytes:
         return self._counted(self._line(self._text + 1))

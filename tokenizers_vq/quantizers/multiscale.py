@@ -27,17 +27,8 @@ class MultiscaleQuantizerConfig(BooksConfig):
     """A grid of codes at every scale, all of one book, or of one each."""
 
     kind: Literal["multiscale"] = "multiscale"
-    scales: Annotated[tuple[Side | tuple[Side, Side], ...], Field(min_length=1, max_length=256)] = (
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-        8,
-        10,
-        13,
-        16,
+    scales: tuple[Side | tuple[Side, Side], ...] = Field(
+        default=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16), min_length=1, max_length=256
     )
     """grids, coarse first: a side, or height and width; the last one is the grid of the features"""
     phis: Blocks = 4
