@@ -13,10 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import timm.models.vision_transformer  # noqa: F401  (before the children, each of which would import it)
 import torch
+import torch._dynamo
 from safetensors.torch import save_file
 from torch import Tensor
 
+import tokenizers_vq._torchvision  # noqa: F401
 from tests.conftest import SHARED
 from tests.conversion import test_cosmos, test_dalle_vqvae2, test_maskgit_titok, test_taming
 from tests.fuzz import harness
