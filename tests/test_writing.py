@@ -63,8 +63,10 @@ def test_on_a_full_disk_the_file_is_named_the_old_one_stays_and_nothing_else_doe
     tensors = tmp_path / "b.safetensors"
     with full_disk(1000), pytest.raises(WriteError, match=r"b\.safetensors cannot be written \(File too large\)"):
         write_tensors(tensors, {"x": torch.zeros(5000)})
-    with full_disk(1000), pytest.raises(WriteError, match="out cannot be written"), replacing(tmp_path / "out") as new:
-        (new / "c.txt").write_text("y" * 5000)
+    for write in (lambda path: path.write_text("y" * 5000), lambda path: write_atomically(path, "y" * 5000)):
+        named = r"/out(/c\.txt)? cannot be written \(File too large"
+        with full_disk(1000), pytest.raises(WriteError, match=named), replacing(tmp_path / "out") as new:
+            write(new / "c.txt")
     assert set(names(tmp_path)) <= {"a.json", "b.safetensors"}  # some versions of safetensors write aside
 
 
@@ -141,6 +143,17 @@ def test_a_killed_process_leaves_no_lock_though_its_loaders_live_on(tmp_path: Pa
         assert not names(tmp_path)
     finally:
         os.kill(loader, signal.SIGKILL)
+
+
+def test_training_priors_and_tables_take_the_lock_before_all_else(tmp_path: Path) -> None:
+    from prior import training as prior_training
+    from tokenizers_vq.ablation import run
+    from tokenizers_vq.training import runs
+
+    for command in (runs.train, prior_training.train, run.run_table):
+        with lock(tmp_path / "out"), pytest.raises(ValueError, match="out is being written by another process"):
+            command(None, tmp_path / "out")  # type: ignore[operator]
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

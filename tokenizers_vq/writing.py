@@ -139,23 +139,21 @@ def replacing(out: Path) -> Iterator[Path]:
     the next call for the same `out` brings it back first. Raises `ValueError` where another process is writing `out`,
     and `WriteError`.
     """
-    out = out.absolute()
+    named, out = out, out.absolute()
     new, old = (out.with_name(f".{out.name}.{part}.partial") for part in ("new", "old"))
-    with lock(out.parent, f".{out.name}.lock", out):
+    with lock(out.parent, f".{out.name}.lock", named):
         if old.exists() and not out.exists():
             old.replace(out)
         remove(old)
         remove(new)
         try:
-            with naming(out):
+            with naming(named):
                 new.mkdir()
             try:
                 yield new
             except OSError as error:
-                if error.filename is None and error.errno in _FULL:  # whoever wrote names no file
-                    raise WriteError(error.errno, error.strerror, str(out)) from None
-                raise
-            with naming(out):
+                raise _as_of(error, new, named) from None
+            with naming(named):
                 sync(new)
                 if out.exists():
                     out.replace(old)
@@ -167,6 +165,14 @@ def replacing(out: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(new, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _as_of(error: OSError, new: Path, out: Path) -> OSError:
+    """An error of writing in `new`, named after the place that it was meant for; any other as it is."""
+    path = Path(error.filename or new)
+    if not path.is_relative_to(new) or not (isinstance(error, WriteError) or error.errno in _FULL):
+        return error
+    return WriteError(error.errno, error.strerror, str(out / path.relative_to(new)))
 
 
 _held: set[int] = set()

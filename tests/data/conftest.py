@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 from PIL import Image
+
+
+def png(value: int) -> bytes:
+    """A grey picture of 4x4."""
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), (value, value, value)).save(file, "PNG")
+    return file.getvalue()
+
+
+def tar(path: Path, members: Mapping[str, bytes]) -> Path:
+    """A tar of `members` in their order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return path
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -280,7 +280,7 @@ def test_refusals(codes: Path, write_codes, tokenizer: Path, other_tokenizer: Pa
     save_tokenizer(moved, 3)
     with pytest.raises(ValueError, match="another tokenizer"):
         run(stale, tmp_path / "new")
-    with pytest.raises(ValueError, match=r"differs in model\.network\.layers, optimizer\.lr"):
+    with pytest.raises(ValueError, match=r"differs in model\.network\.layers \(2, now 3\): give another"):
         run(codes, out, "model.network.layers=3", "optimizer.lr=1e-3")
     with pytest.raises(FileNotFoundError, match=r"holds no config\.json|gone"):
         run(codes, tmp_path / "new", f"tokenizer={tmp_path / 'gone'}")

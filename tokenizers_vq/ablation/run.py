@@ -29,7 +29,7 @@ from tokenizers_vq.evaluation import evaluate
 from tokenizers_vq.evaluation.metrics import FeatureStatistics
 from tokenizers_vq.folders import write_atomically
 from tokenizers_vq.models import load
-from tokenizers_vq.training import runs
+from tokenizers_vq.training import loop, runs
 from tokenizers_vq.training.recipe import Recipe
 
 Say = Callable[[str], None]
@@ -54,7 +54,7 @@ def _check(plan: Plan, out: Path, rows: Sequence[Row], say: Say) -> _Due:
     """What is due, once nothing known would stop it: folders of other recipes, data, weights of losses, judges."""
     for row in rows:
         for seed, recipe in row.recipes.items():
-            runs.claim(recipe, plan.folder(out, row.name, seed), write=False)
+            runs.claim(recipe, plan.folder(out, row.name, seed), write=False, may_change=loop.AROUND)
     for data in (plan.rows[0].recipe.data, plan.test):
         if not data.streaming:
             open_source(data)

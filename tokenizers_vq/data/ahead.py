@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def ahead(tasks: Iterable[Callable[[], T]], workers: int) -> Iterator[T]:
+def ahead(tasks: Iterable[Callable[[], T]], workers: int) -> Generator[T, None, None]:
     """Results of `tasks` in order, computed by threads a few batches ahead.
 
     Threads, not processes: decoders and resizing release the lock, small images cost more to send than to decode, and

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers_vq.data.columns import NONE, caption_column
-from tokenizers_vq.data.files import readable
+from tokenizers_vq.data.files import parquet_file, readable
 
 
 def read(root: Path, metadata: Sequence[str], column: str | None) -> dict[str, tuple[str, ...]] | None:
@@ -68,9 +68,8 @@ def _rows(path: Path, where: str) -> Iterator[Mapping[str, Any]]:
                             raise ValueError(f"line {number} holds no object")
                         yield row
         else:
-            import pyarrow.parquet as pq
-
-            yield from pq.read_table(path).to_pylist()
+            with parquet_file(path) as opened:
+                yield from opened.read().to_pylist()
     except (ValueError, csv.Error, RecursionError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{where}: cannot be read: {reason}") from None

@@ -19,7 +19,7 @@ _LABELS = ("label", "labels", "cls", "class", "fine_label")
 CAPTIONS = ("caption", "captions", "text")
 _STRINGS = ("string", "large_string", "string_view")
 _BYTES = ("binary", "large_binary", "binary_view")
-_LARGEST = 2**63 - 1
+_LARGEST = 2**62  # beyond any number of classes, and exact in every type
 
 
 class Unreadable(NamedTuple):
@@ -103,7 +103,7 @@ class Columns:
         if self.numbers is not None and label in self.numbers:
             return self.numbers[label]
         whole = isinstance(label, (bool, int)) or (isinstance(label, float) and math.isfinite(label) and label % 1 == 0)
-        if not whole or not -1 <= label < (len(self.label_names) if self.label_names else _LARGEST + 1):
+        if not whole or not -1 <= label < (len(self.label_names) if self.label_names else _LARGEST):
             raise ValueError(self.bad_label(label, row))
         return int(label)
 
@@ -120,19 +120,12 @@ class Columns:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        bad = pc.is_null(column, nan_is_null=True)
-        if pa.types.is_floating(column.type):
-            whole = pc.and_(pc.equal(pc.floor(column), column), pc.is_finite(column))
-            bad = pc.or_(bad, pc.fill_null(pc.invert(whole), True))
-        if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+        bad = np.asarray(pc.is_null(column))
+        if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+            values = np.asarray(pc.fill_null(column, 0))
             most = len(self.label_names) if self.label_names else _LARGEST
-            beyond = pc.greater_equal(column, most) if self.label_names else pc.greater(column, _LARGEST)
-            low = pc.less(column, -1) if pa.types.is_signed_integer(column.type) else pc.less(column, 0)
-            if pa.types.is_floating(column.type):
-                low = pc.less(column, -1.0)
-            bad = pc.or_(bad, pc.fill_null(pc.or_(beyond, low), True))
-        index = pc.index(bad, True).as_py()
-        return None if index < 0 else index
+            bad |= (values < -1) | (values >= most) | ~np.isfinite(values) | (values != np.floor(values))
+        return int(bad.argmax()) if bad.any() else None
 
     def number_texts(self, names: Sequence[str]) -> None:
         """Classes that are text get their places among the sorted `names` as numbers."""
@@ -171,6 +164,7 @@ def _pictures(features: Mapping[str, Any]) -> list[str]:
         for name, feature in features.items()
         if isinstance(feature, datasets.Image)
         or (isinstance(feature, dict) and _dtype(feature.get("bytes")) in _BYTES)
+        or (isinstance(feature, dict) and feature.keys() == {"bytes", "path"})  # all of them named, none held
         or (name.lower() == "image" and _dtype(feature) in _BYTES)
     ]
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tokenizers_vq.config import nearest
 
@@ -75,6 +76,15 @@ def kind_of(name: str) -> Kind | None:
     if lower.endswith(_TARS):
         return "tar"
     return "pictures" if os.path.splitext(lower)[1] in EXTENSIONS else None  # noqa: PTH122 (speed)
+
+
+@contextmanager
+def parquet_file(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """The `pyarrow.parquet.ParquetFile` at `path`, opened by Python: Arrow takes no name that is not UTF-8."""
+    import pyarrow.parquet as pq
+
+    with open(path, "rb") as file:  # noqa: PTH123
+        yield pq.ParquetFile(file)
 
 
 def local_path(text: str) -> Path:
@@ -188,9 +198,8 @@ def _count(root: Path, kind: Kind, names: Sequence[str], enough: int) -> int:
     total = 0
     for name in names:
         if kind == "parquet":
-            import pyarrow.parquet as pq
-
-            total += pq.ParquetFile(root / name).metadata.num_rows
+            with parquet_file(root / name) as file:
+                total += file.metadata.num_rows
         else:
             from tokenizers_vq.data.tars import count_pictures
 

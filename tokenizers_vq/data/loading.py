@@ -51,9 +51,9 @@ class Batches:
         self.broken: dict[str, str] = {}
 
     def record(self) -> dict[str, Any]:
-        """What tells these data from others, see `identity.record`, with their size, folder and split."""
-        size = None if self.source is None else len(self.source)
-        return {"size": size, **self.about._asdict(), **identity.record(self.files(), self.label_names)}
+        """What tells these data from others: size, folder, split, and `identity.record` of the files."""
+        about = {"source": self.about.description, "folder": self.about.folder, "split": self.about.split}
+        return {**about, **identity.record(self.files(), self.label_names)}
 
     def files(self) -> list[tuple[str, str]]:
         """Name and path of every file that is read, in order."""

@@ -16,7 +16,7 @@ from typing_extensions import Self
 from tokenizers_vq.config import Config, ConfigError
 from tokenizers_vq.data import captions, photos, splits
 from tokenizers_vq.data.columns import NONE, Columns, Item
-from tokenizers_vq.data.files import Found, readable
+from tokenizers_vq.data.files import Found, parquet_file, readable
 from tokenizers_vq.data.tables import Table, look, open_table
 
 
@@ -251,10 +251,9 @@ class TableSource(_Described):
         if self.columns.key is not None:
             return f"{self.dataset[index][self.columns.key]} (row {index})"
         if len(self._files) > 1 and all(path.endswith(".parquet") for _, path in self._files):
-            import pyarrow.parquet as pq
-
             for name, path in self._files:
-                rows = pq.ParquetFile(path).metadata.num_rows
+                with parquet_file(path) as file:
+                    rows = file.metadata.num_rows
                 if index < rows:
                     return f"{readable(name)}, row {index}"
                 index -= rows

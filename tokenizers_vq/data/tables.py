@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenizers_vq.data import splits, tars
 from tokenizers_vq.data.columns import Columns, holds_images
-from tokenizers_vq.data.files import Found, find, kind_of, missing, readable
+from tokenizers_vq.data.files import Found, find, kind_of, missing, parquet_file, readable
 
 if TYPE_CHECKING:
     from tokenizers_vq.data.sources import DataConfig
@@ -72,9 +72,12 @@ def _features(file: Path) -> dict[str, Any]:
     """What each column of a parquet file is to `datasets`; columns of kinds that it does not know are left out."""
     import datasets
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    schema = ask(str(file), "parquet", lambda: pq.read_schema(file))
+    def read() -> Any:
+        with parquet_file(file) as opened:
+            return opened.schema_arrow
+
+    schema = ask(str(file), "parquet", read)
     known: dict[str, Any] = {}
     for field in schema:
         for metadata in (schema.metadata, None):  # the kept features may be damaged or of another version
@@ -251,13 +254,12 @@ def undecoded(dataset: Any, columns: Columns) -> Any:
 
 
 def _texts(files: Sequence[Path], column: str) -> list[str]:
-    import pyarrow.parquet as pq
-
     found: set[str] = set()
     for file in files:
-        if column in pq.read_schema(file).names:
-            found.update(name for name in pq.read_table(file, columns=[column])[column].unique().to_pylist() if name)
-    return list(found)
+        with parquet_file(file) as opened:
+            if column in opened.schema_arrow.names:
+                found.update(opened.read(columns=[column])[column].unique().to_pylist())
+    return [name for name in found if name is not None]
 
 
 def _cache_folders() -> list[str]:

@@ -65,6 +65,9 @@ def members(path: str) -> Iterator[Member]:
                 name = info.name.removeprefix("./")
                 if info.isreg() and not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
                     yield Member(name, info.size, lambda info=info: tar.extractfile(info).read(), info.issparse())
+            tar.fileobj.seek(tar.offset)
+            if len(tar.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("it ends without its end mark, cut off: copy or pack it again")
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UnreadableTar(f"{readable(path)}: cannot be read as webdataset: {reason}") from None

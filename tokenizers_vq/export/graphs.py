@@ -13,6 +13,7 @@ from torch.export.graph_signature import InputKind
 
 from tokenizers_vq.codes import Codes
 from tokenizers_vq.tokenizer import Tokenizer
+from tokenizers_vq.writing import WriteError
 
 Tensors = tuple[Tensor, ...]
 Run = Callable[[Tensors], Tensors]
@@ -114,6 +115,8 @@ def build(tokenizer: Tokenizer, part: str, given: list[Example], finish: Callabl
         held = given if dynamic else [example for example in given if example.images.shape[-2:] == size]
         try:
             return Graph(dynamic, "" if dynamic else reason, compare(tokenizer, part, held, finish(trace())))
+        except WriteError:  # of the disk, not of the graph
+            raise
         except Exception as error:  # exporters and runtimes raise nearly anything
             lines = str(error).strip().splitlines()
             reason = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -67,7 +67,7 @@ class LoopConfig(Config):
         return self
 
 
-MAY_CHANGE = (
+AROUND = (
     "steps",
     "log_every",
     "checkpoint_every",
@@ -77,6 +77,10 @@ MAY_CHANGE = (
     "compile",
     "data.workers",
     "warn_usage",
+)
+"""fields that stand around what is learnt: two runs that differ in them alone can be compared, step for step"""
+MAY_CHANGE = (
+    *AROUND,
     "precision",
     "optimizer.lr",
     "optimizer.clip",

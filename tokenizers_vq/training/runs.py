@@ -14,7 +14,9 @@ import yaml
 from torch import Tensor
 
 from tokenizers_vq.config import ConfigError, parse, read_yaml
+from tokenizers_vq.data import identity
 from tokenizers_vq.data.loading import Batches, evaluation_batches, training_batches
+from tokenizers_vq.data.sources import Stream, open_source, open_stream
 from tokenizers_vq.devices import channels_last, processes
 from tokenizers_vq.discriminators import saved
 from tokenizers_vq.folders import read_config
@@ -29,7 +31,9 @@ from tokenizers_vq.training.step import TokenizerTask
 from tokenizers_vq.training.tracking import read_log
 from tokenizers_vq.writing import clear, holds_anything, lock, write_atomically
 
-C, P, R = TypeVar("C"), ParamSpec("P"), TypeVar("R")
+C = TypeVar("C")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def alone(command: Callable[Concatenate[C, Path, P], R]) -> Callable[Concatenate[C, Path, P], R]:
@@ -84,9 +88,10 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | N
             world=world,
             rank=rank,
         )
+        accelerator.print(f"reading {found.about.description}", file=sys.stderr)
         size = None if found.source is None else len(found.source)
         with accelerator.main_process_first():
-            claim_data(out, size, recipe.data.path, write=accelerator.is_main_process)
+            claim_data(out, size, recipe.data.path, data=found, write=accelerator.is_main_process)
         return found
 
     return loop.run(task, recipe, accelerator, out, batches)
@@ -106,11 +111,11 @@ def claim(
     steps = saved_steps(out / "checkpoints")
     if path.exists() and steps:
         kept = _as_now(recipe, path)
-        differing = [
-            name
-            for name in differences(kept, wanted)
-            if not _among(name, may_change) and not (name == "data.path" and _same_place(kept, wanted))
-        ]
+        differing = [name for name in differences(kept, wanted) if not _among(name, may_change)]
+        if "data.path" in differing and isinstance(recipe, Recipe):
+            if not _same_place(kept, wanted):
+                _check_moved(recipe, kept["data"].get("path"), out)
+            differing.remove("data.path")
         if differing:
             raise ValueError(
                 f"{out} holds a run of another recipe, which differs in {_listed(differing, kept, wanted)}: give "
@@ -165,32 +170,54 @@ def has_checkpoint(out: Path) -> bool:
     return bool(saved_steps(out / "checkpoints"))
 
 
-def claim_data(out: Path, size: int | None, what: str, *, write: bool = True) -> None:
-    """Keep beside the recipe how much data a run is trained on (None: a stream, which nobody counts).
+def claim_data(out: Path, size: int | None, what: str, *, data: Batches | None = None, write: bool = True) -> None:
+    """Keep beside the recipe what a run is trained on: how much (None: a stream, which nobody counts), and which files.
 
-    Raises `ValueError` where a run that has checkpoints began with another amount: the order of training depends on
-    it, so that going on would show some images twice and others never.
+    Raises `ValueError` where a run that has checkpoints began with another amount, or `data` with other files: the
+    order of training depends on them, so that going on would show some images twice and others never.
     """
     path = out / "data.json"
-    before = _kept_size(path) if path.exists() and has_checkpoint(out) else size
-    if before != size:
-        raise ValueError(
-            f"{what} holds {size} images, the run {out} began with {before}: restore them, or give another --out "
-            "(--init-from begins with this run's weights)"
-        )
+    record = {} if data is None else data.record()
+    if path.exists() and has_checkpoint(out):
+        before = _kept_record(path)
+        remedy = "restore them, or give another --out (--init-from begins with this run's weights)"
+        if before["size"] != size:
+            raise ValueError(f"{what} holds {size} images, the run {out} began with {before['size']}: {remedy}")
+        if data is not None and "blocks" in before and (other := identity.changed(before, record, data.files())):
+            raise ValueError(f"{what} holds other images than the run {out} began with: {other}: {remedy}")
     if write:
-        write_atomically(path, json.dumps({"size": size}) + "\n")
+        # First the data by name, split:count:folder, so that a person reads at once what a run was trained on.
+        named = {f"{record['split'] or 'all'}:{size}:{record['folder']}": record.pop("source")} if record else {}
+        write_atomically(path, json.dumps({**named, "size": size, **record}) + "\n")
 
 
-def _kept_size(path: Path) -> int | None:
+def _check_moved(recipe: Recipe, began: str | None, out: Path) -> None:
+    """Raises `ValueError` where `data.path` does not hold the files that the run began with, at another path."""
+    path, data = out / "data.json", recipe.data
+    if not path.exists() or "blocks" not in _kept_record(path):
+        raise ValueError(
+            f"the run {out} keeps no record of its images, so that nobody knows whether {data.path} holds the same: "
+            f"give data.path={began}, with which it began"
+        )
+    opened = open_stream(data) if data.streaming else open_source(data)
+    size = None if isinstance(opened, Stream) else len(opened)
+    claim_data(out, size, data.path, data=Batches(list, data, opened), write=False)
+
+
+def _kept_record(path: Path) -> dict[str, Any]:
+    """What `data.json` says. Raises `ValueError`, which names it, where it is damaged."""
     try:
-        size = json.loads(path.read_text(encoding="utf-8"))["size"]
-        if size is None or isinstance(size, int):
-            return size
-        reason = f"size is {size!r}"
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}"
-    raise ValueError(f"{path} cannot be read ({reason}): restore it, or remove it to go on with the data as they are")
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["size"] is not None and not isinstance(record["size"], int):
+            raise ValueError(f"size is {record['size']!r}")
+        if "blocks" in record and not (isinstance(record["blocks"], list) and {"files", "classes"} <= record.keys()):
+            raise ValueError("its record of files is incomplete")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): restore it, or remove it to go on with the data "
+            "as they are"
+        ) from None
+    return record
 
 
 def differences(before: Any, after: Any, where: str = "") -> list[str]:

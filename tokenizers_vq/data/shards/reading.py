@@ -209,7 +209,7 @@ def _joined(columns: list[Any], parts: list[np.ndarray]) -> Any:
     if all(column is None for column in columns):
         return None
     kind = pa.list_(pa.string())
-    chunks = []
+    chunks: list[Any] = []
     for column, part in zip(columns, parts, strict=True):
         chunks += [pa.nulls(len(part), kind)] if column is None else column.chunks
     return pa.chunked_array(chunks, kind)

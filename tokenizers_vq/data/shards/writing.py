@@ -22,6 +22,7 @@ from tokenizers_vq.data.shards.info import (
     CodesInfo,
     DamagedCodes,
     ReadingInfo,
+    RecordInfo,
     differences,
     read_info,
     short,
@@ -119,8 +120,12 @@ def _count(opened: Source | Stream) -> int | None:
 
 
 def _describe(encoder: Encoder, data: DataConfig, opened: Source | Stream, shards: int, views: str) -> CodesInfo:
-    size, columns = encoder.image_size, opened.columns if isinstance(opened, Stream) else None
-    label_names = opened.label_names if columns is None else columns.label_names
+    size = encoder.image_size
+    if isinstance(opened, Stream):
+        label_names, captions = opened.columns.label_names, opened.columns.captions is not None
+    else:
+        label_names, captions = opened.label_names, opened.has_captions
+    reading = {name: value for name, value in data.to_dict().items() if name in ReadingInfo.model_fields}
     return CodesInfo(
         tokenizer=encoder.name,
         fingerprint=encoder.fingerprint,
@@ -130,14 +135,14 @@ def _describe(encoder: Encoder, data: DataConfig, opened: Source | Stream, shard
         views=views,
         preprocessing=VIEWS[views].preprocessing,
         precision=encoder.precision,
-        data={name: value for name, value in data.to_dict().items() if name in ReadingInfo.model_fields},
+        data=ReadingInfo(**reading),
         source=opened.about.description,
         folder=opened.about.folder,
         split=opened.about.split,
-        record=identity.record(_files(opened), label_names),
+        record=RecordInfo(**identity.record(_files(opened), label_names)),
         found=_count(opened),
         label_names=None if label_names is None else tuple(label_names),
-        captions=opened.has_captions if columns is None else columns.captions is not None,
+        captions=captions,
         shards=shards,
     )
 
