@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import logging
 import os
 import random
@@ -13,13 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm.models.vision_transformer  # noqa: F401  (before the children, each of which would import it)
 import torch
-import torch._dynamo
 from safetensors.torch import save_file
 from torch import Tensor
 
-import tokenizers_vq._torchvision  # noqa: F401
 from tests.conftest import SHARED
 from tests.conversion import test_cosmos, test_dalle_vqvae2, test_maskgit_titok, test_taming
 from tests.fuzz import harness
@@ -57,10 +55,17 @@ class Input(NamedTuple):
     safetensors: bool
 
 
+def prepare() -> None:
+    """One thread, and in the parent what each child would import first."""
+    torch.set_num_threads(1)
+    for module in ("tokenizers_vq._torchvision", "timm.models.vision_transformer", "torch._dynamo"):
+        importlib.import_module(module)
+
+
 @cache
 def seeds() -> tuple[Seed, ...]:
     """Small checkpoints of layouts that tests write; where a `shared` folder is, of every recorded one."""
-    torch.set_num_threads(1)
+    prepare()
     logging.disable(logging.WARNING)
     cosmos = test_cosmos.tokenizer()
     levels = list(cosmos.config.quantizer.levels)
