@@ -12,7 +12,7 @@ from tests.fuzz import checkpoints, configs, harness, layouts
 @pytest.mark.parametrize(("fuzz", "count"), [(checkpoints, 600), (layouts, 24), (configs, 150)])
 def test_what_strangers_wrote_is_read_or_refused_in_one_line(fuzz, count: int) -> None:
     fuzz.seeds()
-    assert not harness.search(range(count), fuzz.make, fuzz.call, fuzz.DOCUMENTED)
+    assert not harness.search(range(count), fuzz.make, fuzz.call, fuzz.DOCUMENTED, seconds=60)
 
 
 def test_every_seed_is_read() -> None:
