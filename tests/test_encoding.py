@@ -65,6 +65,65 @@ def test_arrays_of_many_bands_in_a_range() -> None:
         BatchEncoder(bands, device="cpu")({"image": [array]})
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64"])
+def test_arrays_that_datasets_hands_over_as_lists_keep_their_type(tokenizer, dtype: str) -> None:
+    import datasets
+
+    coarse = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).repeat(8, 1).repeat(8, 2)
+    dark = coarse // 256 + (coarse > 127)  # 0 and 1 alone: as uint8 nearly black, as uint16 too
+    scale = {"uint8": 1, "uint16": 257}.get(dtype, 1 / 255)
+    arrays = [(picture * scale).astype(dtype) for picture in (*coarse, dark[0])]
+    encoder = BatchEncoder(tokenizer, device="cpu", precision="fp32")
+    wanted = encoder({"image": arrays})["codes"]
+    features = datasets.Features({"image": datasets.Array3D((64, 64, 3), dtype)})
+    table = datasets.Dataset.from_dict({"image": arrays}, features=features)
+    for batch_size in (1, 3):
+        mapped = table.map(
+            encoder, batched=True, batch_size=batch_size, remove_columns="image", load_from_cache_file=False
+        )
+        assert np.array_equal(np.array(mapped["codes"]), wanted)
+    assert np.array_equal(encoder({"image": [array.tolist() for array in arrays]})["codes"], wanted)
+
+
+def test_lists_without_a_type_are_of_one_type_together(tokenizer) -> None:
+    encoder = BatchEncoder(tokenizer, device="cpu", precision="fp32", on_broken="skip")
+    bright, dark = np.full((8, 8, 3), 60000, np.uint16), np.full((8, 8, 3), 200, np.uint16)
+    result = encoder({"image": [bright.tolist(), dark.tolist(), [[[1, 2, 3], [1]]], None], "row": [0, 1, 2, 3]})
+    assert np.array_equal(result["codes"], encoder({"image": [bright, dark]})["codes"]) and result["row"] == [0, 1]
+    assert encoder.broken["row 3"] == "null, no picture" and "make no array" in encoder.broken["row 2"]
+    with pytest.raises(ValueError, match="row 0: int64 pixels need their range"):
+        encoder({"image": [(bright.astype(int) - 70000).tolist()]})
+
+
+def test_columns_of_one_array_or_tensor(tokenizer) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    encoder = BatchEncoder(tokenizer, device="cpu", precision="fp32")
+    wanted = encoder({"image": list(pictures)})["codes"]
+    for column in (pictures, torch.from_numpy(pictures), torch.from_numpy(pictures).permute(0, 3, 1, 2)):
+        assert np.array_equal(encoder({"image": column})["codes"], wanted)
+
+
+def test_nothing_is_encoded_and_decoded(tokenizer) -> None:
+    encoder = BatchEncoder(tokenizer, device="cpu", precision="fp32")
+    assert encoder.encode(torch.zeros(0, 3, 64, 64)).shape == (0, 256)
+    assert encoder.encode(torch.zeros(0, 3, 32, 64)).shape == (0, 128)
+    assert encoder.decode(torch.zeros(0, 256, dtype=torch.int64)).shape == (0, 3, 64, 64)
+    assert encoder({"image": []})["codes"].shape == (0, 256)
+    with pytest.raises(ValueError, match=r"convert a path, PIL image or array with images\.read"):
+        encoder.encode(Image.new("RGB", (64, 64)))
+
+
+def test_codes_of_every_integer_type_are_decoded(tokenizer) -> None:
+    encoder = BatchEncoder(tokenizer, device="cpu", precision="fp32")
+    tokens = encoder.encode(torch.rand(1, 3, 64, 64) * 2 - 1)
+    wanted = encoder.decode(tokens)
+    for other in (tokens.to(torch.uint16), tokens.numpy().astype(np.uint16), tokens.tolist(), tokens.to(torch.int32)):
+        assert torch.equal(encoder.decode(other), wanted)
+    for wrong in (tokens.float(), tokens > 3):
+        with pytest.raises(ValueError, match="codes"):
+            encoder.decode(wrong)
+
+
 def test_full_precision_is_the_tokenizers_own(tokenizer) -> None:
     images = torch.rand(3, 3, 64, 64) * 2 - 1
     encoder = BatchEncoder(tokenizer, device="cpu", precision="fp32")
@@ -113,6 +172,8 @@ def test_broken_images_stop_or_leave_their_rows(tokenizer, sources) -> None:
     assert result["label"] == [0, 2]
     assert len(result["codes"]) == len(result["fingerprint"]) == 2
     assert list(encoder.broken) == ["x.jpg"]
+    assert len(encoder({"image": ["nowhere.png", sources[0], {"bytes": None, "path": "gone.png"}]})["codes"]) == 1
+    assert encoder.broken["nowhere.png"].startswith("no image file") and "gone.png" in encoder.broken
     assert encoder({"image": [b"none"]})["codes"].shape == (0, 256)
 
 

@@ -21,7 +21,7 @@ from tokenizers_vq.data.shards import read_codes
 _NETWORK = "{kind: vqgan, width: 8, multipliers: [1, 1, 2], blocks: 1, groups: 4, latent_width: 8}"
 QUANTIZERS = {
     "residual": "{kind: residual, levels: 3, num_codes: [16, 12, 8], dim: 4, revive_after: 4}",
-    "multiscale": "{kind: multiscale, scales: [1, 2, [3, 2], 4], num_codes: 16, dim: 4}",
+    "multiscale": "{kind: multiscale, scales: [1, 2, [3, 2], 4], book: {kind: bsq, bits: 4}}",
 }
 MODELS = {
     name: [f"model.encoder={_NETWORK}", f"model.decoder={_NETWORK}", f"model.quantizer={quantizer}", "adversary=null"]

@@ -133,7 +133,10 @@ def test_settings_that_cannot_be_are_refused() -> None:
     for overrides, message in (
         (["encoder.downsamples=[1,1,2]"], r"encoder.downsamples: 2 quantizers need as many levels"),
         (["decoder.downsamples=[2,1]"], r"decoder.downsamples: must be the encoder's, \[1, 2\]"),
-        (["encoder.downsamples=[0,2]", "decoder.downsamples=[0,2]"], "every level halves the size at least once"),
+        (
+            ["encoder.downsamples=[0,2]", "decoder.downsamples=[0,2]"],
+            r"encoder.downsamples.0: input should be greater than or equal to 1, got 0",
+        ),
         (["quantizers.1.num_code=3"], r"quantizers.1.num_code: no such field; did you mean 'num_codes'"),
         (["kind=hierarchic"], r"kind: unknown kind 'hierarchic'; did you mean 'hierarchical'"),
         (["decoder.output=logit_laplace"], "pixels: a logit-Laplace decoder needs pixels inside"),

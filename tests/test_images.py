@@ -72,21 +72,20 @@ def test_exif_rotation_is_applied(orientation: int) -> None:
     array = stored.get(orientation, lambda a: a)(upright)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(array)).save(file, "PNG", exif=exif)
-    assert torch.equal(images.to_uint8(images.read(file.getvalue()))[0].permute(1, 2, 0), torch.from_numpy(upright))
+    for form in ("PNG", "TIFF"):
+        file = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(array)).save(file, form, exif=exif)
+        for source in (file.getvalue(), Image.open(file)):
+            read = images.to_uint8(images.read(source))[0].permute(1, 2, 0)
+            assert torch.equal(read, torch.from_numpy(upright)), form
 
 
 def test_transparency_is_laid_on_white() -> None:
     rgba = np.zeros((2, 2, 4), np.uint8)
     rgba[0, 0, 3] = 255
     rgba[0, 1, 3] = 51
-    for source in (rgba, Image.fromarray(rgba)):
-        grey = images.read(source, 1)[0, 0]
-        torch.testing.assert_close(grey, torch.tensor([[-1.0, 0.6], [1.0, 1.0]]), atol=1e-6, rtol=0)
-    deep = np.zeros((1, 2, 2), np.float32)
-    deep[0, 0, 1] = 1
-    assert images.read(deep, 1)[0, 0].tolist() == [[-1.0, 1.0]]
+    grey = images.read(Image.fromarray(rgba), 1)[0, 0]
+    torch.testing.assert_close(grey, torch.tensor([[-1.0, 0.6], [1.0, 1.0]]), atol=1e-6, rtol=0)
     palette = Image.new("P", (1, 1), 0)
     palette.putpalette([255, 0, 0])
     palette.info["transparency"] = 0
@@ -98,6 +97,65 @@ def test_the_first_frame_of_an_animation_counts() -> None:
     file = io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
     assert images.to_uint8(images.read(file.getvalue()))[0, :, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("bands, channels", [(4, 3), (2, 1), (4, 1), (2, 3)])
+def test_a_band_more_is_never_taken_for_transparency(dtype: str, bands: int, channels: int) -> None:
+    for array in (np.ones((8, 9, bands), dtype), np.ones((bands, 8, 9), dtype)):
+        with pytest.raises(ValueError, match=f"has {bands} channels, {channels} are wanted") as error:
+            images.read(array, channels)
+        assert ("channels=" in str(error.value)) == (bands == channels + 1)
+        assert images.read(array, bands).shape == (1, bands, 8, 9)
+
+
+def test_where_both_fit_the_channels_are_last() -> None:
+    assert images.read(np.zeros((3, 9, 3), np.uint8)).shape == (1, 3, 3, 9)
+    assert images.read(np.zeros((3, 9, 4), np.uint8)).shape == (1, 3, 9, 4)  # 4 cannot be: colour comes first
+    assert images.read(np.zeros((4, 9, 3), np.uint8)).shape == (1, 3, 4, 9)
+
+
+RED = np.full((4, 5, 3), [200, 0, 51], np.uint8)
+
+
+def _forms(path: Path) -> dict:
+    Image.fromarray(RED).save(path)
+    content = path.read_bytes()
+    return {
+        "path": path,
+        "string": str(path),
+        "bytes": content,
+        "bytearray": bytearray(content),
+        "memory": memoryview(content),
+        "file": io.BytesIO(content),
+        "PIL": Image.fromarray(RED),
+        "array": RED,
+        "channels first": np.moveaxis(RED, -1, 0),
+        "uint16": RED.astype(np.uint16) * 257,
+        "float": RED / 255,
+        "tensor": torch.from_numpy(RED),
+        "tensor, channels first": torch.from_numpy(RED).permute(2, 0, 1),
+        "uint16 tensor": torch.from_numpy(RED.astype(np.uint16) * 257),
+        "lists": RED.tolist(),
+        "lists of floats": (RED / 255).tolist(),
+        "lists of uint16": (RED.astype(int) * 257).tolist(),
+        "datasets": {"bytes": content, "path": None},
+        "datasets, path": {"bytes": None, "path": str(path)},
+    }
+
+
+def test_whatever_python_holds_gives_the_same_image(tmp_path: Path) -> None:
+    forms = _forms(tmp_path / "a.png")
+    expected = images.from_uint8(torch.from_numpy(RED)).permute(2, 0, 1)[None]
+    for name, source in forms.items():
+        torch.testing.assert_close(images.read(source), expected, atol=1e-6, rtol=0, msg=name)
+    forms["file"].seek(0)
+    batch = images.read(list(forms.values()))
+    assert batch.shape == (len(forms), 3, 4, 5) and (batch - expected).abs().max() < 1e-6
+    for four in (np.stack([RED, RED]), torch.from_numpy(np.stack([RED, RED])), (forms["array"], forms["path"])):
+        assert torch.equal(images.read(four), expected.repeat(2, 1, 1, 1))
+    ranged = images.read(torch.from_numpy(RED).to(torch.bfloat16), range=(0, 255))
+    torch.testing.assert_close(ranged, expected, atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64"])
@@ -166,9 +224,38 @@ def test_a_range_reads_twelve_bits_in_sixteen(tmp_path: Path) -> None:
         (lambda: images.read(np.zeros((4, 4, 3)) - 0.5), "read as .0, 1."),
         (lambda: images.read(np.zeros((4, 4, 3), np.int64)), r"int64 pixels need their range \(data.range="),
         (lambda: images.read(np.zeros((4, 4, 3)) + 7.0), r"values span 7 to 7; give their range \(data.range="),
-        (lambda: images.read(np.full((4, 4, 3), np.nan), range=(0, 1)), "NaN or infinite"),
+        (lambda: images.read(np.full((4, 4, 3), np.nan), range=(0, 1)), "NaN values"),
         (lambda: images.read(np.zeros((4, 4, 3), complex), range=(0, 1)), "complex128 pixels"),
-        (lambda: images.read(np.zeros((4, 4, 3, 1), np.uint8)), r"expected .H, W., .H, W, C. or .C, H, W."),
+        (lambda: images.read(np.zeros((1, 4, 4, 3, 1), np.uint8)), r"expected .H, W., .H, W, C. or .C, H, W."),
+        (lambda: images.read(np.zeros((4, 4, 3), complex)), "cannot read complex128 pixels"),
+        (lambda: images.read(np.array([["a"]])), "cannot read <U1 pixels"),
+        (lambda: images.read(np.full((4, 4, 3), np.nan)), "NaN values"),
+        (lambda: images.read(np.full((4, 4, 3), np.inf)), "infinite values"),
+        (lambda: images.read(np.full((4, 4, 3), -np.inf), range=(0, 1)), "infinite values"),
+        (lambda: images.read(np.ma.masked_equal(np.zeros((4, 4)), 0)), "masked values"),
+        (lambda: images.read(torch.zeros(3, 4, 4)), "an image already.*from_float01.x.*range="),
+        (lambda: images.read([[[1, 2, 3], [1, 2]]]), "nested lists that make no array"),
+        (lambda: images.read([[[1, None, 3]]]), "something else than numbers"),
+        (lambda: images.read([]), "an empty list"),
+        (
+            lambda: images.read([np.zeros((4, 4, 3)), np.zeros((4, 5, 3))]),
+            "4 x 4, 4 x 5. make no batch; give their size=",
+        ),
+        (lambda: images.read([np.zeros((4, 4)), np.full((4, 4), 2.0)]), "picture 1: floats are read as"),
+        (lambda: images.read(None), "null, no picture"),
+        (lambda: images.read(3), "cannot read a value of type int"),
+        (lambda: images.read("."), r"no image file at \.: it is a folder"),
+        (lambda: images.read("https://x.org/a.png"), "no image file at https://x.org/a.png"),
+        (lambda: images.read(np.zeros((4, 4)), range=(1, 1)), "black below white"),
+        (lambda: images.read(np.zeros((4, 4)), range=(0, float("inf"))), "two finite numbers"),
+        (
+            lambda: images.read(np.zeros((4, 4)), size=0),
+            "an image size is one whole number or two .height, width., at least 1",
+        ),
+        (lambda: images.read(np.zeros((4, 4)), size=8.5), "an image size is .* got 8.5"),
+        (lambda: images.read(np.zeros((4, 4)), size=(8, 8, 8)), "an image size is"),
+        (lambda: images.read(np.zeros((4, 4)), size="8"), "an image size is"),
+        (lambda: images.read(Image.new("RGB", (0, 5)), size=8), "0 x 5 pixels"),
         (lambda: images.to_array(torch.zeros(1, 3, 4, 4)), "one floating image"),
         (lambda: images.read(Image.new("RGB", (4, 4)), 5), "store it as .npy"),
         (lambda: images.read(np.zeros((4, 4), np.uint8), 0), "at least 1"),
@@ -201,7 +288,14 @@ def test_pil_round_trip(channels: int) -> None:
 @pytest.mark.parametrize(
     "batch, problem",
     [
-        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), r"images\.from_uint8"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), r"images\.from_uint8\(x\)"),
+        (torch.full((1, 3, 4, 4), 255), r"images\.from_uint8\(x\.to\(torch\.uint8\)\)"),
+        (torch.full((1, 3, 4, 4), 256), r"images\.read\(x, range=\(black, white\)\)"),
+        (torch.full((1, 3, 4, 4), -1), r"images\.read\(x, range="),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint16), r"images\.read\(x, range="),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.bool), r"images\.from_float01\(x\.float\(\)\)"),
+        ([torch.zeros(3, 4, 4)], r"got list; convert a path, PIL image or array with images\.read\(x\)"),
+        ("cat.jpg", r"got str; convert a path"),
         (torch.full((1, 3, 4, 4), 255.0), "images must lie in .-1, 1."),
         (torch.full((1, 3, 4, 4), float("nan")), "NaN"),
         (torch.full((1, 3, 4, 4), float("-inf")), "infinite"),
@@ -224,6 +318,20 @@ def test_check_lets_images_pass() -> None:
     images.check(torch.zeros(0, 3, 4, 4), 3)
     compiled = torch.compile(lambda x: (images.check(x, 3), x + 1)[1], fullgraph=True, backend="eager")
     assert compiled(torch.zeros(1, 3, 4, 4)).shape == (1, 3, 4, 4)
+
+
+def test_images_in_zero_to_one_are_asked_about_once() -> None:
+    images._ask_for_the_range.cache_clear()
+    unit = torch.rand(2, 3, 4, 4)
+    with pytest.warns(
+        UserWarning, match=r"in \[0, 1\], where \[-1, 1\] is expected: did you mean images \* 2 - 1\?"
+    ) as said:
+        images.check(unit * 2 - 1, 3)
+        images.check(unit - 0.01, 3)
+        images.check(unit * 1.1, 3)
+        images.check(unit, 3)
+        images.check(unit, 3)
+    assert len(said) == 1
 
 
 def test_broken_image_survives_pickling() -> None:

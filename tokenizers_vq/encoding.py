@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq import images
-from tokenizers_vq.codes import CodeLayout, Codes, whole_numbers
+from tokenizers_vq.codes import CodeLayout, Codes
 from tokenizers_vq.devices import channels_last, computing, resolve_device, resolve_precision
 from tokenizers_vq.folders import lasting_name
+from tokenizers_vq.images import check
 from tokenizers_vq.models import load
+from tokenizers_vq.pixels import check_range, is_numbers
 from tokenizers_vq.tiling import decode_tiled, encode_tiled
 from tokenizers_vq.tokenizer import Tokenizer
 
@@ -36,14 +39,16 @@ class BatchEncoder:
         image_size: int | tuple[int, int] | None = None,
         on_broken: Literal["skip", "stop"] = "stop",
         range: images.Range | None = None,
+        max_pixels: int = images.MAX_PIXELS,
         tile: int | None = None,
     ) -> None:
         """`tokenizer`: a module (moved to the device as it is), or what `load` takes. `precision`: `fp32` computes as
         `Tokenizer.encode` does, on CUDA without TF32; `bf16` puts the networks under autocast, channels last, the
         quantizer stays float32; `auto` is bf16 where the device has it in hardware. `image_size`: of the images, unset
         the tokenizer's. `on_broken="skip"` drops the rows of unreadable images and counts them in `broken`. `range`:
-        values of black and white in arrays, see `images.read`. `tile`: side in pixels of the overlapping tiles in which
-        larger images are computed, see `tiling` for what that costs in exactness.
+        values of black and white in arrays, `max_pixels`: a bound on files, see `images.read` for both. `tile`: side in
+        pixels of the overlapping tiles in which larger images are computed, see `tiling` for what that costs in
+        exactness.
 
         Raises `ValueError` for unknown or absent devices and precisions, and what `load` raises.
         """
@@ -53,7 +58,10 @@ class BatchEncoder:
         if self.precision == "bf16":
             channels_last(self.tokenizer)
         self.name = None if isinstance(tokenizer, Tokenizer) else lasting_name(tokenizer)
-        self.image_column, self.on_broken, self.range, self.tile = image_column, on_broken, range, tile
+        self.image_column, self.on_broken, self.tile = image_column, on_broken, tile
+        self.range, self.max_pixels = range, max_pixels
+        if range is not None:
+            check_range(range)
         self.image_size = self.tokenizer.config.image_size if image_size is None else image_size
         self.layout: CodeLayout = self.tokenizer.code_layout(*_pair(self.image_size))
         self.fingerprint = self.tokenizer.fingerprint
@@ -78,7 +86,7 @@ class BatchEncoder:
         if self.image_column not in batch:
             raise ValueError(f"no column '{self.image_column}'; set image_column to one of: {', '.join(batch)}")
         views, kept = [], []
-        for row, source in enumerate(batch[self.image_column]):
+        for row, source in enumerate(_sources(batch, self.image_column, self.range)):
             try:
                 views.append(self._view(source, f"row {row}"))
             except images.BrokenImage as error:
@@ -94,16 +102,22 @@ class BatchEncoder:
     def _view(self, source: Any, name: str) -> Tensor:
         from tokenizers_vq.resizing import resize_center_crop
 
-        if isinstance(source, Mapping):
-            name = source.get("path") or name
-            source = source.get("bytes") or source.get("path") or b""
-        if isinstance(source, list):  # datasets hands arrays over as lists
-            source = np.asarray(source, dtype=np.uint8 if self.range is None else None)
-        view = resize_center_crop(images.decode(source, self.channels, str(name), self.range), self.image_size)
+        if isinstance(source, (str, os.PathLike)):
+            name = str(source)
+        elif isinstance(source, Mapping):
+            name = str(source.get("path") or name)
+        try:
+            image = images.decode(source, self.channels, name, self.range, self.max_pixels)
+        except OSError as error:
+            raise images.BrokenImage(name, str(error)) from None
+        view = resize_center_crop(image, self.image_size)
         return view if view.is_floating_point() else images.from_uint8(view)
 
     def encode(self, images: Tensor) -> Tensor:
         """`(B, C, H, W)` in [-1, 1] on any device -> int64 `(B, N)` on the CPU. Raises as `Tokenizer.encode`."""
+        if not isinstance(images, Tensor) or not len(images):
+            check(images, self.channels)
+            return torch.empty(0, self.tokenizer.code_layout(*images.shape[-2:]).length, dtype=torch.int64)
         moved = images.to(self.device, non_blocking=True)
         height, width = images.shape[-2:]
         with computing(self.device, self.autocast):
@@ -114,13 +128,15 @@ class BatchEncoder:
                 codes = self.tokenizer.encode(moved)
         return self.tokenizer.code_layout(height, width).flatten(codes).cpu()
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Integer `(B, N)` of the encoder's image size -> float32 images `(B, C, H, W)` in [-1, 1] on the CPU.
+    def decode(self, tokens: Tensor | np.ndarray | Sequence[Sequence[int]]) -> Tensor:
+        """Whole numbers `(B, N)` of the encoder's image size -> float32 images `(B, C, H, W)` in [-1, 1] on the CPU.
 
         Raises `ValueError` for another shape, for floats and booleans, and for codes out of range.
         """
-        rows = whole_numbers(tokens)
-        codes = self.layout.unflatten(rows.to(self.device) if isinstance(rows, Tensor) else rows)  # type: ignore[arg-type]
+        rows = torch.as_tensor(tokens)
+        if rows.ndim and not len(rows):
+            return torch.empty(0, self.channels, *_pair(self.image_size))
+        codes = self.layout.unflatten(rows.to(self.device))
         with computing(self.device, self.autocast):
             if self.tile is not None and max(_pair(self.image_size)) > self.tile:
                 assert isinstance(codes, Tensor)
@@ -132,6 +148,41 @@ class BatchEncoder:
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
+
+
+def _sources(batch: Mapping[str, Any], column: str, range: images.Range | None) -> Any:
+    """Rows of a column of images; nested lists of numbers, which `datasets` makes of arrays, as arrays again.
+
+    Of the type that their table states, else of one type for all: a dark uint16 picture could pass for a bright uint8.
+    """
+    rows = batch[column]
+    if not any(isinstance(row, list) and is_numbers(row) for row in rows):
+        return rows
+    dtype = _stated_type(batch, column)
+    arrays = []
+    for row in rows:
+        try:
+            arrays.append(np.asarray(row, dtype) if isinstance(row, list) and row else row)
+        except (ValueError, TypeError, OverflowError):  # of unequal lengths, or with nulls: `decode` names it
+            arrays.append(row)
+    whole = [array for array in arrays if isinstance(array, np.ndarray) and array.dtype == np.int64 and array.size]
+    if dtype is None and range is None and whole and min(array.min() for array in whole) >= 0:
+        highest = max(array.max() for array in whole)
+        guess = np.uint8 if highest <= 255 else np.uint16 if highest <= 65535 else np.int64
+        return [row.astype(guess) if any(row is array for array in whole) else row for row in arrays]
+    return arrays
+
+
+def _stated_type(batch: Any, column: str) -> Any:
+    """numpy type of the numbers in a column of lists, where `batch` is one of `datasets`, which keeps its table."""
+    table = getattr(batch, "pa_table", None)
+    if table is None or column not in table.column_names:
+        return None
+    kind = table.schema.field(column).type
+    kind = getattr(kind, "storage_type", kind)
+    while hasattr(kind, "value_type"):
+        kind = kind.value_type
+    return kind.to_pandas_dtype()
 
 
 def _rows(column: Any, kept: Sequence[int]) -> Any:

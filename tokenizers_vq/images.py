@@ -2,206 +2,83 @@
 
 from __future__ import annotations
 
-import io
 import os
-from pathlib import Path
+import warnings
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+
+from tokenizers_vq.pictures import MAX_PIXELS as MAX_PIXELS
+from tokenizers_vq.pictures import BrokenImage as BrokenImage
+from tokenizers_vq.pixels import Range as Range
+from tokenizers_vq.pixels import Source as Source
+from tokenizers_vq.pixels import decode as decode
+from tokenizers_vq.pixels import is_numbers
 
 LIMIT = 1.5
 """largest magnitude that `check` lets pass: reconstructions and interpolation overshoot 1, [0, 255] is far beyond"""
 
-_DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-_NPY = b"\x93NUMPY"
-Range = tuple[float, float]
-"""values of black and of white"""
-
-_LUMA = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # ITU-R 601, which Pillow's "L" uses too
-
-
-class BrokenImage(ValueError):  # noqa: N818 (names what is broken, not the act)
-    """A file that is no readable picture: `name` is the file, `reason` what its decoder said."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        self.name, self.reason = name, " ".join(reason.split())
-        super().__init__(f"{self.name}: not a readable image: {self.reason}")
-
-    def __reduce__(self) -> tuple[Any, ...]:  # pickled by loader processes
-        return type(self), (self.name, self.reason)
-
 
 def read(
-    source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray,
+    source: Source | Sequence[Any],
     channels: int = 3,
     range: Range | None = None,
     size: int | tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
-    """A picture as float32 `(1, channels, H, W)` in [-1, 1].
+    """A picture as float32 `(1, channels, H, W)` in [-1, 1], or several of one size as `(B, channels, H, W)`.
 
-    `source` is a path, a file's bytes, a PIL image, or an array `(H, W)`, `(H, W, C)` or `(C, H, W)` (where both fit,
-    the channels are taken to be last); `.npy` files hold such arrays. EXIF rotation is applied, transparency is laid on
-    white, 16-bit grey keeps its depth, of an animation the first frame counts. `channels=1` gives grey (ITU-R 601), 3
-    gives RGB; any other number needs an array with that many channels.
+    `source` is a path, a file's bytes, an open file, a PIL image, or an array or integer tensor `(H, W)`, `(H, W, C)`
+    or `(C, H, W)` (where both fit, the channels are taken to be last); `.npy` files hold such arrays. A list of these,
+    or an array of four dimensions, gives a batch. EXIF rotation is applied, the transparency of a picture is laid on
+    white (an array's fourth band is never taken for one), 16-bit grey keeps its depth, of an animation the first frame
+    counts. `channels=1` gives grey (ITU-R 601), 3 gives RGB; any other number needs an array with that many channels.
 
     `range`: the values of black and white in arrays of any number type and in 16-bit files; beyond them is clipped.
-    Unset: all of uint8 and uint16, and [0, 1] for floats. 8-bit pictures have no other range than their own;
-    16-bit colour is read with 8 bits, as Pillow does.
+    Unset: all of uint8 and uint16, and [0, 1] for floats (of tensors no floats: they may be images already).
+    8-bit pictures have no other range than their own; 16-bit colour is read with 8 bits, as Pillow does.
 
     `size`: one side, or height and width: the shorter side is resized to it (bicubic, antialiased, small pictures
     enlarged) and the centre cropped, as evaluation and encoding do. Unset: the picture's own.
 
-    Raises `FileNotFoundError` for a missing file, `BrokenImage` for an unreadable one, `ValueError` for channels that
-    the source cannot give, and for numbers that need a `range`.
+    `max_pixels`: larger files are refused before they are decoded. A pixel costs up to 12 bytes, so the bound is 1 GiB;
+    formats whose decoders take more (WebP, AVIF, JPEG 2000, 16-bit) have to be smaller in proportion. At its own size
+    the result alone takes 4 bytes a pixel and channel.
+
+    Raises `FileNotFoundError` for a missing file, `BrokenImage` for one that is unreadable, too large, or holds NaN,
+    `ValueError` for channels that the source cannot give, and for numbers that need a `range`.
     """
-    image = decode(source, channels, range=range)
-    if size is not None:
-        from tokenizers_vq.resizing import resize_center_crop
+    several = _several(source)
+    views = []
+    for number, one in enumerate([source] if several is None else several):
+        image = decode(one, channels, None if several is None else _name(one, f"picture {number}"), range, max_pixels)
+        if size is not None:
+            from tokenizers_vq.resizing import resize_center_crop
 
-        image = resize_center_crop(image, size)
-    return (image if image.is_floating_point() else from_uint8(image)).unsqueeze(0)
-
-
-def decode(
-    source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray,
-    channels: int = 3,
-    name: str | None = None,
-    range: Range | None = None,
-) -> Tensor:
-    """`read` without the last step: `(channels, H, W)`, uint8 where the source has 8 bits, else float32 in [-1, 1].
-
-    `name` stands for the source in errors. Raises as `read` does.
-    """
-    if channels < 1:
-        raise ValueError(f"channels must be at least 1, got {channels}")
-    if isinstance(source, np.ndarray):
-        return _from_array(source, channels, name or "array", range)
-    if isinstance(source, Image.Image):
-        return _from_pil(source, channels, name or getattr(source, "filename", "") or "PIL image", range)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        name, head, opened = name or "bytes", bytes(source[:6]), io.BytesIO(source)
-        return _from_file(opened, channels, name, range, head == _NPY)
-    path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"no image file at {path}")
-    with path.open("rb") as file:
-        return _from_file(file, channels, name or str(path), range, path.suffix.lower() == ".npy")
+            image = resize_center_crop(image, size)
+        views.append(image if image.is_floating_point() else from_uint8(image))
+    if not views:
+        raise ValueError("an empty list holds no pictures")
+    sizes = sorted({f"{view.shape[1]} x {view.shape[2]}" for view in views})
+    if len(sizes) > 1:
+        raise ValueError(f"pictures of different sizes ({', '.join(sizes[:3])}) make no batch; give their size=")
+    return torch.stack(views) if len(views) > 1 else views[0][None]
 
 
-def _from_file(file: Any, channels: int, name: str, range: Range | None, is_array: bool) -> Tensor:
-    try:
-        if is_array:
-            array = np.load(file, allow_pickle=False)
-        else:
-            picture = Image.open(file)
-            shallow = picture.mode not in (*_DEEP, "F") and any(";16" in str(tile[3]) for tile in picture.tile)
-            picture.load()
-    except Exception as error:  # decoders raise nearly anything on damaged bytes: OSError, SyntaxError, struct.error
-        unknown = isinstance(error, Image.UnidentifiedImageError)
-        reason = "not a picture, or an unknown format" if unknown else str(error) or type(error).__name__
-        raise BrokenImage(name, reason) from None
-    if is_array:
-        return _from_array(array, channels, name, range)
-    if shallow and range is not None:
-        raise ValueError(f"{name}: of 16-bit colour Pillow reads 8 bits, so no range fits it; store it as .npy")
-    return _from_pil(picture, channels, name, range)
+def _several(source: Any) -> Sequence[Any] | None:
+    """The pictures of a list or of an array of four dimensions; None for a single one."""
+    if isinstance(source, (list, tuple)):
+        return None if is_numbers(source) else source
+    return list(source) if isinstance(source, (np.ndarray, Tensor)) and source.ndim == 4 else None
 
 
-def _from_pil(picture: Image.Image, channels: int, name: str, range: Range | None) -> Tensor:
-    if channels not in (1, 3):
-        raise ValueError(
-            f"{name}: a picture gives 1 or 3 channels, not {channels}; store it as .npy (H, W, {channels})"
-        )
-    try:
-        if picture.getexif().get(0x0112, 1) != 1:
-            picture = ImageOps.exif_transpose(picture)
-        if picture.mode in _DEEP or picture.mode == "F":
-            return _from_array(_deep(picture, name, range), channels, name, range)
-        if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-            picture = picture.convert("LA") if picture.mode == "La" else picture
-            rgba = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-        picture = picture.convert("L" if channels == 1 else "RGB")
-        pixels = torch.from_numpy(np.array(picture))
-    except BrokenImage:
-        raise
-    except Exception as error:
-        raise BrokenImage(name, str(error) or type(error).__name__) from None
-    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
-
-
-def _deep(picture: Image.Image, name: str, range: Range | None) -> np.ndarray:
-    """The array behind a 16-bit, 32-bit or float grey picture: Pillow's own `convert` would clip it to 8 bits."""
-    array = np.array(picture)
-    if picture.mode == "F" or (picture.mode == "I" and range is not None):
-        return array
-    # "I" is what Pillow calls some 16-bit files, and every 32-bit one
-    if picture.mode == "I" and (array.min(initial=0) < 0 or array.max(initial=0) > 65535):
-        raise BrokenImage(name, "32-bit values beyond 0..65535; give their range=(low, high)")
-    return array.astype(np.uint16)
-
-
-def _from_array(array: np.ndarray, channels: int, name: str, range: Range | None) -> Tensor:
-    array = _channels_last(array, channels, name)
-    found = array.shape[2]
-    if array.dtype == np.uint8 and range is None and found != channels and found in (2, 3, 4) and channels in (1, 3):
-        mode, size = {2: "LA", 3: "RGB", 4: "RGBA"}[found], (array.shape[1], array.shape[0])
-        return _from_pil(Image.frombytes(mode, size, np.ascontiguousarray(array).tobytes()), channels, name, None)
-    pixels = torch.from_numpy(np.array(_plain(array, name, range))).permute(2, 0, 1).contiguous()
-    if found in (2, 4) and channels in (1, 3):
-        pixels = pixels[:-1] * (a := (pixels[-1:] + 1) / 2) + (1 - a)  # on white, which is 1
-        found -= 1
-    if found == 3 and channels == 1:
-        return (pixels * _LUMA).sum(0, keepdim=True)
-    if found == 1 and channels == 3:
-        return pixels.repeat(3, 1, 1)
-    if found != channels:
-        raise ValueError(f"{name}: array of shape {array.shape} has {found} channels, {channels} are wanted")
-    return pixels
-
-
-def _channels_last(array: np.ndarray, channels: int, name: str) -> np.ndarray:
-    """`(H, W, C)` of `(H, W)`, `(H, W, C)` or `(C, H, W)`."""
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or 0 in array.shape:
-        raise BrokenImage(name, f"array of shape {array.shape}; expected (H, W), (H, W, C) or (C, H, W)")
-    fit = (1, 2, 3, 4) if channels in (1, 3) else (channels,)  # grey, colour and alpha give grey and colour
-    if array.shape[2] not in fit and array.shape[0] in fit:
-        return np.moveaxis(array, 0, -1)
-    return array
-
-
-def _plain(array: np.ndarray, name: str, range: Range | None) -> np.ndarray:
-    """uint8 as it is, everything else as float32 in [-1, 1]."""
-    if range is not None:
-        if array.dtype.kind not in "biuf":
-            raise ValueError(f"{name}: cannot read {array.dtype} pixels; give integers or floats")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise BrokenImage(name, "NaN or infinite values")
-        unit = (array.astype(np.float64) - range[0]) / (range[1] - range[0])
-        return (unit * 2 - 1).clip(-1, 1).astype(np.float32)
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * 255
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # both byte orders
-        return (array.astype(np.float32) / 32767.5 - 1).astype(np.float32)
-    if array.dtype.kind == "f":
-        low, high = float(array.min()), float(array.max())
-        if not (low >= 0 and high <= 1):
-            span = f"{low:.4g} to {high:.4g}"
-            raise ValueError(
-                f"{name}: floats are read as [0, 1], but values span {span}; give their range "
-                "(data.range=[low, high], --range LOW HIGH, images.read(range=))"
-            )
-        return (array.astype(np.float32) * 2 - 1).astype(np.float32)
-    raise ValueError(
-        f"{name}: {array.dtype} pixels need their range (data.range=[low, high], --range LOW HIGH, images.read(range=))"
-    )
+def _name(source: Any, otherwise: str) -> str:
+    return str(source) if isinstance(source, (str, os.PathLike)) else otherwise
 
 
 def from_uint8(image: Tensor) -> Tensor:
@@ -253,7 +130,8 @@ def to_array(image: Tensor, range: Range = (0.0, 1.0)) -> np.ndarray:
 def check(images: Tensor, channels: int) -> None:
     """Refuse what is no batch of images `(B, channels, H, W)` in [-1, 1], with the call that converts it.
 
-    Values may overshoot to `LIMIT` in magnitude; they are looked at in eager mode only. Raises `ValueError`.
+    Values may overshoot to `LIMIT` in magnitude; they are looked at in eager mode only. Warns once where all lie in
+    [0, 1]. Raises `ValueError`.
     """
     if not isinstance(images, Tensor):
         raise ValueError(
@@ -262,8 +140,7 @@ def check(images: Tensor, channels: int) -> None:
         )
     shape, expected = tuple(images.shape), f"images must be (B, {channels}, H, W)"
     if not images.is_floating_point():
-        call = "from_uint8(x)" if images.dtype == torch.uint8 else "from_uint8(x.to(torch.uint8))"
-        raise ValueError(f"images must be floating in [-1, 1], got {images.dtype}; convert 0..255 with images.{call}")
+        raise ValueError(f"images must be floating in [-1, 1], got {images.dtype}; {_way_from(images)}")
     if len(shape) == 3:
         raise ValueError(f"{expected}, got {shape}; add the batch dimension with x.unsqueeze(0)")
     if len(shape) != 4:
@@ -281,3 +158,25 @@ def check(images: Tensor, channels: int) -> None:
                 f"images must lie in [-1, 1], got values from {low:.4g} to {high:.4g}; "
                 "convert 0..255 with x / 127.5 - 1, [0, 1] with images.from_float01(x)"
             )
+        if low >= 0 and high <= 1:
+            _ask_for_the_range()
+
+
+def _way_from(images: Tensor) -> str:
+    """The call that makes images of whole numbers."""
+    if images.dtype == torch.uint8:
+        return "convert 0..255 with images.from_uint8(x)"
+    if images.dtype == torch.bool:
+        return "convert them with images.from_float01(x.float())"
+    wide = images.to(torch.float64)
+    if images.dtype != torch.uint16 and images.numel() and wide.min() >= 0 and wide.max() <= 255:
+        return "convert 0..255 with images.from_uint8(x.to(torch.uint8))"
+    return "convert them with images.read(x, range=(black, white))"
+
+
+@cache  # once a process: bright pictures may lie there rightly
+def _ask_for_the_range() -> None:
+    warnings.warn(
+        "all values of these images lie in [0, 1], where [-1, 1] is expected: did you mean images * 2 - 1?",
+        stacklevel=5,
+    )

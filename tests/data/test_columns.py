@@ -13,6 +13,7 @@ import pytest
 
 from tests.data.conftest import png, tar
 from tokenizers_vq import images
+from tokenizers_vq.data import columns, tables
 from tokenizers_vq.data.columns import Unreadable
 from tokenizers_vq.data.loading import evaluation_batches, training_batches
 from tokenizers_vq.data.sources import DataConfig, Source, open_source, open_stream
@@ -98,6 +99,9 @@ def test_labels_that_are_no_class_are_refused_with_file_and_row(
         _open(path)
     assert "\n" not in str(error.value) and "label_column=none" in str(error.value)
     assert [item.label for item in _open(path, label_column="none").items(range(3))] == [-1] * 3
+    streamed = DataConfig(path=str(path), streaming=True)
+    with pytest.raises(ValueError, match=rf"row {row} of column|which a stream cannot number"):
+        list(evaluation_batches(streamed, image_size=4, channels=3, batch_size=3))
     _table(tmp_path / "d/a.parquet", image=image, label=labels.take([0 if row else 2] * 3))
     (tmp_path / "d/b.parquet").write_bytes(path.read_bytes())
     with pytest.raises(ValueError, match=rf"d: b.parquet, row {row} of column 'label'"):
@@ -239,7 +243,6 @@ def test_metadata_that_fits_no_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     for content, words in (
         ('{"file_name": "b.png", "text": "b"}', "none of the pictures is named in metadata.jsonl"),
-        ('{"name": "a.png", "text": "b"}', "no column 'file_name'"),
         ('{"file_name": "a.png", "text": 3}\n{"file_name": ', "metadata.jsonl: cannot be read"),
         (
             '{"file_name": "a.png", "text": "a"}\n{"file_name": "a.png", "text": 3}',
@@ -249,3 +252,30 @@ def test_metadata_that_fits_no_picture_is_refused(tmp_path: Path) -> None:
         (tmp_path / "metadata.jsonl").write_text(content)
         with pytest.raises(ValueError, match=words):
             _open(tmp_path)
+        assert "no captions of metadata.jsonl" in _open(tmp_path, caption_column="none").description
+    (tmp_path / "metadata.jsonl").write_text('{"name": "a.png", "text": "b"}')  # of another make
+    assert not _open(tmp_path).has_captions
+    with pytest.raises(ValueError, match="no column 'file_name'"):
+        _open(tmp_path, caption_column="text")
+
+
+def test_a_table_is_read_so_many_rows_at_a_time_as_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that pack into little are counted unpacked, and a file that is too large is named (bounds as 1/4096)."""
+    monkeypatch.setattr(columns, "LARGEST", 2**16)
+    monkeypatch.setattr(tables, "_BYTES", 2**16)
+    asked: list[int] = []
+    load = tables._load
+    monkeypatch.setattr(tables, "_load", lambda *args, **how: asked.append(how["batch_size"]) or load(*args, **how))
+    packed: dict[str, Any] = {"compression": "zstd", "use_dictionary": False}
+    for name, cells, rows in (
+        ("small", [png(1)] * 3, 128),
+        ("large", [bytes(2**14)] * 9, 3),
+        ("huge", [png(1), bytes(2**16 + 1), png(2)], 2),
+    ):
+        pq.write_table(pa.table({"image": pa.array(cells)}), tmp_path / f"{name}.parquet", **packed)
+        assert len(_open(tmp_path / f"{name}.parquet")) == len(cells) and asked[-1] == rows
+    good, large, _ = _open(tmp_path / "huge.parquet").items(range(3))
+    assert (
+        isinstance(large.image, Unreadable) and "a file of 65,537 bytes, at most 65,536 are read" in large.image.reason
+    )
+    assert int(images.decode(good.image)[0, 0, 0]) == 1

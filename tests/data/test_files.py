@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -146,9 +147,26 @@ def test_what_this_package_wrote_is_no_data(tmp_path: Path) -> None:
     pq.write_table(pa.table({"codes": [[1]]}), root / "codes/codes-00000-of-00001.parquet")
     source = _open(root)
     assert _keys(source) == ["1.png", "2.png"] and "what this package wrote in" in source.description
-    for name in ("run", "codes"):
+    for name in ("run", "codes", "run/images", "run/samples"):
         with pytest.raises(ValueError, match="was written by this package"):
             _open(root / name)
+
+
+def test_a_run_in_its_own_data_goes_on_with_the_same(tmp_path: Path) -> None:
+    """Killed before its first line of the log, it has pictures already."""
+    _put(tmp_path, "1.png", "run/recipe.yaml", "run/data.json", "run/images/0000001.png")
+    assert _keys(_open(tmp_path)) == ["1.png"]
+
+
+def test_variants_of_one_data_set_are_not_mixed(tmp_path: Path) -> None:
+    for name in ("64/train-0", "64/test-0", "256/train-0", "256/test-0"):
+        _parquet(tmp_path / f"{name}.parquet", 2)
+    with pytest.raises(ValueError, match="the same files lie in 256, 64, as if each were a data set of its own"):
+        _open(tmp_path)
+    assert len(_open(tmp_path / "64")) == 2 and len(_open(tmp_path, split="all")) == 8
+    for name in ("y=1/part-0", "y=2/part-0"):
+        _parquet(tmp_path / f"parts/{name}.parquet", 2)
+    assert len(_open(tmp_path / "parts")) == 4
 
 
 def test_files_of_unreadable_kinds_are_counted_and_named_once(tmp_path: Path) -> None:
@@ -165,6 +183,21 @@ def test_files_of_unreadable_kinds_are_counted_and_named_once(tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"no image can be read; the first, gone.png"):
         list(batches)
     assert set(batches.broken) == {"gone.png", "pipe.png"}
+
+
+def test_a_few_arrays_beside_pictures_are_statistics(tmp_path: Path) -> None:
+    _put(tmp_path, *(f"{number}.png" for number in range(10)))
+    for name in ("labels.npy", "features.npy"):
+        np.save(tmp_path / name, np.zeros((10, 4), np.float32))
+        assert len(_open(tmp_path)) == (10 if name == "labels.npy" else 12)
+
+
+def test_images_beside_masks_are_no_classes(tmp_path: Path) -> None:
+    _put(tmp_path, "train/images/1.png", "train/masks/1.png", "val/images/2.png", "val/masks/2.png")
+    with pytest.raises(ValueError, match="the folder images lies beside masks in train: are they classes, or masks"):
+        _open(tmp_path)
+    assert _keys(_open(tmp_path / "train/images")) == ["1.png"]
+    assert len(_open(tmp_path, split="all")) == 4
 
 
 def test_classes_have_one_number_in_all_splits(tmp_path: Path) -> None:
@@ -188,3 +221,9 @@ def test_a_mistyped_path_is_answered_at_once(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(FileNotFoundError, match=r"no data at phtos; .* did you mean 'photos'\?"):
         _open("phtos")
     assert len(open_source(DataConfig(path=tmp_path / "photos"))) == 1
+    asked: list[str] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: asked.append(name) or {})
+    for name in ("owner/photos", "mnist"):  # these may be the Hub's
+        with pytest.raises(ValueError, match="none of the splits"):
+            _open(name)
+    assert asked == ["owner/photos", "mnist"]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
+import os
 import pickle
+import subprocess
+import sys
 from itertools import chain, islice
 from pathlib import Path
 
@@ -13,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import shared
+from tests.conftest import ROOT, shared
 from tokenizers_vq import images
 from tokenizers_vq.data.loading import TrainingSet, evaluation_batches, training_batches
 from tokenizers_vq.data.sources import DataConfig, open_source
@@ -209,3 +213,46 @@ def test_streams_are_evaluated_once(stream: DataConfig) -> None:
     assert sorted(chain(*halves)) == labels
     with pytest.raises(ValueError, match="streaming"):
         open_source(stream)
+
+
+_OPEN = """
+import os, signal, sys, time
+from tokenizers_vq.data import DataConfig
+from tokenizers_vq.data.loading import training_batches
+
+if __name__ == "__main__":
+    config = DataConfig(path=sys.argv[1], workers=int(sys.argv[2]))
+    batches = iter(training_batches(config, image_size=8, channels=3, batch_size=4))
+    next(batches)
+    if sys.argv[3] == "error":  # to the whole group, as a scheduler does: the run goes on, its loaders with it
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+        os.killpg(0, signal.SIGTERM)
+        time.sleep(0.3)
+        for _ in range(20):
+            next(batches)
+    print("read", flush=True)
+    if sys.argv[3] == "error":
+        raise RuntimeError("nobody foresaw this")
+"""
+
+
+@pytest.mark.parametrize(("workers", "ending"), [(1, "end"), (2, "error")])
+def test_a_script_with_an_open_loader_ends(tmp_path: Path, pictures: Path, workers: int, ending: str) -> None:
+    (tmp_path / "script.py").write_text(_OPEN)
+    command = [sys.executable, str(tmp_path / "script.py"), str(pictures), str(workers), ending]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, start_new_session=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout == "read\n" and done.returncode == (ending == "error"), done.stderr
+    assert ("nobody foresaw this" in done.stderr) == (ending == "error")
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_closing_an_iterator_ends_its_loaders(pictures: Path, workers: int) -> None:
+    batches = training_batches(DataConfig(path=str(pictures), workers=workers), image_size=8, channels=3, batch_size=4)
+    stream = iter(batches)
+    next(stream)
+    assert len(multiprocessing.active_children()) == workers
+    stream.close()
+    assert not multiprocessing.active_children()

@@ -381,3 +381,12 @@ def test_ten_crop_takes_corners_and_centre() -> None:
     views = cut_views(image, 20, "ten-crop")
     for view, (top, left) in zip(views, [(0, 0), (0, 2), (2, 0), (2, 2), (1, 1)], strict=False):
         assert torch.equal(view, image[0, :, top : top + 20, left : left + 20])
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_images_of_which_none_can_be_read_are_no_success(tmp_path, shards: int) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / "d" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"could be read; the first, a.png|no image can be read; the first, a.png"):
+        write_codes(Encoder(), data(tmp_path / "d"), tmp_path / "codes", shards=shards)

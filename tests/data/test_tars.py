@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import tarfile
 from pathlib import Path
 
@@ -36,6 +38,7 @@ def _values(items: list[Item]) -> dict[str, int]:
         ("0.mask.png 0.png 1.png 1.mask.png", "0 1"),  # companions
         ("0.left.png 1.left.png", "0 1"),
         ("v1.0.png", "v1"),
+        ("caf\udce9.png", r"caf\xe9"),
     ],
 )
 def test_names_of_members(tmp_path: Path, names: str, keys: str) -> None:
@@ -126,6 +129,23 @@ def test_damaged_tars_are_one_line(tmp_path: Path, ending: str) -> None:
         with pytest.raises(ValueError, match=rf"d{ending}: cannot be read as webdataset") as error:
             _items(tmp_path / f"d{ending}")
         assert "\n" not in str(error.value)
+
+
+def test_a_header_of_any_size_is_not_read(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("././@PaxHeader")
+    info.size, info.type = 6 << 30, tarfile.XHDTYPE
+    for name, opened in (("a.tar", open), ("a.tar.gz", gzip.open)):
+        with opened(tmp_path / name, "wb") as file:
+            file.write(info.tobuf(tarfile.USTAR_FORMAT) + bytes(10240))
+        with pytest.raises(ValueError, match=r"cannot be read as webdataset: a header of 6,442,450,944 bytes"):
+            _items(tmp_path / name)
+
+
+def test_packed_tars(tmp_path: Path) -> None:
+    whole = tar(tmp_path / "whole.tar", {f"{i}.png": png(i) for i in range(3)}).read_bytes()
+    for number, pack in enumerate((gzip.compress, bz2.compress, lzma.compress)):
+        (tmp_path / f"{number}.tgz").write_bytes(pack(whole))
+        assert list(_values(_items(tmp_path / f"{number}.tgz")).values()) == [0, 1, 2]
 
 
 def test_a_changed_tar_is_read_anew(tmp_path: Path) -> None:

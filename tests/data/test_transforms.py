@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from PIL import Image
 
 from tokenizers_vq.data.sources import DataConfig
 from tokenizers_vq.data.transforms import augment
-from tokenizers_vq.resizing import resize_center_crop
+from tokenizers_vq.resizing import covering, pair, resize, resize_center_crop
 
 
 def _noise(channels: int, height: int, width: int) -> torch.Tensor:
@@ -44,6 +46,35 @@ def test_resizing_is_antialiased_as_pillow_does() -> None:
     # sixteen-bit images take the floating path; both must show the same picture
     floating = resize_center_crop(image.float() / 127.5 - 1, 32)
     assert ((floating + 1) * 127.5 - expected).abs().max() <= 2
+
+
+@pytest.mark.parametrize("height, width, size", [(7, 3000, 64), (1, 8000, 64), (2000, 3, (32, 48)), (60, 3000, 16)])
+def test_of_a_long_picture_only_the_window_is_computed(height: int, width: int, size) -> None:
+    """Within a level of the whole picture scaled in floating point, then cropped."""
+    image = _noise(3, height, width) // 2 + 64  # what overshoots is clipped between two passes over 8 bits
+    floating = image.float() / 127.5 - 1
+    rows, columns = covering(image, *pair(size))
+    top, left = (rows - pair(size)[0]) // 2, (columns - pair(size)[1]) // 2
+    whole = resize(floating, rows, columns)[:, top : top + pair(size)[0], left : left + pair(size)[1]]
+    torch.testing.assert_close(resize_center_crop(floating, size), whole, atol=1e-3, rtol=0)
+    levels = (whole + 1) * 127.5
+    assert (resize_center_crop(image, size) - levels).abs().max() < 1.5
+    config = DataConfig(path="x", crop="random", flip=False)
+    view = augment(floating, config, size, "0/0/0")
+    assert view.shape == (3, *pair(size)) and torch.equal(view, augment(floating, config, size, "0/0/0"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+def test_a_long_picture_costs_what_its_window_does() -> None:
+    """1 x 8000 scaled to a height of 512 would be 4,096,000 wide: 25 GB of floats."""
+    from tests.fuzz import harness
+
+    image = torch.zeros(3, 1, 8000)
+    calls = (
+        lambda: resize_center_crop(image, 512),
+        lambda: augment(image, DataConfig(path="x", crop="random"), 512, "0"),
+    )
+    assert not harness.search(range(2), lambda number: calls[number], lambda call: call(), (), memory=2**27)
 
 
 def test_augmentation_is_pure_and_leaves_the_global_generators_alone() -> None:

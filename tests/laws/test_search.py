@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tokenizers_vq.quantizers import search
+from tokenizers_vq.quantizers import launches, scores, search
 from tokenizers_vq.quantizers.search import nearest_codes
 
 SCORES = ["euclidean", "cosine", "dot"]
@@ -21,7 +21,7 @@ def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """The search as a CPU goes about it, and as an accelerator does, on the CPU."""
     if request.param == "accelerator":
         monkeypatch.setattr(search, "_blocked", search._launched)
-        monkeypatch.setattr(search, "_LAUNCH", 1 << 18)  # several blocks of vectors and codes at these sizes
+        monkeypatch.setattr(launches, "_LAUNCH", 1 << 18)  # several blocks of vectors and codes at these sizes
 
 
 def unit(x: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ def test_memory_on_an_accelerator(count: int, size: int, width: int, score: str,
     x, codebook = torch.randn(count, width), torch.randn(size, width)
     codebook = codebook[:1].expand(size, -1).contiguous() if ties else codebook
     with Live(x, codebook) as live:
-        codes = search._launched(x, codebook, score)  # type: ignore[arg-type]
+        codes = launches.launched(x, codebook, score)  # type: ignore[arg-type]
     assert live.peak - 4 * codes.nbytes < 400e6
     assert not ties or codes.eq(0).all()
 
@@ -232,11 +232,11 @@ def test_memory_on_an_accelerator(count: int, size: int, width: int, score: str,
 @pytest.mark.parametrize("score", ["euclidean", "dot"])
 def test_a_few_long_codes_leave_few_pairs_to_float64(score: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = []
-    cost = search._pair_costs
-    monkeypatch.setattr(search, "_pair_costs", lambda x, codes, s: (pairs.append(len(x)), cost(x, codes, s))[1])
+    cost = scores.pair_costs
+    monkeypatch.setattr(launches, "pair_costs", lambda x, codes, s: (pairs.append(len(x)), cost(x, codes, s))[1])
     x, codebook = torch.randn(256, 64), torch.randn(4096, 64) / 50
     codebook[::200] *= 1e4
-    codes = search._launched(x, codebook, score)  # type: ignore[arg-type]
+    codes = launches.launched(x, codebook, score)  # type: ignore[arg-type]
     assert torch.equal(codes, nearest_codes(x, codebook, score=score))  # type: ignore[arg-type]
     assert sum(pairs) < 256 * 50
 
@@ -246,7 +246,7 @@ def test_equal_codes_tie_exactly_in_any_number_of_pairs(width: int) -> None:
     x, code = torch.randn(1, width), torch.randn(1, width)
     for score in SCORES:
         costs_ = {
-            search._pair_costs(x.expand(count, -1), code.expand(count, -1), score)[place].item()  # type: ignore[arg-type]
+            scores.pair_costs(x.expand(count, -1), code.expand(count, -1), score)[place].item()  # type: ignore[arg-type]
             for count in (1, 2, 7, 64, 1001)
             for place in (0, count - 1)
         }

@@ -115,3 +115,12 @@ def test_a_recipe_begins_with_its_base(tmp_path: Path) -> None:
 def test_what_cannot_train_is_said_before_the_first_step(override: str, words: str) -> None:
     (line,) = before_the_start(load_recipe("vqgan-tiny-64", [override]))
     assert words in line and "try " in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "path", ["2012", "007", "1e3", "a #1", "[a]", "null", "yes", "2012-01-01", "a: b", "'q'", "- x", "é画", "caf\udce9"]
+)
+def test_paths_of_data_are_taken_as_they_are_written(path: str) -> None:
+    for overrides in ([f"data={path}"], [f"data.path={path}"], [f"data.path={path}", "data.workers=0"]):
+        assert load_recipe("demo", overrides).data.path == path
+    assert load_recipe("demo", ["data={path: x, workers: 0}"]).data.workers == 0

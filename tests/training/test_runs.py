@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -135,6 +136,38 @@ def test_going_on_with_other_data_is_refused(tmp_path: Path, small: list[str]) -
     (tmp_path / "run" / "data.json").write_text(json.dumps({"size": 18}))
     with pytest.raises(ValueError, match=r"holds 19 images, the run .* began with 18"):
         run(tmp_path / "run", small, "steps=2")
+
+
+def test_data_are_known_by_names_sizes_and_samples_wherever_they_lie(
+    tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same folder written in another way, or moved, goes on; one changed file is refused by its name."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(6):
+        path = tmp_path / f"photos/{'Train' if number else 'Test'}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 24), (number, 0, 0)).save(path)
+    begin = run(tmp_path / "run", [*small, "data.path=photos"], "steps=1", "image_every=0")
+    kept = json.loads((begin / "data.json").read_text())
+    where = str(tmp_path / "photos/Train")
+    assert (kept["size"], kept["split"], kept["files"]) == (5, "Train", 5)
+    assert Path(kept["folder"]).resolve() == Path(where) and "5 images in photos/Train, split Train" in kept.values()
+    assert "reading 5 images in photos/Train, split Train" in capsys.readouterr().err
+    for step, path in enumerate(("photos/", str(tmp_path / "photos"), "./run/../photos"), start=2):
+        run(tmp_path / "run", [*small, f"data.path={path}"], f"steps={step}", "image_every=0")
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    run(tmp_path / "run", [*small, "data.path=elsewhere"], "steps=5", "image_every=0")
+    recipe = (tmp_path / "run/recipe.yaml").read_bytes()
+    assert b"path: elsewhere" in recipe
+    shutil.copytree(tmp_path / "elsewhere", tmp_path / "other")
+    content = (tmp_path / "other/Train/3.png").read_bytes()
+    (tmp_path / "other/Train/3.png").write_bytes(content[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"other holds other images than the run .* began with: 3.png differs"):
+        run(tmp_path / "run", [*small, "data.path=other"], "steps=6", "image_every=0")
+    assert (tmp_path / "run/recipe.yaml").read_bytes() == recipe
+    (tmp_path / "elsewhere/Train/2.png").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"elsewhere holds other images than the run .* began with: 2.png differs"):
+        run(tmp_path / "run", [*small, "data.path=elsewhere"], "steps=6", "image_every=0")
 
 
 def test_what_must_fail_later_fails_before_the_first_step(tmp_path: Path, small: list[str]) -> None:

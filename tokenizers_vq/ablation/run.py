@@ -168,8 +168,7 @@ def _judge(
         plan.test, image_size=size, channels=channels, batch_size=plan.table.test.batch_size, shard=shard
     )
     described: dict[str, Any] = {"name": plan.test.path, "split": plan.test.split, "preprocessing": PREPROCESSING}
-    if batches.source is not None:
-        described["source"] = batches.source.description
+    described |= {"folder": batches.about.folder, "source": batches.about.description}
     evaluation = evaluate(
         tokenizer,
         batches,

@@ -27,6 +27,10 @@ Range = Annotated[
     tuple[float, float] | None,
     typer.Option(metavar="LOW HIGH", help="black and white in .npy arrays and 16-bit files; unset: all of the dtype"),
 ]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(help="larger images are skipped; a pixel costs 12 bytes a loader; unset: 89,478,485 (1 GiB)"),
+]
 LabelColumn = Annotated[str | None, typer.Option(help="column of the classes")]
 Streaming = Annotated[bool, typer.Option("--streaming", help="read without storing or indexing the data")]
 Workers = Annotated[int, typer.Option(help="threads that load ahead")]
@@ -117,6 +121,7 @@ def choose_data(data: str | None, model: str, **options: Any) -> DataConfig:
     from tokenizers_vq.config import parse, read_yaml
     from tokenizers_vq.data import DataConfig
     from tokenizers_vq.data.sources import open_source
+    from tokenizers_vq.data.splits import NoSplitError
     from tokenizers_vq.folders import local, read_config
 
     if data is not None:
@@ -131,23 +136,25 @@ def choose_data(data: str | None, model: str, **options: Any) -> DataConfig:
     known = known.replace(**{"limit": None, "split": None, **given})
     if known.split is not None:
         return known
-    for split in ("test", "testing", "validation", "val", "valid"):
+    for split in ("test", "validation"):
         try:
             open_source(known.replace(split=split))
-        except (ValueError, FileNotFoundError):
+        except NoSplitError:
             continue
         return known.replace(split=split)
     raise ValueError(f"{known.path}, which {model} was trained on, has no test split: give --data PATH or --split NAME")
 
 
-def describe(config: DataConfig, source: Any) -> dict[str, Any]:
-    """What was evaluated, as results keep it."""
+def describe(config: DataConfig, batches: Any) -> dict[str, Any]:
+    """What is read, said on stderr, and as results keep it: the folder that was chosen, its split and count."""
     from tokenizers_vq.data.transforms import PREPROCESSING
 
-    described: dict[str, Any] = {"name": config.path, "split": config.split, "preprocessing": PREPROCESSING}
+    about = batches.about
+    note(f"reading {about.description}")
+    described: dict[str, Any] = {"name": config.path, "split": about.split, "preprocessing": PREPROCESSING}
     if config.range is not None:
         described["range"] = list(config.range)
-    return described if source is None else {**described, "source": source.description}
+    return {**described, "folder": about.folder, "source": about.description}
 
 
 def told(batches: Any, verb: str, every: float = 30.0) -> Iterator[Mapping[str, Any]]:

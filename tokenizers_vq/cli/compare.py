@@ -55,7 +55,7 @@ def compare(
     result = evaluation.compare(
         [*tokenizers, *pillow],
         common.told(batches, "compared"),
-        data=common.describe(config, batches.source),
+        data=common.describe(config, batches),
         count=None if batches.source is None else len(batches.source),
         left_out=left_out,
         examples=examples,

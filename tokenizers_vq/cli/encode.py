@@ -29,6 +29,7 @@ def encode(
     split: common.Split = None,
     image_column: common.ImageColumn = None,
     range: common.Range = None,
+    max_pixels: common.MaxPixels = None,
     label_column: common.LabelColumn = None,
     streaming: common.Streaming = False,
     limit: common.Limit = None,
@@ -50,6 +51,7 @@ def encode(
         split=split,
         image_column=image_column,
         range=range,
+        max_pixels=max_pixels,
         label_column=label_column,
         streaming=streaming,
         limit=limit,
@@ -101,12 +103,13 @@ def _progress(rank: int) -> Iterator[Callable[[int], None]]:
             bar.update(task, description=f"encoded {_speed(done, start)}")
 
         logger.addHandler(notes)
-        before, logger.level = logger.level, logging.INFO if rank == 0 else logging.WARNING
+        before = logger.level
+        logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
         try:
             yield progress
         finally:
             logger.removeHandler(notes)
-            logger.level = before
+            logger.setLevel(before)
     if done:
         common.note(f"encoded {_speed(done, start)}")
 

@@ -36,7 +36,7 @@ def evaluate(
         batch_size=batch_size,
         shard=(processes := join_processes(encoder.device)),
     )
-    described = common.describe(config, batches.source)
+    described = common.describe(config, batches)
     result = evaluation.evaluate(
         encoder.tokenizer,
         common.told(batches, "evaluated"),

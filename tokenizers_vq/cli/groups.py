@@ -24,6 +24,10 @@ class Reading(NamedTuple):
         tuple[float, float] | None,
         typer.Option(metavar="LOW HIGH", help="black and white of arrays and 16-bit files; unset: all of the dtype"),
     ] = None
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(help="larger images are skipped; a pixel costs 12 bytes a loader; unset: 89,478,485 (1 GiB)"),
+    ] = None
     streaming: Annotated[bool, typer.Option("--streaming", help="read without storing or indexing the data")] = False
     limit: Annotated[int | None, typer.Option(help="use this many images, evenly spread")] = None
     workers: Annotated[int, typer.Option(help="threads that load ahead")] = 2

@@ -36,6 +36,7 @@ def reconstruct(
     batches = evaluation_batches(
         config, image_size=encoder.image_size, channels=encoder.channels, batch_size=batch_size
     )
+    common.note(f"reading {batches.about.description}")
     pairs, keys = [], []
     for batch in batches:
         decoded = encoder.decode(encoder.encode(batch["images"]))

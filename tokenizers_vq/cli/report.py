@@ -33,7 +33,7 @@ def report(
     batches = evaluation_batches(
         config, image_size=encoder.image_size, channels=encoder.channels, batch_size=batch_size
     )
-    described = common.describe(config, batches.source)
+    described = common.describe(config, batches)
     page = evaluation.write_report(
         encoder.tokenizer,
         common.told(batches, "evaluated"),

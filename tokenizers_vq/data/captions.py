@@ -30,6 +30,8 @@ def read(root: Path, metadata: Sequence[str], column: str | None) -> dict[str, t
         where, inside = readable(str(root / name)), posixpath.dirname(name)
         rows = list(_rows(root / name, where))
         if not rows or "file_name" not in rows[0]:
+            if column is None:
+                continue
             raise ValueError(f"{where}: no column 'file_name', which says what picture a row speaks of")
         textual = [key for key, value in rows[0].items() if key != "file_name" and _texts(value) is not None]
         chosen = caption_column(textual, column, where, [key for key in rows[0] if key != "file_name"])
@@ -72,4 +74,4 @@ def _rows(path: Path, where: str) -> Iterator[Mapping[str, Any]]:
                 yield from opened.read().to_pylist()
     except (ValueError, csv.Error, RecursionError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{where}: cannot be read: {reason}") from None
+        raise ValueError(f"{where}: cannot be read: {reason}; put it right, or set caption_column=none") from None

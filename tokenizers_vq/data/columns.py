@@ -15,11 +15,19 @@ from tokenizers_vq.data.files import readable
 NONE = "none"
 """the value of `label_column` and `caption_column` that reads no classes, no captions"""
 
+LARGEST = 2**28
+"""bytes of a picture's file beyond which it is passed over, named: a table or tar of a few KB can claim any size"""
+
 _LABELS = ("label", "labels", "cls", "class", "fine_label")
 CAPTIONS = ("caption", "captions", "text")
 _STRINGS = ("string", "large_string", "string_view")
 _BYTES = ("binary", "large_binary", "binary_view")
 _LARGEST = 2**62  # beyond any number of classes, and exact in every type
+
+
+def too_large(size: int) -> str:
+    """Why a picture's file of `size` bytes is not read."""
+    return f"a file of {size:,} bytes, at most {LARGEST:,} are read"
 
 
 class Unreadable(NamedTuple):
@@ -93,7 +101,7 @@ class Columns:
         if image is None:
             return Unreadable("no picture, the row holds null")
         if not isinstance(image, str):
-            return image
+            return image if len(image) <= LARGEST else Unreadable(too_large(len(image)))
         path = os.path.normpath(os.path.join(self.roots[0] if self.roots else "", image))  # noqa: PTH118 (text)
         if not any(path.startswith(f"{root}{os.sep}") for root in self.roots):
             return Unreadable(f"names a file outside the data's folder, {readable(image)}, which is not followed")

@@ -5,6 +5,7 @@ A path is taken literally where something lies there, and as a glob only where n
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
 from collections import Counter
@@ -12,8 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-
-from tokenizers_vq.config import nearest
 
 EXTENSIONS = frozenset(
     f".{name}"
@@ -30,14 +29,15 @@ Kind = Literal["pictures", "parquet", "tar", "saved"]
 _SYSTEM = frozenset(("lost+found", "__MACOSX", "$RECYCLE.BIN", "System Volume Information"))
 
 _OWN = (
-    ({"recipe.yaml", "log.jsonl"}, "run"),
-    ({"recipe.yaml", "data.json"}, "run"),
-    ({"codes.json"}, "codes"),
-    ({"report.json", "report.html"}, "report"),
-    ({"compare.json", "compare.html"}, "comparison"),
-    ({"samples.json", "grid.png"}, "samples"),
+    {"recipe.yaml", "log.jsonl"},
+    {"recipe.yaml", "data.json", "images"},
+    {"recipe.yaml", "data.json", "checkpoints"},
+    {"codes.json"},
+    {"report.json", "report.html"},
+    {"compare.json", "compare.html"},
+    {"samples.json", "grid.png"},
 )
-"""files by which a folder that this package wrote is known: what lies in it is no data"""
+"""names by which a folder that this package wrote is known: what lies in it is no data"""
 
 
 class Found(NamedTuple):
@@ -96,15 +96,21 @@ def local_path(text: str) -> Path:
         return path
 
 
-def find(text: str, holds_images: Callable[[Path], bool]) -> Found | None:
-    """The files that a folder, file or glob names; None where nothing lies there.
+class Peek(NamedTuple):
+    """What has to be known of tables before they are opened: has a parquet file a column of images, and how many
+    pictures, counted up to a number, are in a tar."""
 
-    `holds_images` says of a parquet file whether it has a column of images. Raises `ValueError` where files of several
-    kinds could be meant, `FileNotFoundError` where a folder holds nothing that can be read.
+    holds_images: Callable[[Path], bool]
+    count_pictures: Callable[[Path, int], int]
+
+
+def find(text: str, peek: Peek) -> Found | None:
+    """The files that a folder, file or glob names; None where nothing lies there. Raises `ValueError` where
+    files of several kinds could be meant, `FileNotFoundError` where a folder holds nothing that can be read.
     """
     path = local_path(text)
     if path.is_dir():
-        return _in_folder(path, holds_images)
+        return _in_folder(path, peek)
     if os.path.lexists(path):
         kind = kind_of(path.name)
         if kind is None or not path.is_file():
@@ -120,48 +126,53 @@ def find(text: str, holds_images: Callable[[Path], bool]) -> Found | None:
         return None
     root = Path(os.path.commonpath([os.path.dirname(name) or "." for name in files]))  # noqa: PTH120 (str)
     names = [os.path.relpath(name, root).replace(os.sep, "/") for name in files]
-    return _of_one_kind(root, _Walked(*_by_kind(names)), holds_images)
+    return _of_one_kind(root, _Walked(*_by_kind(names)), peek)
+
+
+def _listdir(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208 (names)
+    except OSError:  # none there, or not for us to see
+        return []
 
 
 def missing(text: str) -> FileNotFoundError | None:
     """The error for a path at which nothing lies, None where `text` may be a name of the Hub."""
     path = Path(text)
     written_as_path = path.is_absolute() or text.startswith((".", "~")) or text.endswith("/") or text.count("/") > 1
-    try:
-        beside = os.listdir(path.parent if path.parent.is_dir() else ".")  # noqa: PTH208 (names)
-    except OSError:
-        beside = []
-    near = nearest(path.name, [name for name in beside if not name.startswith(".")] or [""])
-    near = near if near.startswith("; did") else ""
     inside = "/" in text and path.parent.is_dir()  # of owner/name only the name is wrong
+    beside = _listdir(path.parent) if inside or "/" not in text else []
+    near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.8)
     if written_as_path or inside or glob.has_magic(text) or kind_of(path.name) or near:
         return FileNotFoundError(
             f"no data at {readable(text)}; give an existing folder, file or glob, a Hub name, or skimage"
-            + near.replace("; did", " - did")
+            + (f" - did you mean '{readable(str(path.parent / near[0]))}'?" if near else "")
         )
     return None
 
 
-def _in_folder(root: Path, holds_images: Callable[[Path], bool]) -> Found:
+def _in_folder(root: Path, peek: Peek) -> Found:
     if (root / "dataset_dict.json").is_file() or (
         (root / "state.json").is_file() and (root / "dataset_info.json").is_file()
     ):
         return Found("saved", root, [])
     walked = _walk(root)
-    if "" in walked.own:
+    around = list(Path(os.path.realpath(root)).parents)[:2]
+    if "" in walked.own or any(_is_own(_listdir(folder)) for folder in around):
         raise ValueError(f"{readable(str(root))} was written by this package (run, codes or report): it is no data")
-    return _of_one_kind(root, walked, holds_images)
+    return _of_one_kind(root, walked, peek)
 
 
-def _of_one_kind(root: Path, walked: _Walked, holds_images: Callable[[Path], bool]) -> Found:
+def _of_one_kind(root: Path, walked: _Walked, peek: Peek) -> Found:
     """One kind of files out of all that lie there: tables of images before their figures, else nobody can know."""
     where, metadata = readable(str(root)), set(walked.metadata if walked.pictures else ())
-    tables = _tables_of_images(root, [name for name in walked.parquets if name not in metadata], holds_images)
-    found: dict[Kind, list[str]] = {"pictures": walked.pictures, "parquet": tables, "tar": walked.tars}
+    tables = _tables_of_images(root, [name for name in walked.parquets if name not in metadata], peek)
+    pictures = _without_few_arrays(walked.pictures)
+    found: dict[Kind, list[str]] = {"pictures": pictures, "parquet": tables, "tar": walked.tars}
     there: list[Kind] = [kind for kind, names in found.items() if names]
     if len(there) == 2 and "pictures" in there:
         [other] = [kind for kind in there if kind != "pictures"]
-        if _FEW * len(walked.pictures) <= _count(root, other, found[other], _FEW * len(walked.pictures)):
+        if _FEW * len(pictures) <= _count(root, other, found[other], _FEW * len(pictures), peek):
             there = [other]
     if len(there) > 1:
         held = " and ".join(f"{len(found[kind])} {_SAID[kind]} ({readable(found[kind][0])})" for kind in there)
@@ -185,15 +196,21 @@ def _of_one_kind(root: Path, walked: _Walked, holds_images: Callable[[Path], boo
 _SAID = {"pictures": "images", "parquet": "parquet files with images", "tar": "tar files"}
 
 
-def _tables_of_images(root: Path, names: Sequence[str], holds_images: Callable[[Path], bool]) -> list[str]:
+def _without_few_arrays(pictures: list[str]) -> list[str]:
+    """Pictures without the arrays beside them that are statistics or features: a few of kind .npy among many others."""
+    others = [name for name in pictures if not name.lower().endswith(".npy")]
+    return others if _FEW * (len(pictures) - len(others)) <= len(others) else pictures
+
+
+def _tables_of_images(root: Path, names: Sequence[str], peek: Peek) -> list[str]:
     """The parquet files that hold images, not indexes or statistics: one of each series of names is looked into."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault("".join("#" if letter.isdigit() else letter for letter in name), []).append(name)
-    return sorted(name for group in groups.values() if holds_images(root / group[0]) for name in group)
+    return sorted(name for group in groups.values() if peek.holds_images(root / group[0]) for name in group)
 
 
-def _count(root: Path, kind: Kind, names: Sequence[str], enough: int) -> int:
+def _count(root: Path, kind: Kind, names: Sequence[str], enough: int, peek: Peek) -> int:
     """About how many images the tables hold, counted until there are `enough`."""
     total = 0
     for name in names:
@@ -201,9 +218,7 @@ def _count(root: Path, kind: Kind, names: Sequence[str], enough: int) -> int:
             with parquet_file(root / name) as file:
                 total += file.metadata.num_rows
         else:
-            from tokenizers_vq.data.tars import count_pictures
-
-            total += count_pictures(root / name, enough)
+            total += peek.count_pictures(root / name, enough)
         if total >= enough:
             break
     return total
@@ -237,6 +252,11 @@ def _walk(root: Path) -> _Walked:
     return _Walked(pictures, parquets, tars, others, own, metadata)
 
 
+def _is_own(*names: Sequence[str]) -> bool:
+    there = {name for group in names for name in group}
+    return any(marks <= there for marks in _OWN)
+
+
 class _Real(NamedTuple):
     """What lies below one place without following links; `links`: name and place that they lead to."""
 
@@ -251,7 +271,7 @@ def _walk_real(place: str, prefix: str, seen: frozenset[str]) -> _Real:
     for folder, folders, files in os.walk(place, onerror=_refuse):
         inside = prefix + folder[len(place) :].lstrip(os.sep).replace(os.sep, "/")
         inside += "/" if inside and not inside.endswith("/") else ""
-        if folder in seen or any(marks <= {*files} for marks, _ in _OWN):
+        if folder in seen or _is_own(files, folders):
             if folder not in seen:
                 found.own.append(inside.rstrip("/"))
             folders[:] = []

@@ -88,7 +88,7 @@ def _decode(item: Item, channels: int, config: DataConfig) -> Tensor | str:
     if isinstance(item.image, Unreadable):
         return item.image.reason
     try:
-        return images.decode(item.image, channels, item.key, config.range)
+        return images.decode(item.image, channels, item.key, config.range, config.max_pixels or images.MAX_PIXELS)
     except images.BrokenImage as error:
         return error.reason
     except OSError as error:
@@ -183,27 +183,27 @@ class TrainingStream(IterableDataset):
     def _batch(self, rows: list[tuple[int, Any]], consumer: int) -> Batch:
         items = [self.columns.item(row, number) for number, row in rows]
         keys = [f"{self.seed}/{consumer}/{number}/{slot}" for slot, (number, _) in enumerate(rows)]
-        views: list[Tensor | None] = []
         broken: dict[str, str] = {}
-        for item, key in zip(items, keys, strict=True):  # one picture of full size at a time
+        views: list[Tensor] = []
+        good: list[Item] = []
+        for item in items:  # one at a time: a batch of large images would not fit into memory
             image = _decode(item, self.channels, self.config)
-            if isinstance(image, str):
+            if isinstance(image, Tensor):
+                views.append(augment(image, self.config, self.size, keys[len(good)]))
+                good.append(item)
+            else:
                 broken[item.key] = image
-            views.append(augment(image, self.config, self.size, key) if isinstance(image, Tensor) else None)
         if broken and self.config.on_broken == "stop":
             return _stack([], [], broken, False)
-        good = [item for item, view in zip(items, views, strict=True) if view is not None]
         if not good:
             name, reason = next(iter(broken.items()))
             raise ValueError(f"{self.config.path}: a whole batch cannot be read; its first, {name}: {reason}")
-        for slot, view in enumerate(views):
-            if view is None:
-                items[slot] = good[slot % len(good)]
-                again = _decode(items[slot], self.channels, self.config)
-                assert isinstance(again, Tensor)  # it was read a moment ago
-                views[slot] = augment(again, self.config, self.size, keys[slot])
-        whole = [view for view in views if view is not None]
-        return _stack(whole, items, broken, self.columns.captions is not None)
+        for slot in range(len(good), self.batch):
+            image = _decode(good[slot % len(good)], self.channels, self.config)
+            assert isinstance(image, Tensor)
+            views.append(augment(image, self.config, self.size, keys[slot]))
+        filled = [good[slot % len(good)] for slot in range(self.batch)]
+        return _stack(views, filled, broken, self.columns.captions is not None)
 
 
 def _endless(stream: Any, config: DataConfig, seed: int, consumer: int, consumers: int) -> Iterator[Any]:
@@ -274,7 +274,7 @@ def _loader(dataset: Any, workers: int, sampler: Any = None) -> DataLoader:
     )
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
@@ -385,4 +385,4 @@ def batches_by_part(
     tasks = {part: _evaluation_tasks(opened, config, image_size, channels, batch_size, (part, of)) for part in parts}
     with closing(ahead(chain.from_iterable(tasks.values()), config.workers)) as loaded:
         for part in parts:
-            yield part, Batches(partial(islice, loaded, len(tasks[part])), config, opened)
+            yield part, Batches(partial(islice, loaded, len(tasks[part])), config, opened, whole=of == 1)

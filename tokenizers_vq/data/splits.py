@@ -22,12 +22,17 @@ _ROLES = {
     "eval": "validation",
     "evaluation": "validation",
 }
+_PICTURES = frozenset(("image", "images", "img", "imgs", "jpegimages", "pictures", "photos"))
 _ORDER = {"train": 0, "validation": 1, "test": 2}
 _PLAIN = frozenset(
     word
     for words in ("image images img imgs picture pictures photo", "photos set data dataset split files folder jpg png")
     for word in words.split()
 )
+
+
+class NoSplitError(ValueError):
+    """The data have no such split; the message names those that they have."""
 
 
 class Part(NamedTuple):
@@ -76,7 +81,7 @@ def matching(splits: Iterable[str | None], wanted: str) -> list[str | None]:
 def choose(splits: Iterable[str | None], wanted: str | None, prefer: Sequence[str], where: str) -> str | None:
     """The split that is wanted, else the first role of `prefer` that is there, else the only one.
 
-    Raises `ValueError` where there is no such split, or more than one that could be meant.
+    Raises `NoSplitError` where there is no such split, `ValueError` where more than one could be meant.
     """
     names = list(splits)
     have = ", ".join(str(name) for name in names)
@@ -85,7 +90,7 @@ def choose(splits: Iterable[str | None], wanted: str | None, prefer: Sequence[st
     if wanted is not None:
         found = matching(names, wanted)
         if not found:
-            raise ValueError(f"{where}: no split '{wanted}'; it has: {have}")
+            raise NoSplitError(f"{where}: no split '{wanted}'; it has: {have}")
     else:
         found = next((same for one in prefer if (same := matching(names, one))), [])
         if not found:
@@ -123,16 +128,29 @@ def of_pictures(names: Sequence[str], wanted: str | None, where: str) -> Splits:
             )
         if wanted is not None and not matching(splitting, wanted):
             raise _no_folder(where, wanted, at)
-        return _by_folder(names, folders, level, splitting)
+        return _classes_checked(_by_folder(names, folders, level, splitting), where)
     name = next((part for part in reversed(folders[0][:shared]) if role(part) is not None), None) if folders else None
     if wanted is not None and (name is None or not matching([name], wanted)):
         raise _no_folder(where, wanted, {path[shared] for path in folders if len(path) > shared} or folders[0][:shared])
-    return _whole(names, folders, name)
+    return _classes_checked(_whole(names, folders, name), where)
 
 
-def _no_folder(where: str, wanted: str, names: Iterable[str]) -> ValueError:
+def _classes_checked(splits: Splits, where: str) -> Splits:
+    """Raises `ValueError` for a folder `images` beside others, which may hold masks: it is hardly a class."""
+    for split, parts in splits.parts.items():
+        classes = sorted({part.classes[0] for part in parts if part.classes})
+        if len(classes) > 1 and (plain := [name for name in classes if name.lower() in _PICTURES]):
+            others = _listed([name for name in classes if name not in plain])
+            raise ValueError(
+                f"{where}: the folder {plain[0]} lies beside {others}" + (f" in {split}" if split else "") + ": are "
+                f"they classes, or masks and the like? give split={EVERYTHING} for everything, or the path of one"
+            )
+    return splits
+
+
+def _no_folder(where: str, wanted: str, names: Iterable[str]) -> NoSplitError:
     have = _listed(sorted(name for name in names if name), 20) or "none"
-    return ValueError(f"{where}: no sub-folder for split '{wanted}' (sub-folders: {have}); unset split for all")
+    return NoSplitError(f"{where}: no sub-folder for split '{wanted}' (sub-folders: {have}); unset split for all")
 
 
 def _refuse_half_named(
@@ -195,13 +213,18 @@ def of_tables(names: Sequence[str], wanted: str | None, where: str) -> Splits:
     def group(keys: Sequence[str | None]) -> dict[str | None, list[Part]]:
         return {
             key: [Part(name, ()) for name, its in zip(names, keys, strict=True) if its == key]
-            for key in sorted(set(keys), key=lambda key: (_ORDER.get(role(key), 3), str(key)))
+            for key in sorted(set(keys), key=lambda key: (_ORDER.get(role(key) or "", 3), str(key)))
         }
 
     keys = _table_keys(names)
     roles = {key for key in keys if key is not None}
     if wanted == EVERYTHING or not roles or (None in keys and len(roles) == 1):
         return Splits(group([EVERYTHING if wanted == EVERYTHING else "train"] * len(names)), [])
+    if len(variants := _variants(names)) > 1:
+        raise ValueError(
+            f"{where}: the same files lie in {_listed(variants)}, as if each were a data set of its own; give the path "
+            f"of one, or split={EVERYTHING} for everything"
+        )
     beside = [name for name, key in zip(names, keys, strict=True) if key is None]
     if beside and wanted is None:
         raise ValueError(
@@ -211,6 +234,17 @@ def of_tables(names: Sequence[str], wanted: str | None, where: str) -> Splits:
     parts = group(keys)
     parts.pop(None, None)
     return Splits(parts, beside)
+
+
+def _variants(names: Sequence[str]) -> list[str]:
+    """Folders that hold files of one split by the same name: `64x64/train-0.parquet` and `256x256/train-0.parquet`."""
+    places: dict[str, list[str]] = {}
+    for name in names:
+        *folders, file = name.split("/")
+        if _roles(file):
+            places.setdefault(file, []).append("/".join(folders) or ".")
+    most = max((len(found) for found in places.values()), default=0)
+    return next((sorted(found) for found in places.values() if len(found) == most), [])
 
 
 def _table_keys(names: Sequence[str]) -> list[str | None]:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenizers_vq.data import splits, tars
 from tokenizers_vq.data.columns import Columns, holds_images
-from tokenizers_vq.data.files import Found, find, kind_of, missing, parquet_file, readable
+from tokenizers_vq.data.files import Found, Peek, find, kind_of, missing, parquet_file, readable
 
 if TYPE_CHECKING:
-    from tokenizers_vq.data.sources import DataConfig
+    from tokenizers_vq.data.config import DataConfig
 
-_ROWS = 128  # read at a time: a whole row group of a parquet file may be gigabytes
+_ROWS = 128  # read at a time: a whole row group of a parquet file may be gigabytes,
+_BYTES = 2**28  # and so may a few rows of large pictures
 
 
 class Table(NamedTuple):
@@ -65,7 +66,7 @@ def look(config: DataConfig) -> Found | None:
     def with_images(file: Path) -> bool:
         return holds_images(_features(file), config.image_column)
 
-    return None if "://" in config.path else find(config.path, with_images)
+    return None if "://" in config.path else find(config.path, Peek(with_images, tars.count_pictures))
 
 
 def _features(file: Path) -> dict[str, Any]:
@@ -117,7 +118,14 @@ def _local(config: DataConfig, prefer: Sequence[str], found: Found, streaming: b
             return _texts([found.root / name for name in others], str(columns.label))
 
     return Table(
-        undecoded(dataset, columns), columns, where, readable(str(found.root)), split, files, left_out, classes
+        undecoded(dataset, columns),
+        columns,
+        where,
+        readable(str(found.root.absolute())),
+        split,
+        files,
+        left_out,
+        classes,
     )
 
 
@@ -133,9 +141,21 @@ def _parquet(paths: Sequence[str], columns: Columns, streaming: bool) -> Any:
         data_files={"train": [glob.escape(str(Path(path).absolute())) for path in paths]},
         columns=columns.used,
         features=datasets.Features({name: wanted[name] for name in columns.used}),
-        batch_size=_ROWS,
+        batch_size=_rows_at_a_time(paths, columns.image),
         streaming=streaming,
     )["train"]
+
+
+def _rows_at_a_time(paths: Sequence[str], column: str) -> int:
+    """So many that they stay within memory, by the size that each file states of its rows unpacked."""
+    largest = 0
+    for path in paths:
+        with parquet_file(path) as file:
+            for group in (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)):
+                chunks = (group.column(i) for i in range(group.num_columns))
+                size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == column)
+                largest = max(largest, size // max(1, group.num_rows))
+    return max(1, min(_ROWS, _BYTES // max(1, largest)))
 
 
 def _tar_rows(paths: Sequence[str], how: tars.Plan, streaming: bool) -> Any:
@@ -152,7 +172,7 @@ def _stamp(path: str) -> str:
     if "://" in path:
         return ""
     known = Path(path).stat()
-    return f"{known.st_size}/{known.st_mtime_ns}"
+    return f"1/{known.st_size}/{known.st_mtime_ns}"  # 1: the form of the rows, which are kept
 
 
 def _columns(features: Mapping[str, Any], config: DataConfig, where: str, roots: Sequence[str] = ()) -> Columns:
@@ -209,7 +229,7 @@ def _saved(config: DataConfig, prefer: Sequence[str], root: Path, streaming: boo
     table = _of_splits(config, prefer, loaded, readable(config.path), [str(root)])
     inside = root / str(table.split) if (root / "dataset_dict.json").is_file() else root
     files = [(path.name, str(path)) for path in sorted(inside.glob("*.arrow"))]
-    return table._replace(folder=readable(str(inside)), files=files)
+    return table._replace(folder=readable(str(inside.absolute())), files=files)
 
 
 def _of_splits(

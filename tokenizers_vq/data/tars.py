@@ -6,6 +6,7 @@ where names have dots of their own (`IMG.2019.05.jpg`).
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import lzma
 import os
@@ -14,19 +15,17 @@ import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenizers_vq.config import nearest
-from tokenizers_vq.data.columns import CAPTIONS, NONE
+from tokenizers_vq.data.columns import CAPTIONS, LARGEST, NONE, too_large
 from tokenizers_vq.data.files import EXTENSIONS, readable
 from tokenizers_vq.data.splits import role
 
 if TYPE_CHECKING:
-    from tokenizers_vq.data.sources import DataConfig
-
-LARGEST = 2**28
-"""bytes of a picture's file beyond which it is passed over, named: a tar of a few KB can claim any size"""
+    from tokenizers_vq.data.config import DataConfig
 
 _LOOKED_AT = 4000  # members by which the reading of a tar's names is decided
 _LABELS = ("cls", "label", "class")
@@ -59,18 +58,49 @@ class Member(NamedTuple):
 def members(path: str) -> Iterator[Member]:
     """The files in a tar in order, hidden ones passed over. Raises `UnreadableTar` where it is damaged."""
     try:
-        with _opened(path) as file, tarfile.open(fileobj=file, mode="r:*") as tar:
+        with _opened(path) as file, _unpacked(file) as inside, _tar(_Bounded(inside)) as tar:
             while (info := tar.next()) is not None:
-                tar.members = []  # they would pile up, a kilobyte each
+                tar.members = []  # type: ignore[attr-defined]  # they would pile up, a kilobyte each
                 name = info.name.removeprefix("./")
                 if info.isreg() and not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
-                    yield Member(name, info.size, lambda info=info: tar.extractfile(info).read(), info.issparse())
-            tar.fileobj.seek(tar.offset)
-            if len(tar.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+                    yield Member(name, info.size, partial(_read, tar, info), info.issparse())
+            inside.seek(tar.offset)
+            if len(inside.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("it ends without its end mark, cut off: copy or pack it again")
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UnreadableTar(f"{readable(path)}: cannot be read as webdataset: {reason}") from None
+
+
+def _read(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(info)
+    return b"" if file is None else file.read()
+
+
+def _tar(file: Any) -> tarfile.TarFile:
+    return tarfile.open(fileobj=file, mode="r:")
+
+
+class _Bounded:
+    """A file of which nothing larger than a picture may be is read at once: headers of a tar claim any size."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if size > LARGEST + tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self.file.read(size)
+
+
+def _unpacked(file: Any) -> Any:
+    head = file.read(6)
+    file.seek(0)
+    if head.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=file)
+    if head.startswith(b"BZh"):
+        return bz2.BZ2File(file)
+    return lzma.LZMAFile(file) if head.startswith(b"\xfd7zXZ") else file
 
 
 def _opened(path: str) -> Any:
@@ -197,8 +227,8 @@ def _add(sample: dict[str, Any], ending: str, member: Member, how: Plan, path: s
             raise UnreadableTar(f"{place}: a second picture of its name; set image_column to one ending, or rename it")
         if "image" not in sample or plain:
             fits = member.size <= LARGEST and not member.sparse
-            sample["image"] = {"bytes": member.read(), "path": member.name} if fits else None
-            sample["unread"] = None if fits else f"a file of {member.size:,} bytes, at most {LARGEST:,} are read"
+            sample["image"] = {"bytes": member.read(), "path": readable(member.name)} if fits else None
+            sample["unread"] = None if fits else too_large(member.size)
             sample["plain"] = plain
     elif ending == how.label and member.size < 100_000:
         text = member.read().decode("utf-8", "replace").strip()

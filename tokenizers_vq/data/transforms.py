@@ -15,10 +15,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from tokenizers_vq.config import nearest
-from tokenizers_vq.resizing import cover, pair, resize, resize_center_crop
+from tokenizers_vq.resizing import covering, pair, resize, resize_center_crop, window
 
 if TYPE_CHECKING:
-    from tokenizers_vq.data.sources import DataConfig
+    from tokenizers_vq.data.config import DataConfig
 
 PREPROCESSING = "shorter side to the image size (bicubic, antialiased, small images enlarged), centre crop"
 
@@ -78,9 +78,9 @@ def augment(image: Tensor, config: DataConfig, size: int | tuple[int, int], key:
     if config.crop == "center":
         image = resize_center_crop(image, (height, width))
     elif config.crop == "random":
-        image = cover(image, height, width)
-        top, left = (int(draw.random() * (room + 1)) for room in (image.shape[1] - height, image.shape[2] - width))
-        image = image[:, top : top + height, left : left + width]
+        rows, columns = covering(image, height, width)
+        top, left = (int(draw.random() * (room + 1)) for room in (rows - height, columns - width))
+        image = window(image, (rows, columns), (top, left), (height, width))
     else:
         top, left, h, w = _random_window(image.shape[1], image.shape[2], width / height, config, draw)
         image = resize(image[:, top : top + h, left : left + w], height, width)

@@ -53,10 +53,10 @@ def write(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     write_atomically(folder / FILES[0], json.dumps(_config(tokenizer), indent=2) + "\n")
     write_tensors(folder / FILES[1], _tensors(tokenizer))
     report: dict[str, Any] = {"fingerprint": tokenizer.fingerprint, "differs": _differs(tokenizer), "compared": None}
+    import tokenizers_vq._torchvision  # noqa: F401  (before diffusers, which imports torchvision)
+
     try:
         from diffusers import VQModel
-
-        import tokenizers_vq._torchvision  # noqa: F401  (before diffusers, which imports torchvision)
     except ImportError:
         return report
     model, given = VQModel.from_pretrained(folder, local_files_only=True), examples(tokenizer)

@@ -12,7 +12,7 @@ import torch
 from pydantic import Discriminator, Field, Tag
 from torch import nn
 
-from tokenizers_vq.config import Config, ConfigError
+from tokenizers_vq.config import ConfigError
 from tokenizers_vq.devices import without_memory
 from tokenizers_vq.quantizers.base import Quantizer, QuantizerFields, Remedy
 from tokenizers_vq.quantizers.bsq import BsqQuantizerConfig
@@ -34,6 +34,10 @@ Book = Annotated[
     Field(discriminator="kind"),
 ]
 """a quantizer of one code at a position; a new one is imported and named here"""
+
+
+MOST = 256
+"""most levels or groups"""
 
 
 def _number(value: Any) -> str:
@@ -60,9 +64,6 @@ _MOVED = (
 """fields that stood beside the others before there were books"""
 
 
-_MOST_BOOKS = 256
-
-
 class BooksConfig(QuantizerFields):
     """Base of the configs of quantizers that hold books."""
 
@@ -70,7 +71,7 @@ class BooksConfig(QuantizerFields):
     """quantizer of each level (group, scale), or a list with one for each; any kind of one code at a position"""
 
     def _count(self) -> tuple[int, str]:
-        """How many books there are, and what they are called."""
+        """How many books there are, and what they are called; the field that says it is bounded by `MOST`."""
         raise NotImplementedError
 
     @property
@@ -123,28 +124,31 @@ class BooksConfig(QuantizerFields):
 def move_into_book(data: Any, count: int, what: str, defaults: Mapping[str, Any], through_norm: bool = True) -> Any:
     """A config's data with the fields of before there were books in `book`; where there is none, `defaults` beside.
 
-    Fields that stand beside a `book` go before its own. `through_norm`: the cosine form's estimator of before. Raises
-    `ConfigError` where `num_codes` lists another number.
+    Fields that stand beside a `book` go before its own, but not before those of one without a kind, which says no more
+    than what differs. `through_norm`: the cosine form's estimator of before. Raises `ConfigError` where `num_codes`
+    lists another number.
     """
     if not isinstance(data, Mapping):
         return data
     moved = {name: data[name] for name in _MOVED if name in data}
-    if "book" in data and not moved:
+    given, differing = data.get("book", {}), {}
+    if isinstance(given, Mapping) and "kind" not in given:
+        given, differing = {"kind": "vector", **defaults}, given
+    elif not moved:
         return data
     if moved.get("distance") == "cosine" and not through_norm:
         moved["gradient_through_norm"] = False
-    given = data.get("book", {"kind": "vector", **defaults})
-    if any(not isinstance(book, (Mapping, Config)) for book in (given if _number(given) == "several" else (given,))):
-        return data  # as the field's own check says
-    count = min(count, _MOST_BOOKS)
     sizes = moved.pop("num_codes") if _number(moved.get("num_codes")) == "several" else None
+    if sizes is not None and len(sizes) != count:
+        raise ConfigError(("num_codes",), f"{len(sizes)} numbers for {count} {what}")
     several = sizes is not None or _number(given) == "several"
-    books = list(given) if _number(given) == "several" else [given] * (count if several else 1)
-    if sizes is not None and len(sizes) != len(books):
-        raise ConfigError(("num_codes",), f"{len(sizes)} numbers for {len(books)} {what}")
-    joined = [{**dict(book), **moved} for book in books]
-    for book, size in zip(joined, sizes or (), strict=False):
-        book["num_codes"] = size
+    books = list(given) if _number(given) == "several" else [given] * (1 if sizes is None else count)
+    if not all(isinstance(book, (Mapping, QuantizerFields)) for book in books):
+        return data
+    each = [{}] * len(books) if sizes is None else [{"num_codes": size} for size in sizes]
+    if len(each) != len(books):
+        return data
+    joined = [{**dict(book), **moved, **own, **differing} for book, own in zip(books, each, strict=True)]
     rest = {name: value for name, value in data.items() if name not in _MOVED}
     return {**rest, "book": tuple(joined) if several else joined[0]}
 

@@ -15,10 +15,11 @@ from typing_extensions import Self
 from tokenizers_vq.codes import CodeLayout, Codes, Quantized
 from tokenizers_vq.config import Blocks, ConfigError
 from tokenizers_vq.quantizers.base import Quantizer, as_stored, check_features, straight_through
-from tokenizers_vq.quantizers.books import BooksConfig, mean_losses, move_into_book, moved_back, quantizers_in
+from tokenizers_vq.quantizers.books import MOST, BooksConfig, mean_losses, move_into_book, moved_back, quantizers_in
 from tokenizers_vq.quantizers.statistics import joined_stats
 
 Side = Annotated[int, Field(ge=1, le=4096)]
+Scales = Annotated[tuple[Side | tuple[Side, Side], ...], Field(min_length=1, max_length=MOST)]
 _OLDER = {"num_codes": 4096, "dim": 32}
 """fields of the one codebook, where a config of before there were books left them out"""
 
@@ -27,9 +28,7 @@ class MultiscaleQuantizerConfig(BooksConfig):
     """A grid of codes at every scale, all of one book, or of one each."""
 
     kind: Literal["multiscale"] = "multiscale"
-    scales: tuple[Side | tuple[Side, Side], ...] = Field(
-        default=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16), min_length=1, max_length=256
-    )
+    scales: Scales = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     """grids, coarse first: a side, or height and width; the last one is the grid of the features"""
     phis: Blocks = 4
     """convolutions behind the upsampling, spread over the scales; 0 = none, the number of scales = one each"""

@@ -13,7 +13,7 @@ from typing_extensions import Self
 from tokenizers_vq.codes import CodeLayout, Quantized
 from tokenizers_vq.config import ConfigError
 from tokenizers_vq.quantizers.base import Quantizer, join_levels, split_levels
-from tokenizers_vq.quantizers.books import BooksConfig, mean_losses, move_into_book, moved_back, quantizers_in
+from tokenizers_vq.quantizers.books import MOST, BooksConfig, mean_losses, move_into_book, moved_back, quantizers_in
 from tokenizers_vq.quantizers.statistics import joined_stats
 
 
@@ -21,18 +21,19 @@ class ProductQuantizerConfig(BooksConfig):
     """Several codes at every position, one for each group of channels."""
 
     kind: Literal["product"] = "product"
-    groups: int = Field(default=2, ge=1, le=256)
+    groups: int = Field(default=2, ge=1, le=MOST)
     """groups of channels, as wide as their books, and codes at one position"""
 
     @model_validator(mode="before")
     @classmethod
     def _older(cls, data: Any) -> Any:
-        groups = data.get("groups", 2) if isinstance(data, Mapping) else None
-        if not isinstance(groups, int) or groups < 1:
+        if not isinstance(data, Mapping):
             return data
+        given = data.get("groups", 2)
+        groups = given if isinstance(given, int) and given >= 1 else 1
         dim = data.get("dim", None if "book" in data else 256)
         if isinstance(dim, int):  # of all groups together
-            if dim % groups:
+            if dim % groups or dim < groups:
                 raise ConfigError(("groups",), f"{groups} groups do not divide the width {dim}")
             data = {**data, "dim": dim // groups}
         return move_into_book(data, groups, "groups", {})

@@ -20,7 +20,7 @@ from tokenizers_vq.quantizers.base import (
     split_levels,
     straight_through,
 )
-from tokenizers_vq.quantizers.books import BooksConfig, mean_losses, move_into_book, moved_back, quantizers_in
+from tokenizers_vq.quantizers.books import MOST, BooksConfig, mean_losses, move_into_book, moved_back, quantizers_in
 from tokenizers_vq.quantizers.statistics import joined_stats
 
 
@@ -28,7 +28,7 @@ class ResidualQuantizerConfig(BooksConfig):
     """Several codes at every position, coarse to fine, whose vectors add up."""
 
     kind: Literal["residual"] = "residual"
-    levels: int = Field(default=4, ge=1, le=256)
+    levels: int = Field(default=4, ge=1, le=MOST)
     """codes at one position"""
     shared: bool = False
     """one book for all levels (RQ-VAE); each level is then an update of it"""
@@ -161,19 +161,23 @@ class ResidualQuantizer(Quantizer):
 
     def _scaled(self, residual: Tensor, number: int) -> Tensor:
         """What level `number` (0 = first) is given of the residual."""
-        scale, centre = self._range(number, residual)
-        return residual if scale is None else residual / scale + centre
+        if (found := self._range(number, residual)) is None:
+            return residual
+        scale, centre = found
+        return residual / scale + centre
 
     def _unscaled(self, vectors: Tensor, number: int) -> Tensor:
         """A level's vectors as they are added, float32."""
-        scale, centre = self._range(number, vectors)
-        return vectors.float() if scale is None else (vectors.float() - centre) * scale
+        if (found := self._range(number, vectors)) is None:
+            return vectors.float()
+        scale, centre = found
+        return (vectors.float() - centre) * scale
 
-    def _range(self, number: int, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _range(self, number: int, like: Tensor) -> tuple[Tensor, Tensor] | None:
         """Scale and centre of a level, broadcast over `(B, D, *grid)`; None for a level whose book has its own size."""
         before, level = self.levels[:number], self.levels[number]
         if not number or all(book.finer == 1.0 for book in before):
-            return None, None
+            return None
         shape = (-1,) + (1,) * (like.ndim - 2)
         scale = torch.ones(self.dim, device=like.device)
         for book in before:

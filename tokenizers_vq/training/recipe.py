@@ -144,9 +144,20 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             hint = "; did you mean the model? `tvq recipes` lists recipes" if str(name) in list_models() else ""
             raise ValueError(f"no recipe '{name}'{nearest(str(name), list_recipes()) or hint}")
     data = read_recipe(path, RECIPES)
+    written = dict(override.partition("=")[::2] for override in overrides if _is_path(override))
+    overrides = [override for override in overrides if not _is_path(override)]
     first = [override for override in overrides if override.partition("=")[0] in ("model", "data")]
     rest = [override for override in overrides if override not in first]
-    return parse(Recipe, apply_overrides(_expand(apply_overrides(data, first)), rest), f"recipe {name}")
+    fields = _expand({**apply_overrides(data, first), **({"data": written["data"]} if "data" in written else {})})
+    if "data.path" in written:
+        fields["data"] = {**(fields.get("data") or {}), "path": written["data.path"]}
+    return parse(Recipe, apply_overrides(fields, rest), f"recipe {name}")
+
+
+def _is_path(override: str) -> bool:
+    """Whether an override is a path, taken as it is written: as YAML `2012` is a number, `a #1` ends at the blank."""
+    key, _, text = override.partition("=")
+    return bool(text) and (key == "data.path" or (key == "data" and not text.lstrip().startswith("{")))
 
 
 def read_recipe(path: Path, shipped: Path) -> dict[str, Any]:

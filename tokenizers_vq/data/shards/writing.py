@@ -301,6 +301,9 @@ def _complete(out: Path, info: CodesInfo, alone: bool) -> CodesInfo:
             if alone:
                 raise
             return info  # another process is at it
+    if broken and not images:
+        name, reason = next(iter(broken.items()))
+        raise ValueError(f"{out}: none of {len(broken)} images could be read; the first, {name}: {reason}")
     whole = info.replace(images=images, broken=broken)
     if read_info(out) != whole:
         write_info(out, whole)
