@@ -190,7 +190,7 @@ def penalised(device: str, dtype: torch.dtype | None) -> dict[str, Tensor]:
     torch.manual_seed(5)
     discriminator = StyleGAN2(3, (32, 64), width=1 / 16).to(device)
     images = torch.rand(8, 3, 32, 64, generator=torch.Generator().manual_seed(1)).to(device)
-    record = Record(images, images.clone(), lambda x: x, discriminator=discriminator)
+    record = Record(images, images.clone(), discriminator=discriminator)
     with torch.autocast(device, torch.bfloat16, enabled=dtype is not None):
         judged = discriminator(images)
         penalty = R1()(record, discriminator, judged, judged)

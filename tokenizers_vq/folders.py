@@ -133,7 +133,8 @@ def find(name: str | Path, weights: Path, what: str, **options: Any) -> Path:
         return weights / text
     if Path(name).is_dir():
         raise FileNotFoundError(f"{name} holds no {CONFIG}, neither itself nor in model/: it is no saved {what}")
-    if text.count("/") == 1 and not text.startswith((".", "/", "~")):
+    mistyped = Path(name).parent.is_dir()  # of owner/name too: a folder of that owner lies here
+    if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not mistyped:
         return download(text, **options)
     raise FileNotFoundError(
         f"no folder, shipped {what} or Hub repository (owner/name) called '{text}'{nearest(text, shipped(weights))}"

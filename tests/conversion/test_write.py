@@ -73,6 +73,7 @@ def test_the_discriminator_is_filled_where_its_config_agrees(checkpoint: Path, t
     assert saved.fill(other, folder) == "layers is 2, here 3"
     assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
     assert "channels is 3, here 1" in str(saved.fill(PatchGANConfig(width=8, layers=2).build(1), folder))
+    assert saved.fill(PatchGANConfig(width=8, layers=2).build(3, (64, 96)), folder) is None, "it takes any size"
 
 
 def test_only_an_earlier_conversion_is_replaced_and_a_failure_leaves_it(checkpoint: Path, tmp_path: Path) -> None:

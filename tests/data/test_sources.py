@@ -148,7 +148,8 @@ def test_limit_is_spread_over_the_classes(pictures: Path) -> None:
 )
 def test_a_missing_path_is_one_line(path: str) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"no data at .*; give an existing folder, file or glob, a Hub name, or skimage"
+        FileNotFoundError,
+        match=r"no data at .*; give an existing folder, file or glob, owner/name of the Hub, or skimage",
     ) as e:
         _open(path)
     assert "\n" not in str(e.value) and path in str(e.value)

@@ -117,7 +117,7 @@ def test_backbone_features_are_averaged_over_positions() -> None:
 def test_feature_distance_orders_distortions() -> None:
     from PIL import Image
 
-    from tokenizers_vq.losses.backbones import Backbone
+    from tokenizers_vq.networks.backbones import Backbone
 
     files = sorted(shared("data/photos-256").glob("*.jpg"))[:12]
     images = torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files])

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.conftest import shared
-from tokenizers_vq.discriminators.patchgan import PatchGAN
-from tokenizers_vq.judgement import Discriminator, Judgement
+from tokenizers_vq.discriminators.base import Discriminator, Judgement
+from tokenizers_vq.discriminators.patchgan import PatchGAN, PatchGANConfig
 from tokenizers_vq.losses.objectives import Hinge, NonSaturating, Objective, adaptive_weight
 from tokenizers_vq.losses.perceptual import Lpips, LpipsNetwork
 from tokenizers_vq.losses.record import Record
@@ -99,7 +99,9 @@ def test_objective(name: str, objective: Objective, side: str, scale: float, log
     case = Case(f"adversarial-losses/{logits}")
     real, fake = (case.io[f"logits_{which}"].requires_grad_() for which in ("real", "fake"))
     judgements = [Judgement([tensor], [], {}) for tensor in (real, fake)]
-    loss = objective.discriminator(*judgements) if side == "d" else objective.generator(judgements[1])
+    record = Record(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))
+    record.real, record.fake = judgements
+    loss = objective.discriminator(*judgements) if side == "d" else objective.generator(record)
     (scale * loss).backward()
     case.equal(name, scale * loss)
     for which, tensor in (("real", real), ("fake", fake)):
@@ -124,10 +126,10 @@ def test_adaptive_weight(name: str) -> None:
     output = decoder(io["latents"])
     case.equal("reconstructions", output)
 
-    record = Record(io["target"], output, lambda x: x, discriminator=discriminator)
+    record = Record(io["target"], output, discriminator=discriminator)
     nll = (record.images - record.reconstructions).abs().mean()
     # taming's generator loss is the hinge's whatever `disc_loss` says.
-    g_loss = Hinge().generator(record.fake)
+    g_loss = Hinge().generator(record)
     case.equal("nll_loss", nll)
     case.equal("g_loss", g_loss)
     at_output = [torch.autograd.grad(loss, record.output, retain_graph=True)[0] for loss in (nll, g_loss)]
@@ -154,7 +156,7 @@ def test_adaptive_weight(name: str) -> None:
 
 class Critic(Discriminator):
     def __init__(self, channels: int, features: int) -> None:
-        super().__init__()
+        super().__init__(PatchGANConfig(), channels, (16, 16))
         convs = (nn.Conv2d(channels, 6, 3, 2, 1), nn.Tanh(), nn.Conv2d(6, 12, 3, 2, 1), nn.Tanh())
         self.network = nn.Sequential(*convs, nn.Flatten(), nn.Linear(features, 1))
 
@@ -171,7 +173,7 @@ def test_r1(name: str) -> None:
     with torch.no_grad():
         judgement = critic(real)
     case.equal("critic_real", judgement.logits[0])
-    record = Record(real, torch.zeros_like(real), lambda x: x, discriminator=critic)
+    record = Record(real, torch.zeros_like(real), discriminator=critic)
     penalty = 2 * R1()(record, critic, judgement, judgement)  # recorded without the 1/2 of gamma / 2
     penalty.backward()
     case.equal("r1", penalty)
@@ -190,7 +192,7 @@ def test_lecam(name: str) -> None:
     for real, fake in zip(case.io["logits_real"], case.io["logits_fake"], strict=True):
         real.requires_grad_()
         judgements = Judgement([real], [], {}), Judgement([fake], [], {})
-        record = Record(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), lambda x: x)
+        record = Record(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))
         value, hinge = weight * lecam(record, nothing, *judgements), Hinge().discriminator(*judgements)
         (gradient,) = torch.autograd.grad(value, real, allow_unused=True)
         lecam.after_step(nothing)
@@ -218,7 +220,7 @@ def test_lpips_squeeze() -> None:
 def test_lpips_term_is_the_mean_over_the_batch() -> None:
     case = Case("lpips-squeeze/photos-64")
     term = Lpips(net="squeeze", trunk=str(shared("data/backbones/squeezenet1_1_fp16.pth")))
-    record = Record(case.io["input"], case.io["input_other"], lambda x: x)
+    record = Record(case.io["input"], case.io["input_other"])
     loss = term(record)
     case.equal("lpips", loss.detach(), case.io["lpips"].mean())
     (gradient,) = torch.autograd.grad(loss, record.output)

@@ -61,7 +61,7 @@ def test_judgement(case: Case, discriminator: StyleGAN2) -> None:
 
 def test_r1(case: Case, discriminator: StyleGAN2) -> None:
     images = case.io["input"]
-    record = Record(images, torch.zeros_like(images), lambda x: x, discriminator=discriminator)
+    record = Record(images, torch.zeros_like(images), discriminator=discriminator)
     penalty = 2 * R1()(record, discriminator, record.real, record.real)  # recorded without the 1/2 of gamma / 2
     penalty.backward()
     case.equal("r1", penalty)

@@ -1,4 +1,7 @@
-"""`python -m tests.laws.table`: every quantizer x every law, as Markdown; exits 1 where one failed or was not tried."""
+"""`python -m tests.laws.table [quantizers | terms ...]`: every part x every law, as Markdown.
+
+Exits 1 where a law failed or was not tried.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.laws.quantizers import CASES, LAWS
+from tests.laws import adversaries, priors, quantizers, terms
+from tests.laws.law import Role
+
+ROLES = {
+    "quantizers": Role("quantizer", quantizers.CASES, quantizers.LAWS, "test_quantizers.py"),
+    "discriminators": adversaries.DISCRIMINATORS,
+    "objectives": adversaries.OBJECTIVES,
+    "regularisers": adversaries.REGULARISERS,
+    "terms": terms.TERMS,
+    "priors": priors.PRIORS,
+}
 
 
 class Recorder:
@@ -28,14 +41,14 @@ class Recorder:
             self.outcomes[self.laws[report.nodeid]].add(report.outcome)
 
 
-def table(outcomes: dict[tuple[str, str], set[str]]) -> tuple[str, bool]:
+def table(role: Role, outcomes: dict[tuple[str, str], set[str]]) -> tuple[str, bool]:
     """The Markdown, and whether every law passed or has its reason."""
-    lines = [f"| quantizer | {' | '.join(LAWS)} |", f"| --- |{' --- |' * len(LAWS)}"]
+    lines = [f"| {role.noun} | {' | '.join(role.laws)} |", f"| --- |{' --- |' * len(role.laws)}"]
     reasons: dict[str, int] = {}
     good = True
-    for case in CASES:
+    for case in role.cases:
         cells = []
-        for law in LAWS:
+        for law in role.laws:
             seen = outcomes.get((case.name, law), set())
             if law in case.exempt and seen <= {"skipped"}:
                 cells.append(f"n.a. [{reasons.setdefault(case.exempt[law], len(reasons) + 1)}]")
@@ -44,15 +57,21 @@ def table(outcomes: dict[tuple[str, str], set[str]]) -> tuple[str, bool]:
                 cells.append("passed" if seen == {"passed"} else "**failed**" if "failed" in seen else "**not tried**")
         lines.append(f"| {case.name} | {' | '.join(cells)} |")
     notes = [f"{number}. {reason}" for reason, number in reasons.items()]
-    laws = [f"- *{law}*: {title}" for law, title in LAWS.items()]
-    return "\n".join([*lines, "", "Not applicable:", "", *notes, "", "Laws:", "", *laws]), good
+    laws = [f"- *{law}*: {title}" for law, title in role.laws.items()]
+    return "\n".join([*lines, *(["", "Not applicable:", "", *notes] if notes else []), "", "Laws:", "", *laws]), good
 
 
 def main() -> int:
-    recorder = Recorder()
-    pytest.main([str(Path(__file__).with_name("test_quantizers.py")), "--no-summary", "-q"], plugins=[recorder])
-    text, good = table(recorder.outcomes)
-    print(f"\n{text}")
+    good, recorders = True, {}
+    for name in sys.argv[1:] or ROLES:
+        role = ROLES[name]
+        if role.tests not in recorders:
+            recorders[role.tests] = Recorder()
+            path = Path(__file__).with_name(role.tests)
+            pytest.main([str(path), "--no-summary", "-q"], plugins=[recorders[role.tests]])
+        text, passed = table(role, recorders[role.tests].outcomes)
+        print(f"\n{text}\n")
+        good &= passed
     return 0 if good else 1
 
 

@@ -44,7 +44,7 @@ def test_values_and_gradients_are_the_recorded_ones(name: str) -> None:
     case.equal("nll", nll)
     (gradient,) = torch.autograd.grad((nll * case.io["upstream"]).sum(), output)
     case.equal("nll_grad", gradient)
-    record = Record(images, output, model.render, to_pixels=model.to_pixels)
+    record = Record(images, output, tokenizer=model)
     loss = LogitLaplace()(record)
     case.equal("mean_nll", loss)
     (gradient,) = torch.autograd.grad(loss, record.output)
@@ -63,7 +63,7 @@ def test_decode_gives_the_median_and_only_the_image_is_clamped() -> None:
 
 def test_in_half_precision_the_likelihood_is_float32() -> None:
     images = torch.rand(1, 3, 4, 4) * 2 - 1
-    record = Record(images, torch.zeros(1, 6, 4, 4).bfloat16(), lambda x: x, to_pixels=tokenizer().to_pixels)
+    record = Record(images, torch.zeros(1, 6, 4, 4).bfloat16(), tokenizer=tokenizer())
     with torch.autocast("cpu", torch.bfloat16):
         assert LogitLaplace()(record).dtype == torch.float32
 
@@ -83,7 +83,7 @@ def test_it_combines_with_other_terms() -> None:
     assert out.output.shape == (2, 6, 16, 16) and out.images.shape == images.shape
     losses = 'losses=[{"kind": "l1"}, {"kind": "l2"}, {"kind": "logit_laplace", "weight": 0.1}]'
     terms = [config.build() for config in load_recipe("vqvae-tiny-64", [*MODEL, *LOGIT, losses]).losses]
-    record = Record(images, out.output, model.render, to_pixels=model.to_pixels)
+    record = Record(images, out.output, tokenizer=model)
     total = sum(term.weight * term(record) for term in terms)
     (gradient,) = torch.autograd.grad(total, record.output)
     assert (gradient[:, :3] != 0).any() and (gradient[:, 3:] != 0).any()

@@ -36,7 +36,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def record(output: torch.Tensor) -> Record:
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return Record(images, output, lambda x: x)
+    return Record(images, output)
 
 
 def test_it_is_the_cross_entropy_of_the_output_against_the_proxys_codes(proxy: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every term: finite at perfect reconstruction, float32 under autocast, any channel count it can take."""
+"""Perceptual terms beyond law 14 (tests/laws): channel counts, weights of elsewhere, what is said without them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from tests.conftest import shared
 from tokenizers_vq.config import Config, ConfigError
 from tokenizers_vq.losses import TermConfig, perceptual
 from tokenizers_vq.losses.objectives import adaptive_weight
-from tokenizers_vq.losses.perceptual import Lpips, LpipsNetwork, Perceptual, PerceptualConfig, find_trunk, unit
+from tokenizers_vq.losses.perceptual import LpipsNetwork, Perceptual, PerceptualConfig, find_trunk, unit
 from tokenizers_vq.losses.record import Record
-from tokenizers_vq.losses.terms import L1, L2, Term
-
-KINDS = ("l1", "l2", "lpips", "perceptual")
+from tokenizers_vq.losses.terms import Term
 
 
 def make(kind: str, **fields: Any) -> Term:
@@ -30,18 +28,7 @@ def pair(channels: int = 3, size: int = 64) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def record_of(images: torch.Tensor, output: torch.Tensor) -> Record:
-    return Record(images, output, lambda x: x)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("constant", [False, True])
-def test_perfect_reconstruction_has_zero_loss_and_finite_gradient(kind: str, constant: bool) -> None:
-    images = torch.full((2, 3, 64, 64), -1.0) if constant else pair()[0]
-    record = record_of(images, images.clone())
-    loss = make(kind)(record)
-    assert loss.item() == 0
-    (gradient,) = torch.autograd.grad(loss, record.output)
-    assert gradient.eq(0).all()
+    return Record(images, output)
 
 
 def test_unit_vectors_have_a_finite_gradient_at_zero() -> None:
@@ -49,32 +36,6 @@ def test_unit_vectors_have_a_finite_gradient_at_zero() -> None:
     for eps in (1e-20, 1e-6):
         (gradient,) = torch.autograd.grad(unit(features, eps).sum(), features)
         assert gradient.isfinite().all()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_step_along_the_gradient_lowers_the_loss(kind: str) -> None:
-    term, (images, output) = make(kind), pair()
-    record = record_of(images, output)
-    loss = term(record)
-    (gradient,) = torch.autograd.grad(loss, record.output)
-    moved = output - 0.01 * gradient / gradient.square().mean().sqrt()
-    assert term(record_of(images, moved)) < loss
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_reductions_are_float32_under_autocast(kind: str) -> None:
-    term, (images, output) = make(kind), pair()
-    exact = term(record_of(images, output))
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = term(record_of(images, output))
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(exact.item(), rel=0.03 if kind in ("lpips", "perceptual") else 1e-6)
-
-
-def test_pixel_terms() -> None:
-    images, output = pair()
-    assert L1()(record_of(images, output)) == torch.nn.functional.l1_loss(output, images)
-    assert L2()(record_of(images, output)) == torch.nn.functional.mse_loss(output, images)
 
 
 @pytest.mark.parametrize("kind", ["lpips", "perceptual"])
@@ -95,17 +56,6 @@ def test_other_channel_counts_are_refused_or_averaged_over_triples(kind: str) ->
     assert both.item() == pytest.approx(sum(loss.item() for loss in each) / 2, rel=1e-5)
     with pytest.raises(ValueError, match="`bands` names channel 7, images have channels 0 to 4"):
         make(kind, bands=[[0, 1, 7]])(record_of(images, output))
-
-
-def test_features_of_the_images_are_computed_once_a_step() -> None:
-    trunk = str(shared("data/backbones/squeezenet1_1_fp16.pth"))
-    terms = [Lpips(net="squeeze", trunk=trunk), Lpips(net="squeeze", trunk=trunk, weight=0.5)]
-    passes = []
-    for term in terms:
-        term.network.trunk.slice1.register_forward_hook(lambda *_: passes.append(1))
-    record = record_of(*pair())
-    assert terms[0](record) == terms[1](record)
-    assert len(passes) == 3
 
 
 @pytest.mark.parametrize("kind", ["lpips", "perceptual"])

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from torch import Tensor
 
+from tokenizers_vq.discriminators.base import Judgement
+from tokenizers_vq.losses.objectives import Objective
+from tokenizers_vq.losses.record import Record
 from tokenizers_vq.training.health import Finding, diagnose, looks_at_usage, summary, usage_warning
 from tokenizers_vq.training.recipe import Recipe, load_recipe
 
@@ -195,3 +199,31 @@ def test_usage_is_looked_at_seldom_and_said_plainly() -> None:
     (said,) = usage_warning(recipe("model.quantizer={kind: vector, num_codes: 8192, dim: 256}"), 256, 0.03)
     assert said.startswith("step 256: only 3% of the codes") and "model.quantizer.revive_after=100" in said
     assert usage_warning(recipe(), 256, 0.6) == usage_warning(recipe("warn_usage=0.0"), 256, 0.0) == []
+
+
+class Gap(Objective):
+    """Wasserstein's: the discriminator's loss is the gap itself, with no least value."""
+
+    kind: Literal["gap"] = "gap"
+
+    @property
+    def chance(self) -> float:
+        return 0.0
+
+    def generator(self, record: Record) -> Tensor:
+        return -record.fake.logits[0].mean()
+
+    def discriminator(self, real: Judgement, fake: Judgement) -> Tensor:
+        return fake.logits[0].mean() - real.logits[0].mean()
+
+
+def test_the_doctor_knows_an_objective_by_its_chance_alone() -> None:
+    given = recipe()
+    assert given.adversary is not None
+    adversary = given.adversary.model_copy(update={"objective": Gap()})
+    asked = given.model_copy(update={"adversary": adversary})
+    far = {"discriminator": -6.0, "adversary__logits_real": 3.0, "adversary__logits_fake": -3.0}
+    assert diagnose(asked, log(**far)) == [], "a critic is meant to be ahead"
+    near = {"discriminator": -0.01, "adversary__logits_real": 0.01, "adversary__logits_fake": 0.0}
+    finding = only(diagnose(asked, log(**near)))
+    assert finding.what == "the discriminator is at chance" and "(0 = chance)" in finding.evidence

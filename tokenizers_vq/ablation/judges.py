@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 import torch
 
 from tokenizers_vq.config import ConfigError, nearest
-from tokenizers_vq.losses.backbones import is_packaged
 from tokenizers_vq.losses.perceptual import LpipsConfig, LpipsNetwork, PerceptualConfig, find_trunk
+from tokenizers_vq.networks.backbones import is_packaged
 from tokenizers_vq.training.recipe import Recipe
 
 NETS = {"alex": "alexnet", "vgg": "vgg", "squeeze": "squeezenet"}
@@ -68,7 +68,7 @@ def default_judges() -> tuple[Judge, ...]:
 
 def available(judges: tuple[Judge, ...], size: tuple[int, int]) -> tuple[tuple[Judge, ...], dict[str, str]]:
     """Those that can judge images of `size`, and why the others cannot: asked once, before hours of training."""
-    from tokenizers_vq.losses.backbones import Backbone
+    from tokenizers_vq.networks.backbones import Backbone
 
     found, missing = [], {}
     for judge in judges:

@@ -137,10 +137,12 @@ def _weights_at_hand(rows: Sequence[Row]) -> None:
     """Make every loss once: one whose weights are out of reach stops the command now, not after hours."""
     made = []
     for row in rows:
+        with torch.device("meta"):
+            tokenizer = row.recipe.model.build()
         for term in row.recipe.losses:
             if term not in made:
                 try:
-                    term.build()
+                    term.build(tokenizer)
                 except (ValueError, FileNotFoundError) as error:
                     raise ValueError(f"rows.{row.name}: {error}") from None
                 made.append(term)

@@ -274,7 +274,6 @@ def count_parameters(recipe: Recipe) -> Parameters:
             discriminator = recipe.adversary.discriminator.build(
                 channels=recipe.model.channels, image_size=recipe.model.size
             )
-            discriminator.check(*recipe.model.size)
     codebook = 0
     for quantizer in tokenizer.quantizers:  # a codebook of moving averages is a buffer
         unread = getattr(quantizer, "training_state", ())

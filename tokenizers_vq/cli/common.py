@@ -31,7 +31,8 @@ MaxPixels = Annotated[
     int | None,
     typer.Option(help="larger images are skipped; a pixel costs 12 bytes a loader; unset: 89,478,485 (1 GiB)"),
 ]
-LabelColumn = Annotated[str | None, typer.Option(help="column of the classes")]
+LabelColumn = Annotated[str | None, typer.Option(help="column of the classes; none: no classes")]
+CaptionColumn = Annotated[str | None, typer.Option(help="column of the captions; none: no captions")]
 Streaming = Annotated[bool, typer.Option("--streaming", help="read without storing or indexing the data")]
 Workers = Annotated[int, typer.Option(help="threads that load ahead")]
 Limit = Annotated[int | None, typer.Option(help="use this many images, evenly spread")]
@@ -120,12 +121,14 @@ def choose_data(data: str | None, model: str, **options: Any) -> DataConfig:
     """
     from tokenizers_vq.config import parse, read_yaml
     from tokenizers_vq.data import DataConfig
+    from tokenizers_vq.data.columns import NONE
     from tokenizers_vq.data.sources import open_source
     from tokenizers_vq.data.splits import NoSplitError
     from tokenizers_vq.folders import local, read_config
 
+    unread: dict[str, Any] = {"label_column": NONE, "caption_column": NONE}  # nothing that is measured asks for them
     if data is not None:
-        return DataConfig(path=data, **options)
+        return DataConfig(path=data, **unread, **options)
     recipe, folder = Path(model) / "recipe.yaml", local(model)
     if folder is not None:
         read_config(folder)  # of a prior's run, whose recipe is another, it says so
@@ -133,7 +136,7 @@ def choose_data(data: str | None, model: str, **options: Any) -> DataConfig:
         raise ValueError(f"{model} is no run that would know its data: give --data PATH")
     known = parse(DataConfig, read_yaml(recipe).get("data") or {}, str(recipe))
     given = {name: value for name, value in options.items() if value not in (None, False)}
-    known = known.replace(**{"limit": None, "split": None, **given})
+    known = known.replace(**{"limit": None, "split": None, **unread, **given})
     if known.split is not None:
         return known
     for split in ("test", "validation"):

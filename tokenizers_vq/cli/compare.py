@@ -17,7 +17,7 @@ def compare(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL...", help="runs, saved folders, shipped names or owner/name")
     ],
-    data: Annotated[str, typer.Option(help="folder of images, parquet or webdataset files, or a Hub name")],
+    data: Annotated[str, typer.Option(help="folder of images, parquet or webdataset files, or owner/name of the Hub")],
     out: Annotated[Path, typer.Option(help="folder for compare.html, compare.json, table.md and the plot")],
     size: Annotated[int, typer.Option(min=1, help="side of the images; below 256 the codecs' headers dominate")] = 256,
     codecs: Annotated[str, typer.Option(metavar="NAME,...|none", help="image codecs")] = "jpeg,webp,avif",

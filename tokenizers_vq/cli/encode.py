@@ -16,7 +16,9 @@ from tokenizers_vq.cli import common
 
 def encode(
     model: common.Model,
-    data: Annotated[str, typer.Argument(help="folder of images, parquet or webdataset files, or a Hub name")],
+    data: Annotated[
+        str, typer.Argument(help="folder of images, parquet or webdataset files, or owner/name of the Hub")
+    ],
     out: Annotated[Path, typer.Option(help="folder for the shards; one that is there goes on")],
     shards: Annotated[int | None, typer.Option(min=1, help="number of files; unset: one for 8,192 images")] = None,
     views: Annotated[
@@ -31,6 +33,7 @@ def encode(
     range: common.Range = None,
     max_pixels: common.MaxPixels = None,
     label_column: common.LabelColumn = None,
+    caption_column: common.CaptionColumn = None,
     streaming: common.Streaming = False,
     limit: common.Limit = None,
     workers: common.Workers = 2,
@@ -53,6 +56,7 @@ def encode(
         range=range,
         max_pixels=max_pixels,
         label_column=label_column,
+        caption_column=caption_column,
         streaming=streaming,
         limit=limit,
         workers=workers,

@@ -12,7 +12,7 @@ from tokenizers_vq.cli import common, groups
 
 def reconstruct(
     model: common.Model,
-    data: Annotated[str, typer.Option(help="folder of images, parquet or webdataset files, or a Hub name")],
+    data: Annotated[str, typer.Option(help="folder of images, parquet or webdataset files, or owner/name of the Hub")],
     out: Annotated[Path, typer.Option(help="folder for the pictures and grid.png")],
     count: Annotated[int, typer.Option(min=1, help="images, evenly spread over the data")] = 16,
     batch_size: common.BatchSize = 16,
@@ -31,7 +31,8 @@ def reconstruct(
 
     if reading.limit is not None:
         raise ValueError("--limit: here --count says how many images")
-    config = DataConfig(**{"path": data, **reading._asdict(), "limit": count})
+    unread = {"label_column": "none", "caption_column": "none"}
+    config = DataConfig(**{"path": data, **unread, **reading._asdict(), "limit": count})
     encoder = common.open_encoder(model, *computing)
     batches = evaluation_batches(
         config, image_size=encoder.image_size, channels=encoder.channels, batch_size=batch_size

@@ -53,13 +53,13 @@ def _history(run: Path) -> History | None:
     """The log of a run, and what the doctor says of it; None for a model without one."""
     from tokenizers_vq.config import parse, read_yaml
     from tokenizers_vq.evaluation.curves import History
-    from tokenizers_vq.training.health import CHANCE, diagnose
+    from tokenizers_vq.training.health import diagnose
     from tokenizers_vq.training.recipe import Recipe
     from tokenizers_vq.training.tracking import read_log
 
     if not (run / "recipe.yaml").is_file() or not (run / "log.jsonl").is_file():
         return None
     recipe, lines = parse(Recipe, read_yaml(run / "recipe.yaml"), str(run / "recipe.yaml")), read_log(run / "log.jsonl")
-    chance = None if recipe.adversary is None else CHANCE.get(recipe.adversary.objective.kind)
+    chance = None if recipe.adversary is None else recipe.adversary.objective.chance
     terms = tuple(term.kind for term in recipe.losses)
     return History(run.name, lines, diagnose(recipe, lines) if lines else [], terms, chance)

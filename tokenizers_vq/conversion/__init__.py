@@ -12,7 +12,7 @@ from tokenizers_vq.conversion.checkpoint import read_config
 from tokenizers_vq.conversion.guess import hint
 
 if TYPE_CHECKING:
-    from tokenizers_vq.judgement import Discriminator
+    from tokenizers_vq.discriminators.base import Discriminator
     from tokenizers_vq.tokenizer import Tokenizer
 
 SOURCES: dict[str, str] = {

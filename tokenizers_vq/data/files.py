@@ -64,6 +64,8 @@ class _Walked(NamedTuple):
 
 def readable(name: str) -> str:
     """A file's name as text that every terminal and file takes: what is no printable letter is written as its code."""
+    if name.isprintable():
+        return name
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
@@ -137,15 +139,15 @@ def _listdir(folder: Path) -> list[str]:
 
 
 def missing(text: str) -> FileNotFoundError | None:
-    """The error for a path at which nothing lies, None where `text` may be a name of the Hub."""
+    """The error for a path at which nothing lies, None where `text` may be a name of the Hub, owner/name."""
     path = Path(text)
     written_as_path = path.is_absolute() or text.startswith((".", "~")) or text.endswith("/") or text.count("/") > 1
     inside = "/" in text and path.parent.is_dir()  # of owner/name only the name is wrong
     beside = _listdir(path.parent) if inside or "/" not in text else []
     near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.8)
-    if written_as_path or inside or glob.has_magic(text) or kind_of(path.name) or near:
+    if written_as_path or "/" not in text or inside or glob.has_magic(text) or kind_of(path.name) or near:
         return FileNotFoundError(
-            f"no data at {readable(text)}; give an existing folder, file or glob, a Hub name, or skimage"
+            f"no data at {readable(text)}; give an existing folder, file or glob, owner/name of the Hub, or skimage"
             + (f" - did you mean '{readable(str(path.parent / near[0]))}'?" if near else "")
         )
     return None

@@ -8,8 +8,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from tokenizers_vq.batch import Batch
 from tokenizers_vq.config import Config
-from tokenizers_vq.judgement import Discriminator, Judgement
+from tokenizers_vq.discriminators.base import Discriminator, Judgement, check_channels
 from tokenizers_vq.networks.normalisation import BatchNorm2d
 
 
@@ -25,21 +26,20 @@ class PatchGANConfig(Config):
     """batch norm, spectral norm of every convolution (Miyato et al., arXiv 1802.05957), or none"""
 
     def build(self, channels: int = 3, image_size: tuple[int, int] = (256, 256)) -> PatchGAN:
-        """Convolutional, so the same for every `image_size`."""
-        return PatchGAN(channels, **self.arguments())
+        return PatchGAN(channels, image_size, **self.arguments())
 
 
 class PatchGAN(Discriminator):
     """Images `(B, C, H, W)` -> logits `(B, 1, H / 2^layers - 2, W / 2^layers - 2)`, and the features of each block.
 
-    Raises `ValueError` for images too small to hold a patch.
+    Convolutional: it takes any size that holds a patch, and raises `ValueError` for smaller ones.
     """
 
-    def __init__(self, channels: int = 3, **fields: Any) -> None:
-        super().__init__()
-        config = self.config = PatchGANConfig(**fields)
-        self.channels = channels
+    def __init__(self, channels: int = 3, image_size: tuple[int, int] = (256, 256), **fields: Any) -> None:
+        config = PatchGANConfig(**fields)
+        super().__init__(config, channels, image_size)
         self.smallest = 3 * 2**config.layers
+        self._check_size(*image_size)
         widths = [config.width * min(2**i, 8) for i in range(config.layers + 1)]
         strides = [2] * config.layers + [1]
         self.blocks = nn.Sequential()
@@ -52,7 +52,11 @@ class PatchGAN(Discriminator):
             self.blocks.append(nn.Sequential(*block, nn.LeakyReLU(0.2)))
         self.head = _conv(widths[-1], 1, 1, config.norm, bias=True)
 
-    def check(self, height: int, width: int) -> None:
+    def check(self, batch: Batch) -> None:
+        check_channels(self, batch)
+        self._check_size(*batch.images.shape[-2:])
+
+    def _check_size(self, height: int, width: int) -> None:
         if min(height, width) < self.smallest:
             raise ValueError(
                 f"patchgan needs images of at least {self.smallest}x{self.smallest}, got {height}x{width}: "
@@ -61,7 +65,7 @@ class PatchGAN(Discriminator):
 
     def forward(self, images: Tensor) -> Judgement:
         """Images `(B, C, H, W)` in [-1, 1]."""
-        self.check(*images.shape[-2:])
+        self._check_size(*images.shape[-2:])
         features = []
         for block in self.blocks:
             images = block(images)

@@ -5,23 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tokenizers_vq import folders
-from tokenizers_vq.judgement import Discriminator
+from tokenizers_vq.discriminators.base import Discriminator
 
 FOLDER = "discriminator"
 
 
 def describe(discriminator: Discriminator) -> dict[str, Any]:
-    """Its config, the images' channels, and the size of image that it was built for (None: any)."""
-    config: Any = discriminator.config
-    size = getattr(discriminator, "image_size", None)
+    """Its config, the images' channels, and the size of image that it was built for: all that building it takes."""
     return {
-        "discriminator": config.to_dict(),
+        "discriminator": discriminator.config.to_dict(),
         "channels": discriminator.channels,
-        "image_size": None if size is None else list(size),
+        "image_size": list(discriminator.image_size),
     }
 
 
@@ -33,24 +33,33 @@ def save(discriminator: Discriminator, folder: Path) -> None:
 def fill(discriminator: Discriminator, folder: Path) -> str | None:
     """Load the weights of `folder`; where its config is another, leave all as it is and return what differs.
 
+    Another size of image differs where it makes weights of other shapes.
     Raises one line for a folder that holds no saved discriminator, or a broken one.
     """
     saved, own = _flat(folders.read_config(folder)), _flat(describe(discriminator))
-    different = [
-        f"{name} is {saved.get(name)}, here {own.get(name)}"
+    different = {
+        name: f"{name} is {saved.get(name)}, here {own.get(name)}"
         for name in {**saved, **own}
         if saved.get(name) != own.get(name)
-    ]
+    }
+    size = different.pop("image_size", None)
     if different:
-        return ", ".join(different)
+        return ", ".join(different.values())
     path = folder / folders.WEIGHTS
     try:
-        discriminator.load_state_dict(load_file(path), strict=True)
+        state = load_file(path)
+        if size is not None and _shapes(state) != _shapes(discriminator.state_dict()):
+            return size
+        discriminator.load_state_dict(state, strict=True)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(
             f"{path} does not fit its config.json ({str(error).splitlines()[0]}): write it again"
         ) from None
     return None
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

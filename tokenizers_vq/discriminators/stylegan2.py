@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokenizers_vq.batch import Batch
 from tokenizers_vq.config import Config
-from tokenizers_vq.judgement import Discriminator, Judgement
+from tokenizers_vq.discriminators.base import Discriminator, Judgement
 
 SMALLEST = 8
 
@@ -46,10 +47,9 @@ class StyleGAN2(Discriminator):
     """
 
     def __init__(self, channels: int = 3, image_size: tuple[int, int] = (256, 256), **fields: Any) -> None:
-        super().__init__()
-        config = self.config = StyleGAN2Config(**fields)
-        self.channels = channels
-        self.image_size, self.stddev_group = tuple(image_size), config.stddev_group
+        config = StyleGAN2Config(**fields)
+        super().__init__(config, channels, image_size)
+        self.stddev_group = config.stddev_group
         _check_sides(*image_size)
         short = min(image_size)
         sides = [short >> i for i in range(int(math.log2(short)) - 1)]
@@ -66,16 +66,9 @@ class StyleGAN2(Discriminator):
             EqualisedLinear(last, 1, gain=1.0),
         )
 
-    def check(self, height: int, width: int) -> None:
-        if (height, width) != self.image_size:
-            built = "x".join(map(str, self.image_size))
-            raise ValueError(
-                f"this stylegan2 was built for images of {built}, got {height}x{width}: build it for these"
-            )
-
     def forward(self, images: Tensor) -> Judgement:
         """Images `(B, C, H, W)` in [-1, 1]."""
-        self.check(*images.shape[-2:])
+        self.check(Batch(images))
         # The layout in which depthwise convolutions are fast: twice the speed of the whole on a CPU.
         images = self.stem(images.contiguous(memory_format=torch.channels_last))
         features = []

@@ -89,7 +89,7 @@ def lpips_network(lpips: str | nn.Module, trunk: Path | str | None, channels: in
 
 def lpips_measure(name: str, network: Callable[[Tensor, Tensor], Tensor]) -> Measure:
     """Mean LPIPS; `name` as `lpips_name` gives it."""
-    from tokenizers_vq.losses.backbones import three_channels
+    from tokenizers_vq.networks.backbones import three_channels
 
     def distance(images: Tensor, reconstructions: Tensor) -> Tensor:
         pair = [three_channels(part.float().clamp(-1, 1), None, "LPIPS") for part in (images, reconstructions)]
@@ -101,7 +101,7 @@ def lpips_measure(name: str, network: Callable[[Tensor, Tensor], Tensor]) -> Mea
 
 def backbone_features(backbone: str, layer: str, channels: int, device: torch.device) -> metrics.BackboneFeatures:
     """What the feature distance compares. Raises `ValueError` or `FileNotFoundError` where it cannot be had."""
-    from tokenizers_vq.losses.backbones import Backbone
+    from tokenizers_vq.networks.backbones import Backbone
 
     _needs_colour(channels)
     return metrics.BackboneFeatures(Backbone(backbone), layer).to(device)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizers_vq import distributed
-from tokenizers_vq.losses.backbones import three_channels
+from tokenizers_vq.networks.backbones import three_channels
 
 PSNR_CAP = 100.0
 """dB of an image reproduced exactly, whose PSNR would be infinite"""
@@ -218,7 +218,7 @@ class BackboneFeatures(nn.Module):
 
     `layer`: `head` (what the classifier reads; in EfficientNets after the last convolution and activation), or the
     name of a submodule, such as `blocks.4`. Images are resized to `size` x `size`, bicubic, antialiased.
-    `network` has `layers(images, names) -> dict`, as `losses.backbones.Backbone`.
+    `network` has `layers(images, names) -> dict`, as `networks.backbones.Backbone`.
     Raises `ValueError` for a layer that the backbone does not have.
     """
 

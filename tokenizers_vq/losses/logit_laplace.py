@@ -10,6 +10,7 @@ from torch import Tensor
 from tokenizers_vq.config import Config, Schedule
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.terms import Term
+from tokenizers_vq.tokenizer import Tokenizer
 
 
 def logit_laplace_nll(output: Tensor, pixels: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ class LogitLaplaceConfig(Config):
     weight: Schedule = 1.0
     """weight, or a schedule of it"""
 
-    def build(self) -> LogitLaplace:
+    def build(self, tokenizer: Tokenizer | None = None) -> LogitLaplace:
         return LogitLaplace(**self.arguments())
 
 

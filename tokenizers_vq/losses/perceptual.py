@@ -13,13 +13,15 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Self
 
 from tokenizers_vq.config import Config, ConfigError, Schedule
-from tokenizers_vq.losses.backbones import Backbone, three_channels
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.terms import Term
+from tokenizers_vq.networks.backbones import Backbone, three_channels
+from tokenizers_vq.networks.frozen import Frozen
+from tokenizers_vq.tokenizer import Tokenizer
 
 Net = Literal["alex", "vgg", "squeeze"]
 Channel = Annotated[int, Field(ge=0)]
@@ -47,7 +49,7 @@ class LpipsConfig(Config):
     bands: Bands | None = None
     """triples of channels to average over, for images of other than 1 or 3 channels"""
 
-    def build(self) -> Lpips:
+    def build(self, tokenizer: Tokenizer | None = None) -> Lpips:
         return Lpips(**self.arguments())
 
 
@@ -72,7 +74,7 @@ class Lpips(Term):
         return self.network.features(three_channels(images, self.bands, "lpips"))
 
 
-class LpipsNetwork(nn.Module):
+class LpipsNetwork(Frozen):
     """Trunk and linear heads of LPIPS: frozen, always in eval mode.
 
     Raises `FileNotFoundError` where the trunk's weights are out of reach.
@@ -96,10 +98,6 @@ class LpipsNetwork(nn.Module):
         except (KeyError, RuntimeError):
             raise ValueError(f"{trunk or net}: not the weights of torchvision's {_TORCHVISION[net]}") from None
         self.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> LpipsNetwork:
-        """Stays in eval mode."""
-        return super().train(False)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """`(B, 3, H, W)` in [-1, 1] -> float32 feature maps of unit length along the channels."""
@@ -184,7 +182,7 @@ class PerceptualConfig(Config):
             raise ConfigError(("stage_weights",), f"needs one weight for each of the stages {list(self.stages)}")
         return self
 
-    def build(self) -> Perceptual:
+    def build(self, tokenizer: Tokenizer | None = None) -> Perceptual:
         return Perceptual(**self.arguments())
 
 

@@ -12,6 +12,8 @@ from tokenizers_vq.config import Config, Schedule
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.terms import Term
 from tokenizers_vq.models import load
+from tokenizers_vq.networks.frozen import Frozen
+from tokenizers_vq.tokenizer import Tokenizer
 
 
 class ProxyCodesConfig(Config):
@@ -23,7 +25,7 @@ class ProxyCodesConfig(Config):
     weight: Schedule = 1.0
     """weight, or a schedule of it"""
 
-    def build(self) -> ProxyCodes:
+    def build(self, tokenizer: Tokenizer | None = None) -> ProxyCodes:
         return ProxyCodes(**self.arguments())
 
 
@@ -36,8 +38,8 @@ class ProxyCodes(Term):
         super().__init__()
         config = ProxyCodesConfig(**fields)
         self.weight, self.source = config.weight, config.tokenizer
-        self.target = load(config.tokenizer).requires_grad_(False)
-        layout = self.target.code_layout()
+        self.target = Frozen(load(config.tokenizer))
+        layout = self.target.model.code_layout()
         if len(layout.grids) > 1 or layout.levels > 1 or len(layout.grids[0]) != 2:
             raise ValueError(
                 f"losses.proxy_codes.tokenizer: {config.tokenizer} has no single grid of codes to predict: "
@@ -47,7 +49,7 @@ class ProxyCodes(Term):
 
     def forward(self, record: Record) -> Tensor:
         """Raises `ValueError` where the decoder gives pixels, or logits of other codes or another grid."""
-        codes = self.codes(record.images)
+        codes = record.once(("proxy_codes", self.source), lambda: self.codes(record.images))
         wanted = (self.num_codes, *codes.shape[1:])
         if record.output.shape[1:] != wanted:
             height, width = record.images.shape[-2:]
@@ -61,6 +63,6 @@ class ProxyCodes(Term):
     def codes(self, images: Tensor) -> Tensor:
         """int64 `(B, h, w)`, in float32 whatever the autocast: rounding moves codes."""
         with torch.autocast(images.device.type, enabled=False):
-            codes = self.target.encode(images.float())
+            codes = self.target.model.encode(images.float())
         assert isinstance(codes, Tensor)  # one grid
         return codes

@@ -9,7 +9,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from tokenizers_vq.judgement import Discriminator, Judgement, judge
+from tokenizers_vq.batch import Batch
+from tokenizers_vq.codes import Quantized
+from tokenizers_vq.discriminators.base import Discriminator, Judgement, judge
+from tokenizers_vq.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
@@ -17,47 +20,56 @@ T = TypeVar("T")
 class Record:
     """One micro-batch as the losses see it; lazy and cached.
 
-    Losses meet the tokenizer only at `output`, a detached leaf: their gradient is taken there, once.
+    Losses meet the tokenizer only at two leaves, `output` and `features`: tensors cut from its graph, at which their
+    gradients are taken. Outside a tokenizer a record is made of images and an output alone.
     """
 
     def __init__(
         self,
-        images: Tensor,
+        batch: Batch | Tensor,
         output: Tensor,
-        render: Callable[[Tensor], Tensor],
         *,
-        to_pixels: Callable[[Tensor], Tensor] = lambda images: images,
-        labels: Tensor | None = None,
-        step: int = 0,
-        features: Any = None,
-        quantized: Any = None,
+        features: Tensor | tuple[Tensor, ...] | None = None,
+        quantized: Quantized | None = None,
+        tokenizer: Tokenizer | None = None,
         discriminator: Discriminator | None = None,
+        step: int = 0,
     ) -> None:
-        self.images = images
-        """`(B, C, H, W)` in [-1, 1]"""
-        self.output = output.detach().requires_grad_()
-        """the decoder's raw output, a leaf"""
-        self.labels = labels
-        """`(B,)` int64, where the data has them"""
-        self.step = step
-        """optimizer step, 0 = first"""
-        self.features = features
-        """`(B, D, *grid)` before the quantizer"""
-        self.quantized = quantized
+        self.batch = batch if isinstance(batch, Batch) else Batch(batch)
+        """images, keys, labels, captions"""
+        self.output: Tensor = _cut(output).requires_grad_()
+        """a leaf: the decoder's raw output"""
+        self.features: Any = _each(features, lambda level: _cut(level).requires_grad_())
+        """a leaf: `(B, D, *grid)` before the quantizer, a tuple of several grids (leaves all); None without"""
+        self.quantized = None if quantized is None else Quantized(*_each(tuple(quantized), _cut))
+        """what the quantizer gave, without gradient"""
+        self.tokenizer = tokenizer
+        """the eager one, not its wrapper"""
         self.discriminator = discriminator
         """the eager one, not its wrapper"""
-        self._render, self._to_pixels = render, to_pixels
+        self.step = step
+        """optimizer step, 0 = first"""
         self._shared: dict[Hashable, Any] = {}
+
+    @property
+    def images(self) -> Tensor:
+        """`(B, C, H, W)` in [-1, 1]."""
+        return self.batch.images
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """Where losses are differentiated: `output`, then `features` (of several grids, each) where there are some."""
+        return (self.output, *levels(self.features))
 
     @cached_property
     def reconstructions(self) -> Tensor:
         """`(B, C, H, W)`, in the range of the images but not clamped; differentiable down to `output`."""
-        return self._render(self.output)
+        return self.output if self.tokenizer is None else self.tokenizer.render(self.output)
 
     @cached_property
     def pixels(self) -> Tensor:
         """The images in the range that the networks see."""
-        return self._to_pixels(self.images)
+        return self.images if self.tokenizer is None else self.tokenizer.to_pixels(self.images)
 
     @cached_property
     def fake(self) -> Judgement:
@@ -82,3 +94,23 @@ class Record:
                 "a loss asked for a judgement, but there is no discriminator: give the recipe an `adversary`"
             )
         return self.discriminator
+
+
+def levels(features: Any) -> tuple[Tensor, ...]:
+    """Features as a tuple, one tensor a grid; empty where there are none."""
+    if features is None:
+        return ()
+    return features if isinstance(features, tuple) else (features,)
+
+
+def _cut(tensor: Tensor) -> Tensor:
+    return tensor.detach()
+
+
+def _each(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with `function` of every tensor in its tuples and dicts."""
+    if isinstance(value, tuple):
+        return tuple(_each(part, function) for part in value)
+    if isinstance(value, dict):
+        return {name: _each(part, function) for name, part in value.items()}
+    return None if value is None else function(value)

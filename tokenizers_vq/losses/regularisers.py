@@ -11,19 +11,28 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tokenizers_vq import distributed
+from tokenizers_vq.batch import Batch
 from tokenizers_vq.config import Config, Schedule
-from tokenizers_vq.judgement import Discriminator, Judgement, judge
+from tokenizers_vq.discriminators.base import Discriminator, Judgement, judge
+from tokenizers_vq.losses.objectives import Objective
 from tokenizers_vq.losses.record import Record
 
 
 class Regulariser(nn.Module):
-    """A term of the discriminator's loss. The step adds `weight * every * forward(...)` at every `every`-th step."""
+    """A term of the discriminator's loss. The step adds `weight * every * forward(...)` at every `every`-th step.
+
+    Its config builds it for a discriminator and an objective, and refuses those with which it cannot stand. State lives
+    in buffers.
+    """
 
     name: str
     """as the log calls it"""
     weight: Schedule
     every: int
     """lazy regularisation (Karras et al., arXiv 1912.04958): computed at each `every`-th step, scaled by it"""
+
+    def check(self, batch: Batch) -> None:
+        """Raises `ValueError`, one line, for labels or captions that it cannot take. Asked before step 0."""
 
     @abstractmethod
     def forward(self, record: Record, discriminator: Discriminator, real: Judgement, fake: Judgement) -> Tensor:
@@ -42,7 +51,7 @@ class R1Config(Config):
     every: Annotated[int, Field(ge=1)] = 16
     """computed at each `every`-th step, scaled by it"""
 
-    def build(self) -> R1:
+    def build(self, discriminator: Discriminator, objective: Objective) -> R1:
         return R1(**self.arguments())
 
 
@@ -80,7 +89,7 @@ class LeCamConfig(Config):
     compare: Literal["logits", "means"] = "logits"
     """with the averages: each logit, as the paper's code does, or the batch's mean, as TiTok's does"""
 
-    def build(self) -> LeCam:
+    def build(self, discriminator: Discriminator, objective: Objective) -> LeCam:
         return LeCam(**self.arguments())
 
 

@@ -7,16 +7,26 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from tokenizers_vq.batch import Batch
 from tokenizers_vq.config import Config, Schedule
 from tokenizers_vq.losses.record import Record
+from tokenizers_vq.tokenizer import Tokenizer
 
 
 class Term(nn.Module):
-    """One loss of the reconstructions. A term whose weight is 0 at a step is not computed there."""
+    """One loss of the image, of the features, or of both; its config builds it for a tokenizer.
+
+    It is differentiated at the record's leaves. Its own parameters, where it has some that take a gradient, join the
+    tokenizer's optimizer and the checkpoint, and their gradients are averaged over processes. A term whose weight is 0
+    at a step is not computed there.
+    """
 
     name: str
     """as the log and the message about a non-finite step call it"""
     weight: Schedule
+
+    def check(self, batch: Batch) -> None:
+        """Raises `ValueError`, one line, for labels or captions that it cannot take. Asked before step 0."""
 
     @abstractmethod
     def forward(self, record: Record) -> Tensor:
@@ -30,7 +40,7 @@ class L1Config(Config):
     weight: Schedule = 1.0
     """weight, or a schedule of it"""
 
-    def build(self) -> L1:
+    def build(self, tokenizer: Tokenizer | None = None) -> L1:
         return L1(**self.arguments())
 
 
@@ -54,7 +64,7 @@ class L2Config(Config):
     weight: Schedule = 1.0
     """weight, or a schedule of it"""
 
-    def build(self) -> L2:
+    def build(self, tokenizer: Tokenizer | None = None) -> L2:
         return L2(**self.arguments())
 
 

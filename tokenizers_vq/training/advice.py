@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import yaml
 
-from tokenizers_vq.config import Schedule, ScheduleChain, ScheduleCurve, schedule_value
+from tokenizers_vq.config import Config, ConfigError, Schedule, ScheduleChain, ScheduleCurve, schedule_value
 from tokenizers_vq.training.recipe import Recipe
 
 
@@ -56,6 +56,19 @@ def rate_of_adversary(recipe: Recipe, factor: float) -> Advice:
     fields: dict[str, Any] = {**recipe.optimizer.to_dict(defaults=False), "lr": value}
     text = yaml.safe_dump(fields, default_flow_style=True, sort_keys=False, width=10_000).strip()
     return Advice((f"adversary.optimizer={text}",), "an optimizer of its own")
+
+
+def spectral_norm(recipe: Recipe) -> list[Advice]:
+    """Advice to give the discriminator, or the one inside its wrappers, spectral norm where it can have it."""
+    assert recipe.adversary is not None
+    path, config = "adversary.discriminator", cast(Config, recipe.adversary.discriminator)
+    while isinstance(inner := getattr(config, "discriminator", None), Config):
+        path, config = f"{path}.discriminator", inner
+    try:
+        has = "norm" not in type(config).model_fields or config.replace(norm="spectral") == config
+    except ConfigError:  # it has other norms
+        return []
+    return [] if has else [Advice((f"{path}.norm=spectral",), "bounds its slope everywhere")]
 
 
 def _scaled(path: str, schedule: Schedule, factor: float) -> list[str]:

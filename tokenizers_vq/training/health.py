@@ -17,14 +17,13 @@ from tokenizers_vq.training.advice import (
     peak_of,
     rate_of_adversary,
     slower,
+    spectral_norm,
     written,
     zero_from,
 )
 from tokenizers_vq.training.recipe import Recipe
 
 Line = Mapping[str, Any]
-CHANCE = {"hinge": 1.0, "non_saturating": 2 * math.log(2)}
-"""loss of a discriminator that cannot tell images from reconstructions, by objective"""
 WINS = "the discriminator wins"
 
 
@@ -277,18 +276,19 @@ def _vanishing(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
 def _discriminator(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
     adversary = recipe.adversary
     assert adversary is not None
-    chance, trained = CHANCE.get(adversary.objective.kind), [line for line in lines if "discriminator" in line]
+    chance, trained = adversary.objective.chance, [line for line in lines if "discriminator" in line]
     recent = [line for line in _recent(lines) if "discriminator" in line and "generator" in line]
-    if chance is None or len(recent) < 3:
+    if len(recent) < 3:
         return []
+    # An objective whose chance is 0 (Wasserstein's) has no least loss to have won at.
+    won, near = 0.2 * chance if chance else -math.inf, 0.05 * (abs(chance) or 1.0)
     loss, gap = _mean(_values(recent, "discriminator")), _mean([_gap(line) for line in recent])
     evidence = f"its loss is {loss:.3g} ({chance:.3g} = chance); logits {gap:.3g} apart"
-    if _share(recent, lambda line: line["discriminator"] < 0.2 * chance and _gap(line) > 1) >= 0.8:
+    if _share(recent, lambda line: line["discriminator"] < won and _gap(line) > 1) >= 0.8:
         advice = [rate_of_adversary(recipe, 0.2)]
         if not adversary.regularisers:
             advice.append(Advice(("adversary.regularisers=[{kind: r1}]",), "bounds its slope at the images"))
-        if getattr(adversary.discriminator, "norm", "spectral") != "spectral":
-            advice.append(Advice(("adversary.discriminator.norm=spectral",), "bounds its slope everywhere"))
+        advice += spectral_norm(recipe)
         if not adversary.adaptive:
             why = "balances its gradient with the reconstruction's"
             advice.append(Advice(("adversary.adaptive=true",), why))
@@ -296,7 +296,7 @@ def _discriminator(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
             why = "first let the tokenizer learn what any image looks like"
             advice.append(Advice(("adversary.start=0.25",), why))
         return [Finding(WINS, _when(recent), evidence, tuple(advice))]
-    lost = _share(recent, lambda line: abs(line["discriminator"] - chance) < 0.05 * chance and abs(_gap(line)) < 0.1)
+    lost = _share(recent, lambda line: abs(line["discriminator"] - chance) < near and abs(_gap(line)) < 0.1)
     if lost >= 0.8 and recent[0]["step"] - trained[0]["step"] >= 200:
         advice = [rate_of_adversary(recipe, 3.0), Advice(("adversary.weight=0.1",), "less of its noise")]
         return [Finding("the discriminator is at chance", _when(recent), evidence, tuple(advice))]

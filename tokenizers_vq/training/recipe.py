@@ -41,9 +41,9 @@ class OptimizerConfig(Config):
     clip: float | None = Field(default=None, gt=0)
     """largest norm of the whole gradient; null = not clipped"""
 
-    def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of a module's parameters; its learning rate is set anew every step."""
-        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    def build(self, *modules: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of the modules' parameters; its learning rate is set anew every step."""
+        parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         if self.kind == "sgd":
             return torch.optim.SGD(parameters, lr=1.0, weight_decay=self.weight_decay)
         fused = parameters[0].device.type in ("cpu", "cuda")

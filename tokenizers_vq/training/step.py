@@ -1,32 +1,34 @@
-"""The tokenizer's training step: every loss meets the tokenizer at its output, once.
+"""The tokenizer's training step: every loss meets the tokenizer at the leaves of one record, once.
 
-The gradients of the reconstruction terms and of the adversary are taken at the decoder's output; the adaptive weight
-(arXiv 2012.09841, eq. 7) is read from both, and one backward carries their sum through decoder and encoder.
+The gradients of the terms and of the adversary are taken at the decoder's output and, where they speak of them, at the
+features; `gradients.mixed` adds them, and one backward carries their sum through decoder and encoder. The step knows
+roles (terms, objective, discriminator, regularisers), no variant.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from tokenizers_vq import distributed
+from tokenizers_vq.batch import Batch
 from tokenizers_vq.config import nearest, schedule_value
-from tokenizers_vq.judgement import Discriminator, Judgement
-from tokenizers_vq.losses.objectives import adaptive_weight
-from tokenizers_vq.losses.record import Record
-from tokenizers_vq.losses.regularisers import Regulariser
+from tokenizers_vq.losses.record import Record, levels
 from tokenizers_vq.losses.terms import Term
 from tokenizers_vq.tokenizer import Tokenizer
-from tokenizers_vq.training import modes
+from tokenizers_vq.training import gradients, modes
+from tokenizers_vq.training.adversary import Adversary
+from tokenizers_vq.training.gradients import Gradients
 from tokenizers_vq.training.health import looks_at_usage, usage_warning
 from tokenizers_vq.training.loop import check_finite
-from tokenizers_vq.training.recipe import AdversaryConfig, OptimizerConfig, Recipe
-from tokenizers_vq.training.start import DiscriminatorStart
+from tokenizers_vq.training.recipe import OptimizerConfig, Recipe
 
 
 class TokenizerTask:
@@ -36,9 +38,10 @@ class TokenizerTask:
         from timm.utils.model_ema import ModelEmaV3
 
         self.recipe, self.tokenizer, self.examples, self.card = recipe, tokenizer, examples, card
-        self.terms: list[Term] = [config.build().to(tokenizer.device) for config in recipe.losses]
+        self.terms: list[Term] = [config.build(tokenizer).to(tokenizer.device) for config in recipe.losses]
+        self.term_parameters = [p for term in self.terms for p in term.parameters() if p.requires_grad]
         self.modules: dict[str, nn.Module] = {"tokenizer": modes.freeze(tokenizer.train(), recipe.train)}
-        self.optimizers: dict[str, Any] = {"tokenizer": recipe.optimizer.build(tokenizer)}
+        self.optimizers: dict[str, Any] = {"tokenizer": recipe.optimizer.build(tokenizer, *self.terms)}
         _check_annealed(recipe, tokenizer)
         self.state: dict[str, nn.Module] = {}
         self.usage: Tensor | None = None  # the last step's
@@ -46,81 +49,101 @@ class TokenizerTask:
         if recipe.ema is not None:
             self.ema = ModelEmaV3(tokenizer, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup, exclude_buffers=True)
             self.state["ema"] = self.ema
-        self.adversary: _Adversary | None = None
+        self.adversary: Adversary | None = None
         if recipe.adversary is not None:
-            self.adversary = _Adversary(recipe.adversary, recipe.adversary.optimizer or recipe.optimizer, tokenizer)
+            self.adversary = Adversary(recipe.adversary, recipe.optimizer, tokenizer)
             self.modules["discriminator"] = self.adversary.discriminator.train()
-            self.optimizers["discriminator"] = self.adversary.config_optimizer.build(self.adversary.discriminator)
+            self.optimizers["discriminator"] = self.adversary.optimizer.build(self.adversary.discriminator)
             self.state["start"] = self.adversary.start
-            regularisers = nn.ModuleList(self.adversary.regularisers)
-            if list(regularisers.buffers()):
-                self.state["regularisers"] = regularisers
+            self._keep("regularisers", self.adversary.regularisers)
+        self._keep("terms", self.terms)
+        self._checked = False
         if recipe.compile:
             compile_in_place(tokenizer)
 
+    def _keep(self, name: str, parts: Sequence[nn.Module]) -> None:
+        """Join the parts to the checkpoint, where they have anything to save."""
+        together = nn.ModuleList(parts)
+        if together.state_dict():
+            self.state[name] = together
+
     def step(self, batch: dict[str, Any], step: int, accelerator: Accelerator) -> dict[str, Tensor]:
         """One micro-batch: one backward through the tokenizer, one through the discriminator."""
-        images = batch["images"]
+        seen = Batch.of(batch)
+        if not self._checked:
+            self._check(seen)
         for name, schedule in self.recipe.anneal.items():
             self.tokenizer.get_buffer(name).fill_(schedule_value(schedule, step))
         prepared = list(self.modules.values())
         with accelerator.accumulate(*prepared):
-            out = self.modules["tokenizer"](images, render=False)  # the record renders what a loss asks for
+            out = self.modules["tokenizer"](seen.images, render=False)  # the record renders what a loss asks for
             record = Record(
-                images,
+                seen,
                 out.output,
-                self.tokenizer.render,
-                to_pixels=self.tokenizer.to_pixels,
-                labels=batch["labels"],
-                step=step,
                 features=out.features,
                 quantized=out.quantized,
+                tokenizer=self.tokenizer,
                 discriminator=self.adversary.discriminator if self.adversary else None,
+                step=step,
             )
-            facing = self.adversary is not None and self.adversary.start.faces_generator(step)
-            losses, gradient, figures = self._reconstruction(record, step, accelerator)
-            if facing:
-                assert self.adversary is not None
-                adversarial, more = self.adversary.generator(record, out.output, gradient, step, accelerator)
-                gradient = gradient + adversarial
-                losses["generator"] = more["generator"]
-                figures |= more
+            losses, at_leaves, at_parameters, figures = self._reconstruction(record, accelerator)
+            if self.adversary is not None and self.adversary.start.faces_generator(step):
+                generator = self.adversary.generator(record, out.output, at_leaves, accelerator)
+                at_leaves = gradients.mixed(at_leaves, generator.at_leaves, generator.weight)
+                losses["generator"] = generator.loss
+                figures |= generator.figures
             quantizer = self._quantizer_losses(out.quantized.losses, step)
             losses |= quantizer
-            check_finite(step, losses | {"the gradient at the decoder's output": gradient})
-            total = (out.output * gradient).sum() + sum(quantizer.values(), torch.zeros((), device=images.device))
-            accelerator.backward(total)
+            check_finite(step, losses | _named(at_leaves))
+            places = (out.output, *levels(out.features), *self.term_parameters)
+            total = gradients.carried(places, (*at_leaves, *at_parameters))
+            accelerator.backward(sum(quantizer.values(), total))
             figures |= {name: loss.detach() for name, loss in losses.items()}
             figures |= {f"quantizer/{name}": value for name, value in out.quantized.stats.items()}
             self.usage = out.quantized.stats.get("usage")
             figures |= self._update("tokenizer", self.recipe.optimizer, step, accelerator)
             if self.adversary is not None and self.adversary.start.trains_discriminator(step):
-                figures |= self._discriminator(record, step, accelerator)
+                figures |= self._discriminator(self.adversary, record, accelerator)
         return figures
 
+    def _check(self, batch: Batch) -> None:
+        """Raises `ValueError` where a part cannot take the labels, captions or sizes that the data have."""
+        for part in (*self.terms, *((self.adversary,) if self.adversary else ())):
+            part.check(batch)
+        self._checked = True
+
     def _reconstruction(
-        self, record: Record, step: int, accelerator: Accelerator
-    ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+        self, record: Record, accelerator: Accelerator
+    ) -> tuple[dict[str, Tensor], Gradients, Gradients, dict[str, Tensor]]:
+        """The terms: losses, their summed gradients at the record's leaves and at their own parameters, figures."""
         losses: dict[str, Tensor] = {}
         figures: dict[str, Tensor] = {}
         total = torch.zeros((), device=record.images.device)
-        gradient = torch.zeros_like(record.output)
+        places, count = (*record.leaves, *self.term_parameters), len(record.leaves)
+        summed: Gradients = (torch.zeros_like(record.output), *(None for _ in places[1:]))
         for term in self.terms:
-            weight = schedule_value(term.weight, step)
+            weight = schedule_value(term.weight, record.step)
             if weight:
                 with accelerator.autocast():
                     loss = term(record)
+                if not loss.requires_grad:
+                    raise ValueError(f"the {term.name} loss has no gradient at output or features: take it out")
                 # One by one: as many backwards as their sum has, and each term's share of the gradient is seen. What
                 # terms share is kept by the record, the rest of the graph goes with `loss`.
-                (own,) = torch.autograd.grad(weight * loss, record.output, retain_graph=True)
-                figures[f"gradient/{term.name}"] = torch.linalg.vector_norm(own.float())
+                own = gradients.at(weight * loss, places)
+                for name, share in zip(("", "features/"), (own[:1], own[1:count]), strict=True):
+                    norms = [torch.linalg.vector_norm(part.float()) for part in share if part is not None]
+                    if norms:
+                        figures[f"gradient/{name}{term.name}"] = torch.linalg.vector_norm(torch.stack(norms))
                 losses[term.name] = loss.detach()
-                gradient, total = gradient + own, total + weight * losses[term.name]
+                summed, total = gradients.added(summed, own), total + weight * losses[term.name]
         if not losses:
-            raise ValueError(f"step {step}: every reconstruction loss has weight 0; give one of `losses` a weight")
+            raise ValueError(
+                f"step {record.step}: every reconstruction loss has weight 0; give one of `losses` a weight"
+            )
         if self.adversary is not None:
             self.adversary.start.observe(total)
-        return losses, gradient, figures | {"reconstruction": total}
+        return losses, summed[:count], summed[count:], figures | {"reconstruction": total}
 
     def _quantizer_losses(self, losses: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         unknown = self.recipe.quantizer_losses.keys() - losses.keys()
@@ -137,9 +160,11 @@ class TokenizerTask:
         figures = {f"lr/{name}": torch.tensor(lr)}
         optimizer = self.optimizers[name]
         if accelerator.sync_gradients:
-            norm = torch.as_tensor(
-                accelerator.clip_grad_norm_(self.modules[name].parameters(), config.clip or float("inf"))
-            )
+            parameters = list(self.modules[name].parameters())
+            if name == "tokenizer":  # its wrapper averages its own gradients over processes, not those of terms
+                average_gradients(self.term_parameters)
+                parameters += self.term_parameters
+            norm = torch.as_tensor(accelerator.clip_grad_norm_(parameters, config.clip or float("inf")))
             check_finite(step, {f"the {name}'s gradient": norm})
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -148,16 +173,14 @@ class TokenizerTask:
             figures[f"gradient/{name}"] = norm.detach()
         return figures
 
-    def _discriminator(self, record: Record, step: int, accelerator: Accelerator) -> dict[str, Tensor]:
-        assert self.adversary is not None
-        loss, figures = self.adversary.own_loss(self.modules["discriminator"], record, step)
-        check_finite(step, figures)
+    def _discriminator(self, adversary: Adversary, record: Record, accelerator: Accelerator) -> dict[str, Tensor]:
+        loss, figures = adversary.own_loss(self.modules["discriminator"], record)
+        check_finite(record.step, figures)
         accelerator.backward(loss)
-        figures |= self._update("discriminator", self.adversary.config_optimizer, step, accelerator)
-        figures["adversary/started"] = self.adversary.start.started.float()
+        figures |= self._update("discriminator", adversary.optimizer, record.step, accelerator)
+        figures["adversary/started"] = adversary.start.started.float()
         if accelerator.sync_gradients:
-            for regulariser in self.adversary.regularisers:
-                regulariser.after_step(self.adversary.discriminator)
+            adversary.after_step()
         return figures
 
     def after_step(self, step: int) -> list[str]:
@@ -191,69 +214,27 @@ class TokenizerTask:
         self.trained.save_pretrained(folder, card=self.card(step) if self.card else None)
 
 
+def _named(at_leaves: Gradients) -> dict[str, Tensor]:
+    """The gradients by the names that the message about a non-finite step gives them."""
+    output, *features = at_leaves
+    named = {"the gradient at the decoder's output": output}
+    named |= {f"the gradient at the features of grid {i}": gradient for i, gradient in enumerate(features, 1)}
+    return {name: gradient for name, gradient in named.items() if gradient is not None}
+
+
+def average_gradients(parameters: Sequence[Tensor]) -> None:
+    """Each gradient becomes its mean over processes, in place; parameters without one, alike in all, stay so."""
+    given = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if given and distributed.world_size() > 1:
+        vector_to_parameters(distributed.mean(parameters_to_vector(given)), given)
+
+
 def _check_annealed(recipe: Recipe, tokenizer: Tokenizer) -> None:
     buffers = tokenizer.named_buffers()
     scalars = [name for name, buffer in buffers if buffer.ndim == 0 and buffer.is_floating_point()]
     for name in recipe.anneal:
         if name not in scalars:
             raise ValueError(f"anneal: this tokenizer has no scalar buffer '{name}'{nearest(name, scalars)}")
-
-
-class _Adversary:
-    """The discriminator, its losses, and the generator's gradient from it."""
-
-    def __init__(self, config: AdversaryConfig, optimizer: OptimizerConfig, tokenizer: Tokenizer) -> None:
-        self.config, self.config_optimizer = config, optimizer
-        self.discriminator: Discriminator = config.discriminator.build(
-            channels=tokenizer.config.channels, image_size=tokenizer.config.size
-        )
-        self.discriminator.check(*tokenizer.config.size)  # now, not at the step where it starts
-        self.regularisers: list[Regulariser] = [regulariser.build() for regulariser in config.regularisers]
-        assert not isinstance(config.start, float) and not isinstance(config.warmup, float)  # the recipe's are steps
-        self.start = DiscriminatorStart(config.start, config.warmup, config.window, config.threshold)
-        self.last: Tensor = tokenizer.decoder.head.weight  # type: ignore[assignment]
-
-    def generator(
-        self, record: Record, output: Tensor, g_rec: Tensor, step: int, accelerator: Accelerator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted adversarial gradient at the output, and figures."""
-        with accelerator.autocast():
-            loss = self.config.objective.generator(record.fake, None)
-        (g_adv,) = torch.autograd.grad(loss, record.output)
-        weight = torch.tensor(schedule_value(self.config.weight, step), device=output.device)
-        figures = {"generator": loss.detach()}
-        if self.config.adaptive:
-            pulled = [torch.autograd.grad(output, self.last, g, retain_graph=True)[0].float() for g in (g_rec, g_adv)]
-            rec, adv = distributed.mean(torch.stack(pulled))
-            balance = adaptive_weight(rec, adv, max=self.config.max_adaptive)
-            weight = weight * balance
-            figures |= {
-                "adversary/adaptive": balance,
-                "gradient/last_reconstruction": torch.linalg.vector_norm(rec),
-                "gradient/last_adversary": torch.linalg.vector_norm(adv),
-            }
-        weighted = weight * g_adv
-        return weighted, figures | {"gradient/generator": torch.linalg.vector_norm(weighted.float())}
-
-    def own_loss(self, wrapped: nn.Module, record: Record, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The discriminator's loss on fresh judgements through its wrapper, and figures."""
-        fakes = record.reconstructions.detach()
-        real: Judgement = wrapped(*self.discriminator.inputs(record, record.images))
-        fake: Judgement = wrapped(*self.discriminator.inputs(record, fakes))
-        loss = self.config.objective.discriminator(real, fake)
-        figures = {"discriminator": loss.detach()}
-        for judgement in (real, fake):
-            for own in judgement.losses.values():
-                loss = loss + own
-        for regulariser in self.regularisers:
-            weight = schedule_value(regulariser.weight, step)
-            if weight and step % regulariser.every == 0:
-                value = regulariser(record, self.discriminator, real, fake)
-                loss = loss + weight * regulariser.every * value
-                figures[f"adversary/{regulariser.name}"] = value.detach()
-        figures["adversary/logits_real"] = torch.stack([part.detach().float().mean() for part in real.logits]).mean()
-        figures["adversary/logits_fake"] = torch.stack([part.detach().float().mean() for part in fake.logits]).mean()
-        return loss, figures
 
 
 def compile_in_place(tokenizer: Tokenizer) -> None:

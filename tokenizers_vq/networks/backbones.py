@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_vq.config import nearest
+from tokenizers_vq.networks.frozen import Frozen
 
 # The packages keep the TensorFlow names. Block 0 has no expansion, which shifts its numbers by one in both layouts.
 _TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -30,29 +31,22 @@ _BLOCK = {
 }
 
 
-class Backbone(nn.Module):
+class Backbone(Frozen):
     """A timm model with ImageNet weights: frozen, always in eval mode, on images `(B, 3, H, W)` in [-1, 1].
 
     Raises `ValueError` for a name that timm does not know, `FileNotFoundError` where its weights are out of reach.
     """
 
-    model: Any
     mean: Tensor
     std: Tensor
 
     def __init__(self, name: str) -> None:
-        super().__init__()
+        super().__init__(load_backbone(name))
         self.name = name
-        self.model = load_backbone(name)
         config = self.model.pretrained_cfg
         # (images + 1) / 2 in [0, 1], normalised, in one step; the identity for mean and std of 0.5.
         self.register_buffer("mean", 2 * torch.tensor(config["mean"]).view(-1, 1, 1) - 1, persistent=False)
         self.register_buffer("std", 2 * torch.tensor(config["std"]).view(-1, 1, 1), persistent=False)
-        self.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> Backbone:
-        """Stays in eval mode: its batch statistics are part of its weights."""
-        return super().train(False)
 
     def stages(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """Feature maps `(B, C_i, H_i, W_i)` at the ends of the stages `indices`, which must rise; stops after the last.

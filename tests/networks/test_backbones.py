@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
-from tokenizers_vq.losses import backbones
-from tokenizers_vq.losses.backbones import Backbone
+from tokenizers_vq.networks import backbones
+from tokenizers_vq.networks.backbones import Backbone
 
 
 @pytest.fixture(scope="module")

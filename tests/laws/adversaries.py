@@ -1,0 +1,240 @@
+"""The parts of an adversary that law 13 is tried on: a new one gets all its laws by one line in its list.
+
+Each case stands in an adversary whose other parts are plain. A law that cannot apply is named in `exempt` with its
+reason, which the tests show and `python -m tests.laws.table` prints.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import tokenizers_vq as tvq
+from tests.laws.law import Role
+from tokenizers_vq.batch import Batch
+from tokenizers_vq.discriminators import PatchGANConfig, StyleGAN2Config
+from tokenizers_vq.discriminators.base import Discriminator, Judgement, judge
+from tokenizers_vq.losses.objectives import Hinge, NonSaturating, Objective
+from tokenizers_vq.losses.record import Record
+from tokenizers_vq.losses.regularisers import LeCam, LeCamConfig, R1Config, Regulariser
+from tokenizers_vq.training.adversary import Adversary
+from tokenizers_vq.training.recipe import AdversaryConfig, OptimizerConfig
+
+SIDE, LABELS = 32, 4
+PLAIN = PatchGANConfig(width=4, layers=2, norm="none")
+"""the discriminator of cases that are about something else"""
+
+
+@functools.cache
+def tokenizer() -> tvq.Tokenizer:
+    """A small one, of 32 x 32 pixels; nothing of it changes."""
+    torch.manual_seed(2)
+    return tvq.create(
+        "vqvae-tiny-64", [f"image_size={SIDE}", "encoder.width=8", "decoder.width=8", "quantizer.num_codes=16"]
+    ).eval()
+
+
+def make_adversary(**parts: Any) -> Adversary:
+    """The adversary of a recipe with these parts, its weights wide enough to tell images apart."""
+    seen_by = tokenizer()  # its making draws
+    torch.manual_seed(5)
+    # Inside its margin the hinge's slope is the same for all: no gradient at a last bias, or under a batch norm.
+    config = AdversaryConfig(**{"discriminator": PLAIN, "objective": NonSaturating(), **parts})
+    adversary = Adversary(config, OptimizerConfig(), seen_by)
+    widen(adversary.discriminator)
+    return adversary
+
+
+def widen(discriminator: Discriminator) -> Discriminator:
+    """Weights drawn as small as published ones would leave penalties at 1e-6: those of one N(0, 0.02) get 0.1."""
+    with torch.no_grad():
+        for parameter in discriminator.parameters():
+            if parameter.ndim == 4 and parameter.std() < 0.05:
+                parameter.mul_(5)
+    return discriminator
+
+
+def make_record(discriminator: Discriminator, rows: slice = slice(None), dtype: torch.dtype = torch.float32) -> Record:
+    """What the step would give: eight images with keys, labels and captions, their features, codes and output."""
+    seen_by = tokenizer()
+    torch.manual_seed(1)
+    images = torch.rand(8, 3, SIDE, SIDE) * 2 - 1
+    with torch.no_grad():
+        out = seen_by(images, render=False)
+    quantized = out.quantized._replace(
+        features=out.quantized.features[rows].to(dtype), codes=out.quantized.codes[rows], losses={}, stats={}
+    )
+    words = [(f"picture {i}",) for i in range(8)]
+    batch = Batch(
+        images[rows].to(dtype), [str(i) for i in range(8)][rows], (torch.arange(8) % LABELS)[rows], words[rows]
+    )
+    return Record(
+        batch,
+        (out.output + 0.3 * torch.randn_like(out.output))[rows].to(dtype),  # nearer to images than to grey
+        features=out.features[rows].to(dtype),
+        quantized=quantized,
+        tokenizer=seen_by,
+        discriminator=discriminator,
+    )
+
+
+@dataclass(frozen=True)
+class DiscriminatorCase:
+    """A discriminator, or a wrapper of one, by its config."""
+
+    name: str
+    config: Any
+    refused: tuple[int, int]
+    """height and width for which it cannot be built"""
+    exempt: dict[str, str] = field(default_factory=dict)
+    """law -> one line: why it does not apply"""
+
+    def adversary(self) -> Adversary:
+        return make_adversary(discriminator=self.config)
+
+    def build(self) -> Discriminator:
+        """In train mode, for images of 32 x 32."""
+        return self.adversary().discriminator
+
+
+def patchgan(norm: str, **fields: Any) -> DiscriminatorCase:
+    """A case of PatchGAN."""
+    return DiscriminatorCase(f"patchgan-{norm}", PatchGANConfig(width=4, layers=2, norm=norm), (8, 32), **fields)
+
+
+DISCRIMINATORS = Role(
+    "discriminator",
+    [
+        patchgan("batch"),
+        patchgan("spectral"),
+        patchgan("none"),
+        DiscriminatorCase("stylegan2", StyleGAN2Config(width=1 / 64), (24, 32)),
+    ],
+    {
+        "step": "one step is finite, with a gradient on every trainable parameter and at the output",
+        "precision": "near float32's losses and finite in bf16 autocast",
+        "compile": "compiled into one graph, logits and gradients are the eager ones",
+        "double": "a penalty on its slope has the gradient of finite differences in float64",
+        "pure": "the generator's gradient leaves its state and its gradients as they are",
+        "processes": "two processes equal one: gradients, buffers",
+        "state": "saved, described, built again and filled, it judges bitwise the same",
+        "refusal": "sizes and channels that it cannot take are refused in one line before step 0",
+    },
+    "test_adversaries.py",
+)
+
+
+@dataclass(frozen=True)
+class ObjectiveCase:
+    """An objective and its formulas: of the logits of real and fake images at one scale, float64."""
+
+    name: str
+    config: Objective
+    generator: Callable[[Tensor, Tensor], Tensor]
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    exempt: dict[str, str] = field(default_factory=dict)
+
+
+def hinge64(r: Tensor, f: Tensor) -> Tensor:
+    """The discriminator's hinge loss."""
+    return ((1 - r).clamp(min=0).mean() + (1 + f).clamp(min=0).mean()) / 2
+
+
+def logistic64(r: Tensor, f: Tensor) -> Tensor:
+    """Minus the log likelihood of the right answers."""
+    return -(torch.sigmoid(r).log().mean() + torch.sigmoid(-f).log().mean())
+
+
+OBJECTIVES = Role(
+    "objective",
+    [
+        ObjectiveCase("hinge", Hinge(), lambda r, f: -f.mean(), hinge64),
+        ObjectiveCase(
+            "hinge-non-saturating",
+            Hinge(generator_loss="non_saturating"),
+            lambda r, f: -torch.sigmoid(f).log().mean(),
+            hinge64,
+        ),
+        ObjectiveCase("non-saturating", NonSaturating(), lambda r, f: -torch.sigmoid(f).log().mean(), logistic64),
+    ],
+    {
+        "formula": "both losses are those of their formulas in float64, averaged over scales",
+        "chance": "`chance` is the least loss of a discriminator that answers the same to all",
+        "descent": "the generator raises the logits of its images; the discriminator does the reverse",
+        "finite": "finite with finite gradients at logits of +-10,000",
+        "precision": "float32 inside bf16 autocast",
+        "processes": "gradients of two processes are those of one",
+        "described": "its config is of the union and can be written and read",
+    },
+    "test_objectives.py",
+)
+
+
+@dataclass(frozen=True)
+class RegulariserCase:
+    """A regulariser, and its formula in float64."""
+
+    name: str
+    config: Any
+    formula: Callable[[Regulariser, Record, Judgement, Judgement], Tensor]
+    """(regulariser, record, real, fake) -> its value; everything but the regulariser is float64"""
+    discriminator: Any = PLAIN
+    """config of the discriminator that it is tried on"""
+    exempt: dict[str, str] = field(default_factory=dict)
+
+    def adversary(self, **changes: Any) -> Adversary:
+        config = self.config.replace(**{"weight": 1.0, "every": 1, **changes})
+        adversary = make_adversary(discriminator=self.discriminator, regularisers=(config,))
+        for buffer in adversary.regularisers[0].buffers():  # as after some steps
+            buffer.fill_(0.5)
+        return adversary
+
+
+def r1_64(regulariser: Regulariser, record: Record, real: Judgement, fake: Judgement) -> Tensor:
+    """Half the mean squared slope, image by image."""
+    assert record.discriminator is not None
+    slopes = []
+    for image in record.images:
+        leaf = image[None].detach().requires_grad_()
+        logits = judge(record.discriminator, record, leaf, frozen=False).logits
+        slopes.append(torch.autograd.grad(sum(scale.sum() for scale in logits), leaf, create_graph=True)[0])
+    return sum(slope.square().sum() for slope in slopes) / (2 * len(slopes))
+
+
+def lecam64(regulariser: Regulariser, record: Record, real: Judgement, fake: Judgement) -> Tensor:
+    """Squares of what lies beyond the average of the other side."""
+    assert isinstance(regulariser, LeCam)
+    (r,), (f,) = real.logits, fake.logits
+    if regulariser.config.compare == "means":
+        r, f = r.mean(), f.mean()
+    above, below = r - regulariser.fake_average.double(), regulariser.real_average.double() - f
+    return F.relu(above).square().mean() + F.relu(below).square().mean()
+
+
+REGULARISERS = Role(
+    "regulariser",
+    [
+        RegulariserCase("r1", R1Config(), r1_64),
+        RegulariserCase("r1-stylegan2", R1Config(), r1_64, StyleGAN2Config(width=1 / 64, stddev_group=1)),
+        RegulariserCase("lecam", LeCamConfig(), lecam64),
+        RegulariserCase("lecam-means", LeCamConfig(compare="means"), lecam64),
+    ],
+    {
+        "value": "equals its formula in float64",
+        "gradient": "its gradient at the discriminator's weights is that of finite differences",
+        "precision": "float32, finite and near float32's value in bf16 autocast",
+        "pure": "computing it changes no buffer of the discriminator and leaves no gradient at the images",
+        "lazy": "over as many steps, any `every` adds up to the same loss",
+        "processes": "two processes equal one: gradients, buffers",
+        "state": "state round-trips, values bitwise equal; its config is of the union and can be written and read",
+    },
+    "test_adversaries.py",
+)
+
+ROLES: Sequence[Role] = (DISCRIMINATORS, OBJECTIVES, REGULARISERS)

@@ -1,0 +1,196 @@
+"""The terms that law 14 is tried on: a new one gets all its laws by one line in TERMS.
+
+A term's own facts (its formula, an output that it can read) are functions of a case; a law that cannot apply is named
+in `exempt` with its reason, which the tests show and `python -m tests.laws.table` prints.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import tokenizers_vq as tvq
+from tests.conftest import SHARED
+from tests.laws.law import Role
+from tokenizers_vq.batch import Batch
+from tokenizers_vq.losses.logit_laplace import LogitLaplaceConfig
+from tokenizers_vq.losses.perceptual import Lpips, LpipsConfig, Perceptual, PerceptualConfig
+from tokenizers_vq.losses.proxy_codes import ProxyCodes, ProxyCodesConfig
+from tokenizers_vq.losses.record import Record
+from tokenizers_vq.losses.terms import L1Config, L2Config, Term
+
+SIDE, LABELS = 32, 3
+TRUNK = SHARED / "data/backbones/squeezenet1_1_fp16.pth"
+PIXELS = ["pixels.low=0.1", "pixels.high=0.9", "decoder.output=logit_laplace"]
+
+
+@functools.cache
+def tokenizer(*overrides: str) -> tvq.Tokenizer:
+    """A small one, whose range of pixels and whose decoder a case may choose."""
+    torch.manual_seed(2)
+    narrow = [f"image_size={SIDE}", "encoder.width=8", "decoder.width=8", "quantizer.num_codes=16"]
+    return tvq.create("vqvae-tiny-64", [*narrow, *overrides]).eval()
+
+
+@functools.cache
+def proxy() -> tempfile.TemporaryDirectory:
+    """A saved tokenizer of 12 codes on 8 x 8, for `proxy_codes`."""
+    torch.manual_seed(1)
+    fields = ("width=8", "multipliers=[1, 1, 2]", "blocks=1", "groups=4")
+    small = [f"{part}.{field}" for part in ("encoder", "decoder") for field in fields]
+    made = tvq.create("maskgit-f16-1024", [f"image_size={SIDE}", *small, "quantizer.num_codes=12", "quantizer.dim=6"])
+    nn.init.normal_(made.quantizer.weight)
+    folder = tempfile.TemporaryDirectory()
+    made.save_pretrained(folder.name)
+    return folder
+
+
+def near(images: Tensor) -> Tensor:
+    """The images and some noise."""
+    return images + 0.2 * torch.randn_like(images)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A term, its formula, and the outputs that it reads."""
+
+    name: str
+    config: Callable[[], Any]
+    """makes its config"""
+    formula: Callable[[Any, Record], Tensor]
+    """(term, record) -> its value; weights and record are float64"""
+    output: Callable[[Tensor], Tensor] = near
+    """images -> a decoder's output"""
+    perfect: Callable[[Tensor], Tensor] = torch.clone
+    """images -> the output of which they are the reconstructions"""
+    overrides: tuple[str, ...] = ()
+    """of the tokenizer around it"""
+    missing: str | None = None
+    """why it cannot be tried here"""
+    exempt: dict[str, str] = field(default_factory=dict)
+    """law -> one line: why it does not apply"""
+
+    def tokenizer(self) -> tvq.Tokenizer:
+        return tokenizer(*self.overrides)
+
+    def build(self) -> Term:
+        around = self.tokenizer()
+        torch.manual_seed(4)
+        return self.config().build(around)
+
+    def record(
+        self,
+        rows: slice = slice(None),
+        dtype: torch.dtype = torch.float32,
+        output: Callable[[Tensor], Tensor] | None = None,
+    ) -> Record:
+        """Four images with keys, labels and captions, their features, and an output."""
+        around = self.tokenizer()
+        torch.manual_seed(1)
+        images = torch.rand(4, 3, SIDE, SIDE) * 1.8 - 0.9
+        with torch.no_grad():
+            seen = around(images, render=False)
+        batch = Batch(
+            images[rows].to(dtype),
+            ["a", "b", "c", "d"][rows],
+            (torch.arange(4) % LABELS)[rows],
+            [(f"picture {i}",) for i in range(4)][rows],
+        )
+        quantized = seen.quantized._replace(
+            features=seen.quantized.features[rows].to(dtype), codes=seen.quantized.codes[rows], losses={}, stats={}
+        )
+        return Record(
+            batch,
+            (output or self.output)(images)[rows].to(dtype),
+            features=seen.features[rows].to(dtype),
+            quantized=quantized,
+            tokenizer=around,
+        )
+
+
+def unit64(features: Tensor, eps: float) -> Tensor:
+    """Vectors along the channels over their length."""
+    return features / (features.square().sum(1, keepdim=True) + eps).sqrt()
+
+
+def laplace64(term: Any, record: Record) -> Tensor:
+    """-ln of the density, from its definition."""
+    mu, log_b = record.output.chunk(2, dim=1)
+    x, b = record.pixels, log_b.exp()
+    density = torch.exp(-(torch.log(x / (1 - x)) - mu).abs() / b) / (2 * b * x * (1 - x))
+    return -density.log().mean()
+
+
+def lpips64(term: Lpips, record: Record) -> Tensor:
+    """Layer by layer: unit features, squared differences weighted by the heads, means over positions."""
+    network, total = term.network, torch.zeros((), dtype=torch.float64)
+    sides = [network.trunk(network.scaling(images)) for images in (record.images, record.reconstructions)]
+    for i, (a, b) in enumerate(zip(*sides, strict=True)):
+        squared = (unit64(a, 1e-20) - unit64(b, 1e-20)).square()
+        total = total + (squared * network.get_buffer(f"head{i}").view(1, -1, 1, 1)).sum(1).mean()
+    return total
+
+
+def perceptual64(term: Perceptual, record: Record) -> Tensor:
+    """The mean over stages of the mean squared distance of unit features."""
+    sides = [term.network.stages(images, term.stages) for images in (record.images, record.reconstructions)]
+    pairs = [(unit64(a, 1e-6) - unit64(b, 1e-6)).square().sum(1).mean() for a, b in zip(*sides, strict=True)]
+    return torch.stack(pairs).mean()
+
+
+def proxy64(term: ProxyCodes, record: Record) -> Tensor:
+    """Minus the log of the share that the proxy's code has."""
+    shares = record.output.softmax(1).gather(1, term.codes(record.images)[:, None])
+    return -shares.log().mean()
+
+
+_NO_BACKBONE = {"once": "it has no backbone: nothing to pass through"}
+
+TERMS = Role(
+    "term",
+    [
+        Case("l1", L1Config, lambda term, r: (r.images - r.reconstructions).abs().mean(), exempt=_NO_BACKBONE),
+        Case("l2", L2Config, lambda term, r: (r.images - r.reconstructions).square().mean(), exempt=_NO_BACKBONE),
+        Case(
+            "logit-laplace",
+            LogitLaplaceConfig,
+            laplace64,
+            lambda images: 0.5 * torch.randn(len(images), 6, SIDE, SIDE),
+            overrides=tuple(PIXELS),
+            exempt={**_NO_BACKBONE, "zero": "minus the log of a density, which has no least value of 0"},
+        ),
+        Case(
+            "lpips",
+            lambda: LpipsConfig(net="squeeze", trunk=str(TRUNK)),
+            lpips64,
+            missing=None if TRUNK.exists() else "needs ../shared, which a clone does not have",
+        ),
+        Case("perceptual", PerceptualConfig, perceptual64),
+        Case(
+            "perceptual-stages", lambda: PerceptualConfig(backbone="tf_efficientnet_lite0", stages=(1, 3)), perceptual64
+        ),
+        Case(
+            "proxy-codes",
+            lambda: ProxyCodesConfig(tokenizer=proxy().name),
+            proxy64,
+            lambda images: torch.randn(len(images), 12, 8, 8),
+            exempt={"zero": "a cross-entropy is 0 for infinite logits only"},
+        ),
+    ],
+    {
+        "value": "equals its formula in float64",
+        "gradient": "its gradient, at the leaves and at each of its parameters, is that of finite differences",
+        "zero": "zero, with gradient zero, where image and reconstruction agree",
+        "precision": "float32 and near float32's value inside bf16 autocast",
+        "once": "images pass a backbone once a step, reconstructions once a term",
+        "processes": "gradients of two processes are those of one",
+        "state": "its config can be written and read; what it trains is saved and loaded, frozen weights are not",
+    },
+    "test_terms.py",
+)

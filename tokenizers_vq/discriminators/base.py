@@ -1,0 +1,107 @@
+"""The contract of a discriminator, what it gives, and how it is asked without being changed."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tokenizers_vq.batch import Batch
+from tokenizers_vq.config import Config
+
+
+class Judgement(NamedTuple):
+    """A discriminator's opinion of one batch."""
+
+    logits: list[Tensor]
+    """one tensor a scale or head, `(B, ...)`; larger is more real"""
+    features: list[Tensor]
+    """activations, shallow first, for feature matching"""
+    losses: dict[str, Tensor]
+    """scalars that the discriminator's own loss adds at weight 1, by their names in the log"""
+
+
+class Discriminator(nn.Module):
+    """Images `(B, C, H, W)` in [-1, 1] -> `Judgement`. Its config builds it: `config.build(channels, image_size)`.
+
+    State lives in buffers. In train mode a forward may update them; `judge` asks without doing so.
+    """
+
+    def __init__(self, config: Config, channels: int, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.config: Any = config
+        """of the union on `kind`: with channels and size all that describes it"""
+        self.channels = channels
+        """C of the images"""
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+        """height and width that it is made for"""
+
+    def check(self, batch: Batch) -> None:
+        """Raises `ValueError`, one line, for what it cannot take: sizes, labels, captions. Asked before step 0.
+
+        Unless a discriminator says otherwise, it takes the channels and the size that it was built for.
+        """
+        check_channels(self, batch)
+        if tuple(batch.images.shape[-2:]) != self.image_size:
+            built, got = ("x".join(map(str, size)) for size in (self.image_size, batch.images.shape[-2:]))
+            raise ValueError(f"this {self.config.kind} was built for images of {built}, got {got}: build it for these")
+
+    def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
+        """What `forward` takes for `images`, real or reconstructed, of one micro-batch's `losses.record.Record`.
+
+        A discriminator that also looks at labels, captions, features or the image itself takes them from `record`.
+        """
+        return (images,)
+
+    @abstractmethod
+    def forward(self, *inputs: Any) -> Judgement:
+        """Judge one batch, given as `inputs` gives it."""
+
+
+class Wrapper(Discriminator):
+    """A discriminator around another one, whose config it holds as `config.discriminator`.
+
+    As it stands it passes everything on; a wrapper overrides what it changes. One that shows the inner discriminator
+    other images, such as pairs, builds it for their channels and checks them.
+    """
+
+    inner: Discriminator
+
+    def __init__(self, config: Config, channels: int, image_size: tuple[int, int]) -> None:
+        super().__init__(config, channels, image_size)
+        self.inner = self.config.discriminator.build(channels, image_size)
+
+    def check(self, batch: Batch) -> None:
+        """What the inner discriminator cannot take."""
+        self.inner.check(batch)
+
+    def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
+        """Those of the inner discriminator."""
+        return self.inner.inputs(record, images)
+
+    def forward(self, *inputs: Any) -> Judgement:
+        """The inner discriminator's judgement."""
+        return self.inner(*inputs)
+
+
+def check_channels(discriminator: Discriminator, batch: Batch) -> None:
+    """Raises `ValueError` for images of other channels than the discriminator was built for."""
+    if batch.images.shape[1] != discriminator.channels:
+        raise ValueError(
+            f"this {discriminator.config.kind} was built for images of {discriminator.channels} channels, "
+            f"got {batch.images.shape[1]}: build it for these"
+        )
+
+
+def judge(discriminator: Discriminator, record: Any, images: Tensor, *, frozen: bool) -> Judgement:
+    """The discriminator's judgement of `images`, in its present mode, leaving its buffers as they are.
+
+    `frozen` leaves its parameters out of the graph too: older torch caches the casts that autocast makes of them under
+    `no_grad`, and the discriminator's own step would meet these and get no gradient.
+    """
+    state = {name: buffer.clone() for name, buffer in discriminator.named_buffers()}
+    if frozen:
+        state |= {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+    return functional_call(discriminator, state, discriminator.inputs(record, images))

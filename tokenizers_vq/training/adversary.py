@@ -1,0 +1,111 @@
+"""The adversary of a run: the discriminator, its losses, and the gradient that the tokenizer gets from it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from tokenizers_vq import distributed
+from tokenizers_vq.batch import Batch
+from tokenizers_vq.config import schedule_value
+from tokenizers_vq.discriminators.base import Discriminator, Judgement
+from tokenizers_vq.losses.objectives import adaptive_weight
+from tokenizers_vq.losses.record import Record
+from tokenizers_vq.losses.regularisers import Regulariser
+from tokenizers_vq.tokenizer import Tokenizer
+from tokenizers_vq.training import gradients
+from tokenizers_vq.training.gradients import Gradients
+from tokenizers_vq.training.recipe import AdversaryConfig, OptimizerConfig
+from tokenizers_vq.training.start import DiscriminatorStart
+
+
+class GeneratorLoss(NamedTuple):
+    """What the tokenizer is told by the discriminator."""
+
+    loss: Tensor
+    """scalar, unweighted, without gradient"""
+    at_leaves: Gradients
+    """its gradients at the record's leaves, unweighted"""
+    weight: Tensor
+    """the recipe's, times the adaptive one"""
+    figures: dict[str, Tensor]
+    """for the log"""
+
+
+class Adversary:
+    """Built by a recipe for a tokenizer. Raises `ValueError` where the discriminator cannot judge its images."""
+
+    def __init__(self, config: AdversaryConfig, optimizer: OptimizerConfig, tokenizer: Tokenizer) -> None:
+        self.config, self.optimizer = config, config.optimizer or optimizer
+        self.discriminator: Discriminator = config.discriminator.build(
+            channels=tokenizer.config.channels, image_size=tokenizer.config.size
+        )
+        self.regularisers: list[Regulariser] = [
+            regulariser.build(self.discriminator, config.objective) for regulariser in config.regularisers
+        ]
+        assert not isinstance(config.start, float) and not isinstance(config.warmup, float)  # the recipe's are steps
+        self.start = DiscriminatorStart(config.start, config.warmup, config.window, config.threshold)
+        self.last: Tensor = tokenizer.decoder.head.weight  # type: ignore[assignment]
+
+    def check(self, batch: Batch) -> None:
+        """Raises `ValueError`, one line, for what discriminator or regularisers cannot take."""
+        self.discriminator.check(batch)
+        for regulariser in self.regularisers:
+            regulariser.check(batch)
+
+    def generator(
+        self, record: Record, output: Tensor, reconstruction: Gradients, accelerator: Accelerator
+    ) -> GeneratorLoss:
+        """The tokenizer's adversarial loss; `output` and `reconstruction`: its decoder's, and the terms' gradients."""
+        with accelerator.autocast():
+            loss = self.config.objective.generator(record)
+        at_leaves = gradients.at(loss, record.leaves, last=True)
+        weight = torch.tensor(schedule_value(self.config.weight, record.step), device=output.device)
+        figures: dict[str, Tensor] = {}
+        if self.config.adaptive:
+            balance, figures = self._balance(output, reconstruction[0], at_leaves[0])
+            weight = weight * balance
+        if at_leaves[0] is not None:
+            figures["gradient/generator"] = torch.linalg.vector_norm((weight * at_leaves[0]).float())
+        return GeneratorLoss(loss.detach(), at_leaves, weight, figures)
+
+    def _balance(self, output: Tensor, g_rec: Tensor | None, g_adv: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The adaptive weight, and the two norms that it is read from."""
+        sides = [torch.zeros_like(output) if side is None else side for side in (g_rec, g_adv)]
+        pulled = [torch.autograd.grad(output, self.last, side, retain_graph=True)[0].float() for side in sides]
+        rec, adv = distributed.mean(torch.stack(pulled))
+        balance = adaptive_weight(rec, adv, max=self.config.max_adaptive)
+        return balance, {
+            "adversary/adaptive": balance,
+            "gradient/last_reconstruction": torch.linalg.vector_norm(rec),
+            "gradient/last_adversary": torch.linalg.vector_norm(adv),
+        }
+
+    def own_loss(self, wrapped: nn.Module, record: Record) -> tuple[Tensor, dict[str, Tensor]]:
+        """The discriminator's loss on fresh judgements through its wrapper, and figures."""
+        fakes = record.reconstructions.detach()
+        real: Judgement = wrapped(*self.discriminator.inputs(record, record.images))
+        fake: Judgement = wrapped(*self.discriminator.inputs(record, fakes))
+        loss = self.config.objective.discriminator(real, fake)
+        figures = {"discriminator": loss.detach()}
+        for judgement, which in ((real, "real"), (fake, "fake")):
+            for name, own in judgement.losses.items():
+                loss = loss + own
+                figures[f"adversary/{name}_{which}"] = own.detach()
+        for regulariser in self.regularisers:
+            weight = schedule_value(regulariser.weight, record.step)
+            if weight and record.step % regulariser.every == 0:
+                value = regulariser(record, self.discriminator, real, fake)
+                loss = loss + weight * regulariser.every * value
+                figures[f"adversary/{regulariser.name}"] = value.detach()
+        figures["adversary/logits_real"] = torch.stack([part.detach().float().mean() for part in real.logits]).mean()
+        figures["adversary/logits_fake"] = torch.stack([part.detach().float().mean() for part in fake.logits]).mean()
+        return loss, figures
+
+    def after_step(self) -> None:
+        """Called after the discriminator's optimizer step."""
+        for regulariser in self.regularisers:
+            regulariser.after_step(self.discriminator)
