@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+from tokenizers_vq.text import printable
 
 if TYPE_CHECKING:
     from tokenizers_vq.data import DataConfig
@@ -35,6 +38,8 @@ def run_app(app: typer.Typer, name: str, argv: Sequence[str] | None = None) -> N
     """Run `app` and exit; an error that the caller can put right is one line on stderr and status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    if logging.lastResort is not None:  # where no handler was set up: names of files and of tensors stand in warnings
+        logging.lastResort.setFormatter(_PrintableFormatter())
     try:
         app(args=[argument for argument in arguments if argument != "--debug"], prog_name=name)
     except SystemExit as stop:
@@ -42,7 +47,7 @@ def run_app(app: typer.Typer, name: str, argv: Sequence[str] | None = None) -> N
     except (ValueError, OSError) as error:
         if debug:
             raise
-        print(f"{name}: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        note(f"{name}: {' '.join(str(error).split()) or type(error).__name__}")
         _exit(2)
 
 
@@ -145,9 +150,14 @@ def told(batches: Any, verb: str, every: float = 30.0) -> Iterator[Mapping[str, 
             note(f"{verb} {done:,}{total} images, {done / (now - start):,.1f} a second")
 
 
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def note(text: str) -> None:
     """A line for the person, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def name_broken(broken: Mapping[str, str]) -> None:
