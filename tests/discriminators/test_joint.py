@@ -25,8 +25,8 @@ def test_it_sees_the_image_above_its_mixed_features() -> None:
 @pytest.mark.parametrize(
     ("preset", "problem"),
     [
-        ("titok-tiny-64", "one grid of rows and columns, this one has 64: take pair"),
-        ("vqvae2-tiny-64", r"one grid of rows and columns, this one has 8x8 \+ 16x16: take pair"),
+        ("titok-tiny-64", "one grid of rows and columns, this tokenizer has 64: take pair"),
+        ("vqvae2-tiny-64", r"one grid of rows and columns, this tokenizer has 8x8 \+ 16x16: take pair"),
         ("lfq-tiny-64", "dim: this tokenizer's quantized features have 10 channels, dim is 8: set dim=10"),
     ],
 )

@@ -56,8 +56,8 @@ class Joint(Wrapper):
         if len(tokenizer.quantizers) > 1 or len(grids[-1]) != 2:
             shown = " + ".join("x".join(map(str, grid)) for grid in grids)
             raise ValueError(
-                f"adversary.discriminator: joint needs a tokenizer of one grid of rows and columns, this one has {shown}: take "
-                "pair or another discriminator"
+                f"adversary.discriminator: joint needs one grid of rows and columns, this tokenizer has {shown}: "
+                "take pair or another discriminator"
             )
         dim = tokenizer.quantizers[0].dim
         if dim != self.config.dim:
