@@ -100,7 +100,7 @@ def test_a_dry_run_checks_everything_and_writes_nothing(table: dict, few_judges:
     out = tmp_path / "out"
     lines = run.due_runs(plan(table), out, only=["gan"], device="cpu", say=lambda text: None)
     assert lines == [f"gan, seed {seed}: {out / 'gan' / f'seed-{seed}'}" for seed in (0, 1)] and not out.exists()
-    with pytest.raises(FileNotFoundError, match="no folder or file elsewhere"):
+    with pytest.raises(FileNotFoundError, match="no data at elsewhere"):
         run.due_runs(plan(table, test={"path": "elsewhere"}), out, say=lambda text: None)
     with pytest.raises(ValueError, match=r"rows\.a: .*nonesuch"):
         rows = {"a": ["losses=[{kind: perceptual, backbone: nonesuch}]"]}
