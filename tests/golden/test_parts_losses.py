@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from tests.conftest import shared
 from tokenizers_vq.discriminators.base import Discriminator, Judgement
 from tokenizers_vq.discriminators.patchgan import PatchGAN, PatchGANConfig
-from tokenizers_vq.losses.objectives import Hinge, NonSaturating, Objective, adaptive_weight
+from tokenizers_vq.losses.objectives import (
+    Hinge,
+    LeastSquares,
+    Minimax,
+    NonSaturating,
+    Objective,
+    adaptive_weight,
+)
 from tokenizers_vq.losses.perceptual import Lpips, LpipsNetwork
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.regularisers import R1, LeCam
@@ -90,11 +97,17 @@ OBJECTIVES: list[tuple[str, Objective, str, float]] = [
     ("taming.vanilla_d", NonSaturating(), "d", 0.5),
     ("enhancing.vanilla_d", NonSaturating(), "d", 0.5),
     ("enhancing.vanilla_g", NonSaturating(), "g", 1.0),
+    ("taming.vanilla_d", Minimax(), "d", 0.5),
+    ("stylegan2.logistic_d", Minimax(), "d", 1.0),
+    ("enhancing.least_square_d", LeastSquares(targets=(-1.0, 1.0, 0.0)), "d", 1.0),
+    ("enhancing.least_square_g", LeastSquares(targets=(-1.0, 1.0, 0.0)), "g", 2.0),
 ]
 
 
 @pytest.mark.parametrize("logits", ["one-logit", "patch-maps"])
-@pytest.mark.parametrize(("name", "objective", "side", "scale"), OBJECTIVES, ids=[row[0] for row in OBJECTIVES])
+@pytest.mark.parametrize(
+    ("name", "objective", "side", "scale"), OBJECTIVES, ids=[f"{row[0]}-{row[1].kind}" for row in OBJECTIVES]
+)
 def test_objective(name: str, objective: Objective, side: str, scale: float, logits: str) -> None:
     case = Case(f"adversarial-losses/{logits}")
     real, fake = (case.io[f"logits_{which}"].requires_grad_() for which in ("real", "fake"))

@@ -20,7 +20,15 @@ from tests.laws.law import Role
 from tokenizers_vq.batch import Batch
 from tokenizers_vq.discriminators import PatchGANConfig, StyleGAN2Config
 from tokenizers_vq.discriminators.base import Discriminator, Judgement, judge
-from tokenizers_vq.losses.objectives import Hinge, NonSaturating, Objective
+from tokenizers_vq.losses.objectives import (
+    Hinge,
+    LeastSquares,
+    Minimax,
+    NonSaturating,
+    Objective,
+    RelativisticAverage,
+    Wasserstein,
+)
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.regularisers import LeCam, LeCamConfig, R1Config, Regulariser
 from tokenizers_vq.training.adversary import Adversary
@@ -138,6 +146,8 @@ class ObjectiveCase:
     config: Objective
     generator: Callable[[Tensor, Tensor], Tensor]
     discriminator: Callable[[Tensor, Tensor], Tensor]
+    between: float = 0.0
+    """a logit from which it pulls the two sides apart"""
     exempt: dict[str, str] = field(default_factory=dict)
 
 
@@ -151,6 +161,17 @@ def logistic64(r: Tensor, f: Tensor) -> Tensor:
     return -(torch.sigmoid(r).log().mean() + torch.sigmoid(-f).log().mean())
 
 
+def smooth64(r: Tensor, f: Tensor) -> Tensor:
+    """The same, where of images 0.9 is the right answer."""
+    one_sided = 0.9 * torch.sigmoid(r).log() + 0.1 * torch.sigmoid(-r).log()
+    return -(one_sided.mean() + torch.sigmoid(-f).log().mean())
+
+
+def squares64(a: float, b: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """The discriminator's least squares."""
+    return lambda r, f: ((r - b).square().mean() + (f - a).square().mean()) / 2
+
+
 OBJECTIVES = Role(
     "objective",
     [
@@ -162,10 +183,43 @@ OBJECTIVES = Role(
             hinge64,
         ),
         ObjectiveCase("non-saturating", NonSaturating(), lambda r, f: -torch.sigmoid(f).log().mean(), logistic64),
+        ObjectiveCase(
+            "non-saturating-smooth",
+            NonSaturating(real_target=0.9),
+            lambda r, f: -torch.sigmoid(f).log().mean(),
+            smooth64,
+        ),
+        ObjectiveCase("minimax", Minimax(), lambda r, f: (1 - torch.sigmoid(f)).log().mean(), logistic64),
+        ObjectiveCase(
+            "minimax-smooth", Minimax(real_target=0.9), lambda r, f: (1 - torch.sigmoid(f)).log().mean(), smooth64
+        ),
+        ObjectiveCase(
+            "least-squares", LeastSquares(), lambda r, f: (f - 1).square().mean() / 2, squares64(0, 1), between=0.25
+        ),
+        ObjectiveCase(
+            "least-squares-pearson",
+            LeastSquares(targets=(-1.0, 1.0, 0.0)),
+            lambda r, f: f.square().mean() / 2,
+            squares64(-1, 1),
+            between=-0.25,
+        ),
+        ObjectiveCase("wasserstein", Wasserstein(), lambda r, f: -f.mean(), lambda r, f: f.mean() - r.mean()),
+        ObjectiveCase(
+            "relativistic-average",
+            RelativisticAverage(),
+            lambda r, f: logistic64(f - r.mean(), r - f.mean()),
+            lambda r, f: logistic64(r - f.mean(), f - r.mean()),
+        ),
+        ObjectiveCase(
+            "relativistic-average-smooth",
+            RelativisticAverage(real_target=0.9),
+            lambda r, f: logistic64(f - r.mean(), r - f.mean()),
+            lambda r, f: smooth64(r - f.mean(), f - r.mean()),
+        ),
     ],
     {
         "formula": "both losses are those of their formulas in float64, averaged over scales",
-        "chance": "`chance` is the least loss of a discriminator that answers the same to all",
+        "chance": "`chance` is the least loss of a discriminator that answers the same to all, `best` that of any",
         "descent": "the generator raises the logits of its images; the discriminator does the reverse",
         "finite": "finite with finite gradients at logits of +-10,000",
         "precision": "float32 inside bf16 autocast",

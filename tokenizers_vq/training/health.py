@@ -280,11 +280,12 @@ def _discriminator(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
     recent = [line for line in _recent(lines) if "discriminator" in line and "generator" in line]
     if len(recent) < 3:
         return []
-    # An objective whose chance is 0 (Wasserstein's) has no least loss to have won at.
-    won, near = 0.2 * chance if chance else -math.inf, 0.05 * (abs(chance) or 1.0)
+    # Where there is no least loss (Wasserstein's) there is none to have won at.
+    best, near = adversary.objective.best, 0.05 * (abs(chance) or 1.0)
+    won = best + 0.2 * (chance - best) if math.isfinite(best) else -math.inf
     loss, gap = _mean(_values(recent, "discriminator")), _mean([_gap(line) for line in recent])
     evidence = f"its loss is {loss:.3g} ({chance:.3g} = chance); logits {gap:.3g} apart"
-    if _share(recent, lambda line: line["discriminator"] < won and _gap(line) > 1) >= 0.8:
+    if _share(recent, lambda line: line["discriminator"] < won and _gap(line) > 0.5) >= 0.8:
         advice = [rate_of_adversary(recipe, 0.2)]
         if not adversary.regularisers:
             advice.append(Advice(("adversary.regularisers=[{kind: r1}]",), "bounds its slope at the images"))
