@@ -24,7 +24,7 @@ from tokenizers_vq.losses.objectives import (
 )
 from tokenizers_vq.losses.perceptual import Lpips, LpipsNetwork
 from tokenizers_vq.losses.record import Record
-from tokenizers_vq.losses.regularisers import R1, LeCam
+from tokenizers_vq.losses.regularisers import R1, R2, GradientPenalty, LeCam
 
 
 class Case:
@@ -177,21 +177,28 @@ class Critic(Discriminator):
         return Judgement([self.network(inputs[0])], [], {})
 
 
+@pytest.mark.parametrize("regulariser", ["r1", "r2", "wgan_gp"])
 @pytest.mark.parametrize("name", ["grey-12x20", "rgb-16"])
-def test_r1(name: str) -> None:
+def test_penalties_on_slopes(name: str, regulariser: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(f"gradient-penalty/{name}")
-    real = case.io["real"]
+    real, fake = case.io["real"], case.io["fake"]
     critic = Critic(real.shape[1], case.weights["5.weight"].shape[1])
     critic.network.load_state_dict(case.weights)
-    with torch.no_grad():
-        judgement = critic(real)
-    case.equal("critic_real", judgement.logits[0])
-    record = Record(real, torch.zeros_like(real), discriminator=critic)
-    penalty = 2 * R1()(record, critic, judgement, judgement)  # recorded without the 1/2 of gamma / 2
+    record = Record(real, fake, discriminator=critic)
+    for which, judgement in (("real", record.real), ("fake", record.fake)):
+        case.equal(f"critic_{which}", judgement.logits[0])
+    # R1 and R2 are recorded without the 1/2 of gamma / 2.
+    part, factor = {
+        "r1": (R1(), 2.0),
+        "r2": (R2(), 2.0),
+        "wgan_gp": (GradientPenalty(), case.meta["arguments"]["LAMBDA"]),
+    }[regulariser]
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: case.io["alpha"].view(shape))
+    penalty = factor * part(record, critic, record.real, record.fake)
     penalty.backward()
-    case.equal("r1", penalty)
+    case.equal(regulariser, penalty)
     for key in ("0.weight", "2.weight", "5.weight"):
-        case.equal(f"r1_grad.{key}", critic.network.get_parameter(key).grad)
+        case.equal(f"{regulariser}_grad.{key}", critic.network.get_parameter(key).grad)
 
 
 @pytest.mark.parametrize("name", ["decay-0.9", "decay-0.999"])

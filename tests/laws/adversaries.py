@@ -9,15 +9,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import tokenizers_vq as tvq
 from tests.laws.law import Role
 from tokenizers_vq.batch import Batch
+from tokenizers_vq.config import Config
 from tokenizers_vq.discriminators import PatchGANConfig, StyleGAN2Config
 from tokenizers_vq.discriminators.base import Discriminator, Judgement, judge
 from tokenizers_vq.losses.objectives import (
@@ -30,7 +31,21 @@ from tokenizers_vq.losses.objectives import (
     Wasserstein,
 )
 from tokenizers_vq.losses.record import Record
-from tokenizers_vq.losses.regularisers import LeCam, LeCamConfig, R1Config, Regulariser
+from tokenizers_vq.losses.regularisers import (
+    GradientPenalty,
+    GradientPenaltyConfig,
+    HistoricalAveraging,
+    HistoricalAveragingConfig,
+    LeCam,
+    LeCamConfig,
+    MatchingAwareConfig,
+    OrthogonalConfig,
+    R1Config,
+    R2Config,
+    Regulariser,
+    WeightClipping,
+    WeightClippingConfig,
+)
 from tokenizers_vq.training.adversary import Adversary
 from tokenizers_vq.training.recipe import AdversaryConfig, OptimizerConfig
 
@@ -53,7 +68,7 @@ def make_adversary(**parts: Any) -> Adversary:
     seen_by = tokenizer()  # its making draws
     torch.manual_seed(5)
     # Inside its margin the hinge's slope is the same for all: no gradient at a last bias, or under a batch norm.
-    config = AdversaryConfig(**{"discriminator": PLAIN, "objective": NonSaturating(), **parts})
+    config = AdversaryConfig(discriminator=PLAIN, objective=NonSaturating()).model_copy(update=parts)
     adversary = Adversary(config, OptimizerConfig(), seen_by)
     widen(adversary.discriminator)
     return adversary
@@ -243,7 +258,8 @@ class RegulariserCase:
     exempt: dict[str, str] = field(default_factory=dict)
 
     def adversary(self, **changes: Any) -> Adversary:
-        config = self.config.replace(**{"weight": 1.0, "every": 1, **changes})
+        fields = {"weight": 1.0, "every": 1, **changes}
+        config = self.config.replace(**{k: v for k, v in fields.items() if k in type(self.config).model_fields})
         adversary = make_adversary(discriminator=self.discriminator, regularisers=(config,))
         for buffer in adversary.regularisers[0].buffers():  # as after some steps
             buffer.fill_(0.5)
@@ -261,6 +277,87 @@ def r1_64(regulariser: Regulariser, record: Record, real: Judgement, fake: Judge
     return sum(slope.square().sum() for slope in slopes) / (2 * len(slopes))
 
 
+def r2_64(regulariser: Regulariser, record: Record, real: Judgement, fake: Judgement) -> Tensor:
+    """R1 of a record whose images are the reconstructions."""
+    return r1_64(
+        regulariser, Record(record.reconstructions, record.output, discriminator=record.discriminator), real, fake
+    )
+
+
+def penalty64(regulariser: Regulariser, record: Record, real: Judgement, fake: Judgement) -> Tensor:
+    """Image by image: how far the mean logit's slope is from 1 at a drawn place."""
+    assert record.discriminator is not None and isinstance(regulariser, GradientPenalty)
+    total = torch.zeros((), dtype=torch.float64)
+    places = torch.rand(len(record.images)).double()
+    for image, other, a in zip(record.images, record.reconstructions, places, strict=True):
+        leaf = (a * image + (1 - a) * other)[None].detach().requires_grad_()
+        (logits,) = judge(record.discriminator, record, leaf, frozen=False).logits
+        (slope,) = torch.autograd.grad(logits.mean(), leaf, create_graph=True)
+        total = total + (slope.square().sum().sqrt() - regulariser.target).square()
+    return total / len(record.images)
+
+
+def clipped64(regulariser: Regulariser, record: Record, real: Judgement, fake: Judgement) -> Tensor:
+    """The share of all weights that are not inside."""
+    assert record.discriminator is not None and isinstance(regulariser, WeightClipping)
+    weights = torch.cat([p.flatten() for p in record.discriminator.parameters()])
+    return 1 - ((-regulariser.limit < weights) & (weights < regulariser.limit)).double().mean()
+
+
+def orthogonal64(regulariser: Regulariser, record: Record, real: Judgement, fake: Judgement) -> Tensor:
+    """Pair by pair of filters."""
+    assert record.discriminator is not None
+    total = torch.zeros((), dtype=torch.float64)
+    for name, weight in record.discriminator.named_parameters():
+        filters = weight.flatten(1) if name.endswith("weight") else weight[:0]
+        for i, one in enumerate(filters):
+            total = total + sum((one @ other).square() for j, other in enumerate(filters) if j != i)
+    return total
+
+
+def history64(regulariser: Regulariser, record: Record, real: Judgement, fake: Judgement) -> Tensor:
+    """The squared distance of all weights to their averages."""
+    assert record.discriminator is not None and isinstance(regulariser, HistoricalAveraging)
+    weights = torch.cat([p.flatten() for p in record.discriminator.parameters()])
+    return (weights - regulariser.average.double()).square().sum()
+
+
+def matching64(regulariser: Regulariser, record: Record, real: Judgement, fake: Judgement) -> Tensor:
+    """The logistic loss of images with their labels, and with those of the images before."""
+    assert record.discriminator is not None and record.batch.labels is not None
+    batch = record.batch._replace(labels=torch.cat([record.batch.labels[-1:], record.batch.labels[:-1]]))
+    wrong = Record(batch, record.output, discriminator=record.discriminator)
+    (r,), (f,) = real.logits, judge(record.discriminator, wrong, record.images, frozen=False).logits
+    return logistic64(r, f)
+
+
+class LabelledConfig(Config):
+    """A discriminator that looks at labels, for what needs one that does."""
+
+    kind: Literal["labelled"] = "labelled"
+
+    def build(self, channels: int = 3, image_size: tuple[int, int] = (256, 256)) -> Labelled:
+        return Labelled(self, channels, image_size)
+
+
+class Labelled(Discriminator):
+    """PatchGAN, whose logits get a product of its features with the label's vector (arXiv 1802.05637)."""
+
+    def __init__(self, config: Config, channels: int, image_size: tuple[int, int]) -> None:
+        super().__init__(config, channels, image_size)
+        self.network = PLAIN.build(channels, image_size)
+        self.vectors = nn.Embedding(LABELS, 16)
+
+    def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
+        return images, record.batch.labels
+
+    def forward(self, *inputs: Any) -> Judgement:
+        images, labels = inputs
+        judgement = self.network(images)
+        label = (judgement.features[-1].mean((2, 3)) * self.vectors(labels)).sum(1)
+        return judgement._replace(logits=[judgement.logits[0] + label[:, None, None, None]])
+
+
 def lecam64(regulariser: Regulariser, record: Record, real: Judgement, fake: Judgement) -> Tensor:
     """Squares of what lies beyond the average of the other side."""
     assert isinstance(regulariser, LeCam)
@@ -271,6 +368,8 @@ def lecam64(regulariser: Regulariser, record: Record, real: Judgement, fake: Jud
     return F.relu(above).square().mean() + F.relu(below).square().mean()
 
 
+_DRAWN = {"processes": "each process draws where between its images and reconstructions it looks"}
+
 REGULARISERS = Role(
     "regulariser",
     [
@@ -278,6 +377,27 @@ REGULARISERS = Role(
         RegulariserCase("r1-stylegan2", R1Config(), r1_64, StyleGAN2Config(width=1 / 64, stddev_group=1)),
         RegulariserCase("lecam", LeCamConfig(), lecam64),
         RegulariserCase("lecam-means", LeCamConfig(compare="means"), lecam64),
+        RegulariserCase("r2", R2Config(), r2_64),
+        RegulariserCase("gradient-penalty", GradientPenaltyConfig(), penalty64, exempt=_DRAWN),
+        RegulariserCase("gradient-penalty-zero", GradientPenaltyConfig(target=0.0), penalty64, exempt=_DRAWN),
+        RegulariserCase(
+            "weight-clipping",
+            WeightClippingConfig(limit=0.1),
+            clipped64,
+            exempt={
+                "gradient": "a share has no slope: it moves weights after the step, not by a loss",
+                "lazy": "it adds nothing to the loss",
+            },
+        ),
+        RegulariserCase("orthogonal", OrthogonalConfig(), orthogonal64),
+        RegulariserCase("historical-averaging", HistoricalAveragingConfig(), history64),
+        RegulariserCase(
+            "matching-aware",
+            MatchingAwareConfig(),
+            matching64,
+            LabelledConfig(),
+            {"processes": "conditions go round within the images of each process"},
+        ),
     ],
     {
         "value": "equals its formula in float64",

@@ -18,7 +18,16 @@ from tokenizers_vq.losses.objectives import (
 )
 from tokenizers_vq.losses.perceptual import LpipsConfig, PerceptualConfig
 from tokenizers_vq.losses.proxy_codes import ProxyCodesConfig
-from tokenizers_vq.losses.regularisers import LeCamConfig, R1Config
+from tokenizers_vq.losses.regularisers import (
+    GradientPenaltyConfig,
+    HistoricalAveragingConfig,
+    LeCamConfig,
+    MatchingAwareConfig,
+    OrthogonalConfig,
+    R1Config,
+    R2Config,
+    WeightClippingConfig,
+)
 from tokenizers_vq.losses.terms import L1Config, L2Config
 
 TermConfig = Annotated[
@@ -28,4 +37,14 @@ TermConfig = Annotated[
 ObjectiveConfig = Annotated[
     Hinge | NonSaturating | Minimax | LeastSquares | Wasserstein | RelativisticAverage, Field(discriminator="kind")
 ]
-RegulariserConfig = Annotated[R1Config | LeCamConfig, Field(discriminator="kind")]
+RegulariserConfig = Annotated[
+    R1Config
+    | R2Config
+    | GradientPenaltyConfig
+    | LeCamConfig
+    | WeightClippingConfig
+    | OrthogonalConfig
+    | HistoricalAveragingConfig
+    | MatchingAwareConfig,
+    Field(discriminator="kind"),
+]
