@@ -70,15 +70,27 @@ def test_a_run_leaves_a_loadable_model_a_log_and_pictures(tmp_path: Path, small:
     assert "optimizer.lr: 0.001" in settings.read_text()
 
 
-def test_averages_of_lecam_are_resumed(tmp_path: Path, small: list[str]) -> None:
-    lecam = [*small, "adversary.regularisers=[{kind: lecam, weight: 0.1, decay: 0.9}]"]
-    whole = everything(run(tmp_path / "whole", lecam))
-    run(tmp_path / "parts", lecam, "steps=5")
-    assert_bitwise(whole, everything(run(tmp_path / "parts", lecam)))
-    (averages,) = [value for name, value in whole.items() if name.endswith("0.real_average")]
-    assert averages != 0
-    last = json.loads((tmp_path / "whole" / "log.jsonl").read_text().splitlines()[-1])
-    assert last["adversary/lecam"] > 0
+def test_regularisers_are_resumed(tmp_path: Path, small: list[str]) -> None:
+    kinds = [
+        "{kind: lecam, weight: 0.1, decay: 0.9}",
+        "{kind: historical_averaging, weight: 0.1}",
+        "{kind: weight_clipping, limit: 0.05, every: 2}",
+        "{kind: gradient_penalty, every: 2}",
+        "{kind: r2, every: 3}",
+        "{kind: orthogonal}",
+    ]
+    critic = ["adversary.objective={kind: wasserstein}", "adversary.discriminator.norm=none"]
+    asked = [*small, *critic, f"adversary.regularisers=[{', '.join(kinds)}]"]
+    whole = everything(run(tmp_path / "whole", asked))
+    run(tmp_path / "parts", asked, "steps=5")
+    assert_bitwise(whole, everything(run(tmp_path / "parts", asked)))
+    for name in ("0.real_average", "1.average", "1.steps"):
+        (state,) = [value for key, value in whole.items() if key.endswith(name)]
+        assert state.abs().sum() != 0, name
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    for figure in ("lecam", "historical_averaging", "clipped", "gradient_penalty", "r2", "orthogonal"):
+        assert any(line.get(f"adversary/{figure}", 0) > 0 for line in lines), figure
+    assert all(line["adversary/gap"] == pytest.approx(-line["discriminator"], abs=1e-6) for line in lines)
 
 
 def test_resuming_is_bitwise_never_having_stopped(tmp_path: Path, small: list[str]) -> None:
@@ -125,8 +137,12 @@ def test_learning_rate_clip_and_precision_change_in_the_middle_of_a_run(tmp_path
 
 
 def test_a_run_that_got_nowhere_takes_the_recipe_put_right(tmp_path: Path, small: list[str]) -> None:
-    with pytest.raises(FileNotFoundError, match="no data at"):
-        run(tmp_path / "run", small, "data.path=./no/such/folder")
+    for path in ("./no/such/folder", "nophotos"):  # a bare name is no name of the Hub, which is not asked
+        with pytest.raises(FileNotFoundError, match="no data at"):
+            run(tmp_path / "run", small, f"data.path={path}")
+        assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("steps: 3\n")  # as a run leaves it that was killed at once
     run(tmp_path / "run", small, "steps=1")
     assert tvq.load(tmp_path / "run")
 
@@ -177,7 +193,7 @@ def test_what_must_fail_later_fails_before_the_first_step(tmp_path: Path, small:
     ):
         with pytest.raises(ValueError, match=message):
             run(tmp_path / "run", small, override)
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()  # a run that could not begin leaves no folder
 
 
 def test_shares_of_the_run_become_steps(small: list[str]) -> None:
