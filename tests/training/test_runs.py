@@ -80,7 +80,7 @@ def test_regularisers_are_resumed(tmp_path: Path, small: list[str]) -> None:
         "{kind: orthogonal}",
     ]
     critic = ["adversary.objective={kind: wasserstein}", "adversary.discriminator.norm=none"]
-    asked = [*small, *critic, f"adversary.regularisers=[{', '.join(kinds)}]"]
+    asked = [*small, *critic, "log_every=1", f"adversary.regularisers=[{', '.join(kinds)}]"]
     whole = everything(run(tmp_path / "whole", asked))
     run(tmp_path / "parts", asked, "steps=5")
     assert_bitwise(whole, everything(run(tmp_path / "parts", asked)))
@@ -90,7 +90,8 @@ def test_regularisers_are_resumed(tmp_path: Path, small: list[str]) -> None:
     lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     for figure in ("lecam", "historical_averaging", "clipped", "gradient_penalty", "r2", "orthogonal"):
         assert any(line.get(f"adversary/{figure}", 0) > 0 for line in lines), figure
-    assert all(line["adversary/gap"] == pytest.approx(-line["discriminator"], abs=1e-6) for line in lines)
+    trained = [line for line in lines if "discriminator" in line]
+    assert all(line["adversary/gap"] == pytest.approx(-line["discriminator"], abs=1e-6) for line in trained)
 
 
 def test_resuming_is_bitwise_never_having_stopped(tmp_path: Path, small: list[str]) -> None:
