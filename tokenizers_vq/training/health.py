@@ -50,7 +50,7 @@ def diagnose(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
     if recipe.adversary is not None:
         findings += _never_started(recipe, lines, done)
     if lines and recipe.adversary is not None:
-        findings += [*_discriminator(recipe, lines), *_adaptive_weight(recipe, lines)]
+        findings += [*_discriminator(recipe, lines), *_clipped(recipe, lines), *_adaptive_weight(recipe, lines)]
     if lines:  # what comes first is often the cause of what follows
         findings += [
             *_too_fast(recipe, lines, any(finding.what == WINS for finding in findings)),
@@ -298,10 +298,30 @@ def _discriminator(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
             advice.append(Advice(("adversary.start=0.25",), why))
         return [Finding(WINS, _when(recent), evidence, tuple(advice))]
     lost = _share(recent, lambda line: abs(line["discriminator"] - chance) < near and abs(_gap(line)) < 0.1)
-    if lost >= 0.8 and recent[0]["step"] - trained[0]["step"] >= 200:
+    # Clipped weights give logits of any size, to which only an objective with a chance of its own sets a scale.
+    scaled = chance or not _values(recent, "adversary/clipped")
+    if scaled and lost >= 0.8 and recent[0]["step"] - trained[0]["step"] >= 200:
         advice = [rate_of_adversary(recipe, 3.0), Advice(("adversary.weight=0.1",), "less of its noise")]
         return [Finding("the discriminator is at chance", _when(recent), evidence, tuple(advice))]
     return []
+
+
+def _clipped(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
+    assert recipe.adversary is not None
+    recent = [line for line in _recent(lines) if "adversary/clipped" in line]
+    if len(recent) < 3 or (share := _mean(_values(recent, "adversary/clipped"))) <= 0.5:
+        return []
+    findings = []
+    for i, regulariser in enumerate(recipe.adversary.regularisers):
+        if regulariser.kind == "weight_clipping":
+            path = f"adversary.regularisers.{i}"
+            advice = (
+                Advice((f"{path}.limit={5 * regulariser.limit:g}",)),
+                Advice((f"{path}={{kind: gradient_penalty}}",), "bounds its slope and leaves its weights free"),
+            )
+            evidence = f"{share:.0%} of them at {path}.limit {regulariser.limit:g}: it knows simple functions alone"
+            findings.append(Finding("most weights of the discriminator are clipped", _when(recent), evidence, advice))
+    return findings
 
 
 def _adaptive_weight(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
