@@ -219,7 +219,7 @@ def _kinds(base: type[Objective]) -> Iterator[str]:
 
 def _entropy(share: float) -> float:
     """Of a coin, in nats."""
-    return -sum(p * math.log(p) for p in (share, 1 - share) if p > 0)
+    return sum(-p * math.log(p) for p in (share, 1 - share) if p > 0)
 
 
 def _mean(logits: Tensor) -> Tensor:
