@@ -135,6 +135,13 @@ def test_a_judge_that_a_loss_resembles_is_marked(table: dict) -> None:
     assert marks("[{kind: lpips, net: vgg}]") == ["", "same", "", "", "family"]
     assert marks("[{kind: perceptual}]") == ["", "", "family", "same", ""]
     assert marks("[{kind: l1}, {kind: perceptual, weight: 0.0}]") == ["", "", "", "", ""]
+    with_backbone = (
+        "{kind: augmented, discriminator: {kind: several, discriminators: [{kind: vision_aided}, {kind: unet}]}}"
+    )
+    adversary = f"adversary={{discriminator: {with_backbone}}}"
+    recipe = plan(table, rows={"a": ["losses=[{kind: l1}]", adversary]}).rows[0].recipe
+    names = ("lpips/squeeze", "tf_efficientnet_lite0/head", "tf_efficientnet_lite1/head")
+    assert [resemblance(parse_judge(name), recipe) for name in names] == ["", "family", "same"]
     assert [family(name) for name in ("tf_efficientnet_lite0.in1k", "resnet50", "hf/vgg16")] == [
         "efficientnet",
         "resnet",

@@ -9,17 +9,30 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import tokenizers_vq as tvq
 from tests.laws.law import Role
 from tokenizers_vq.batch import Batch
-from tokenizers_vq.config import Config
-from tokenizers_vq.discriminators import PatchGANConfig, StyleGAN2Config
+from tokenizers_vq.discriminators import (
+    AttentionConfig,
+    AugmentedConfig,
+    ClassHeadConfig,
+    DCGANConfig,
+    JointConfig,
+    MultiscaleConfig,
+    PairConfig,
+    PatchGANConfig,
+    ProjectionConfig,
+    SeveralConfig,
+    StyleGAN2Config,
+    UNetConfig,
+    VisionAidedConfig,
+)
 from tokenizers_vq.discriminators.base import Discriminator, Judgement, judge
 from tokenizers_vq.losses.objectives import (
     Hinge,
@@ -49,9 +62,11 @@ from tokenizers_vq.losses.regularisers import (
 from tokenizers_vq.training.adversary import Adversary
 from tokenizers_vq.training.recipe import AdversaryConfig, OptimizerConfig
 
-SIDE, LABELS = 32, 4
+SIDE, LABELS, DIM = 32, 4, 8
 PLAIN = PatchGANConfig(width=4, layers=2, norm="none")
 """the discriminator of cases that are about something else"""
+INNER = PatchGANConfig(width=6, layers=2, norm="none")
+"""the one inside wrappers: with PLAIN a bias has a gradient of next to nothing there, and so of rounding"""
 
 
 @functools.cache
@@ -68,7 +83,7 @@ def make_adversary(**parts: Any) -> Adversary:
     seen_by = tokenizer()  # its making draws
     torch.manual_seed(5)
     # Inside its margin the hinge's slope is the same for all: no gradient at a last bias, or under a batch norm.
-    config = AdversaryConfig(discriminator=PLAIN, objective=NonSaturating()).model_copy(update=parts)
+    config = AdversaryConfig(**{"discriminator": PLAIN, "objective": NonSaturating(), **parts})
     adversary = Adversary(config, OptimizerConfig(), seen_by)
     widen(adversary.discriminator)
     return adversary
@@ -78,8 +93,10 @@ def widen(discriminator: Discriminator) -> Discriminator:
     """Weights drawn as small as published ones would leave penalties at 1e-6: those of one N(0, 0.02) get 0.1."""
     with torch.no_grad():
         for parameter in discriminator.parameters():
-            if parameter.ndim == 4 and parameter.std() < 0.05:
+            if parameter.requires_grad and parameter.ndim == 4 and parameter.std() < 0.05:
                 parameter.mul_(5)
+            if parameter.ndim == 0 and not parameter:  # a gate, shut at first
+                parameter.fill_(0.5)
     return discriminator
 
 
@@ -128,7 +145,8 @@ class DiscriminatorCase:
 
 def patchgan(norm: str, **fields: Any) -> DiscriminatorCase:
     """A case of PatchGAN."""
-    return DiscriminatorCase(f"patchgan-{norm}", PatchGANConfig(width=4, layers=2, norm=norm), (8, 32), **fields)
+    config = PatchGANConfig(width=4, layers=2, norm=norm, **fields)  # type: ignore[arg-type]
+    return DiscriminatorCase(f"patchgan-{norm}", config, (8, 32))
 
 
 DISCRIMINATORS = Role(
@@ -137,7 +155,46 @@ DISCRIMINATORS = Role(
         patchgan("batch"),
         patchgan("spectral"),
         patchgan("none"),
+        patchgan("group", downsampling="blur"),
+        patchgan("virtual", reference_size=8),
         DiscriminatorCase("stylegan2", StyleGAN2Config(width=1 / 64), (24, 32)),
+        DiscriminatorCase("dcgan", DCGANConfig(width=4), (4, 32)),
+        DiscriminatorCase("dcgan-spectral-blur", DCGANConfig(width=4, norm="spectral", downsampling="blur"), (4, 32)),
+        DiscriminatorCase("dcgan-virtual", DCGANConfig(width=4, depth=2, norm="virtual", reference_size=8), (4, 32)),
+        DiscriminatorCase("attention-dot", AttentionConfig(width=8, resolution=16), (4, 32)),
+        DiscriminatorCase("attention-l2", AttentionConfig(width=8, resolution=8, score="l2"), (4, 32)),
+        DiscriminatorCase("multiscale", MultiscaleConfig(width=4, scales=3), (36, 32)),
+        DiscriminatorCase("unet", UNetConfig(width=4, depth=2), (30, 32)),
+        DiscriminatorCase(
+            "vision_aided",
+            VisionAidedConfig(stages=(0, 2), width=4),
+            (4, 32),
+        ),
+        DiscriminatorCase("pair", PairConfig(discriminator=INNER), (8, 32)),
+        DiscriminatorCase("joint", JointConfig(discriminator=INNER, dim=DIM, width=2), (8, 32)),
+        DiscriminatorCase("projection", ProjectionConfig(discriminator=INNER, num_classes=LABELS), (8, 32)),
+        DiscriminatorCase(
+            "class_head-pair",
+            ClassHeadConfig(discriminator=PairConfig(discriminator=INNER, blur=0.0), num_classes=LABELS),
+            (8, 32),
+        ),
+        DiscriminatorCase(
+            "several",
+            SeveralConfig(
+                discriminators=(
+                    MultiscaleConfig(width=4, scales=2),
+                    ClassHeadConfig(discriminator=INNER, num_classes=LABELS),
+                ),
+                weights=(1.0, 3.0),
+            ),
+            (8, 32),
+        ),
+        DiscriminatorCase(
+            "augmented-pair",
+            AugmentedConfig(discriminator=PairConfig(discriminator=INNER), p=0.8, noise=0.1),
+            (8, 32),
+        ),
+        DiscriminatorCase("augmented-ada", AugmentedConfig(discriminator=INNER, p="ada"), (8, 32)),
     ],
     {
         "step": "one step is finite, with a gradient on every trainable parameter and at the output",
@@ -331,33 +388,6 @@ def matching64(regulariser: Regulariser, record: Record, real: Judgement, fake: 
     return logistic64(r, f)
 
 
-class LabelledConfig(Config):
-    """A discriminator that looks at labels, for what needs one that does."""
-
-    kind: Literal["labelled"] = "labelled"
-
-    def build(self, channels: int = 3, image_size: tuple[int, int] = (256, 256)) -> Labelled:
-        return Labelled(self, channels, image_size)
-
-
-class Labelled(Discriminator):
-    """PatchGAN, whose logits get a product of its features with the label's vector (arXiv 1802.05637)."""
-
-    def __init__(self, config: Config, channels: int, image_size: tuple[int, int]) -> None:
-        super().__init__(config, channels, image_size)
-        self.network = PLAIN.build(channels, image_size)
-        self.vectors = nn.Embedding(LABELS, 16)
-
-    def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
-        return images, record.batch.labels
-
-    def forward(self, *inputs: Any) -> Judgement:
-        images, labels = inputs
-        judgement = self.network(images)
-        label = (judgement.features[-1].mean((2, 3)) * self.vectors(labels)).sum(1)
-        return judgement._replace(logits=[judgement.logits[0] + label[:, None, None, None]])
-
-
 def lecam64(regulariser: Regulariser, record: Record, real: Judgement, fake: Judgement) -> Tensor:
     """Squares of what lies beyond the average of the other side."""
     assert isinstance(regulariser, LeCam)
@@ -395,7 +425,7 @@ REGULARISERS = Role(
             "matching-aware",
             MatchingAwareConfig(),
             matching64,
-            LabelledConfig(),
+            ProjectionConfig(discriminator=PLAIN, num_classes=LABELS),
             {"processes": "conditions go round within the images of each process"},
         ),
     ],

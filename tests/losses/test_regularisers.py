@@ -9,12 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.laws.adversaries import LabelledConfig, make_adversary, make_record
+from tests.laws.adversaries import LABELS, PLAIN, make_adversary, make_record
 from tokenizers_vq.batch import Batch
 from tokenizers_vq.config import ConfigError
+from tokenizers_vq.discriminators import (
+    AugmentedConfig,
+    ClassHeadConfig,
+    PairConfig,
+    PatchGANConfig,
+    ProjectionConfig,
+    SeveralConfig,
+    StyleGAN2Config,
+)
 from tokenizers_vq.discriminators.base import Discriminator, Judgement
-from tokenizers_vq.discriminators.patchgan import PatchGANConfig
-from tokenizers_vq.discriminators.stylegan2 import StyleGAN2Config
 from tokenizers_vq.losses.objectives import Wasserstein
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.regularisers import (
@@ -234,8 +241,13 @@ def test_the_historical_average_is_the_mean_of_the_weights_after_each_step() -> 
     assert network.scale.grad is not None and network.scale.grad.item() == pytest.approx(8)
 
 
-def test_an_image_whose_neighbour_has_the_same_label_is_no_wrong_pair() -> None:
-    discriminator = LabelledConfig().build(3, (32, 32))
+LABELLED = ProjectionConfig(discriminator=PLAIN, num_classes=LABELS)
+AUGMENTED = AugmentedConfig(discriminator=LABELLED, p=1.0)
+
+
+@pytest.mark.parametrize("config", [LABELLED, AUGMENTED], ids=lambda config: config.kind)
+def test_an_image_whose_neighbour_has_the_same_label_is_no_wrong_pair(config: Any) -> None:
+    discriminator = config.build(3, (32, 32)).eval()  # in eval mode nothing is augmented, though it is drawn
     batch = make_record(discriminator).batch
 
     def value(*labels: int) -> float:
@@ -243,7 +255,8 @@ def test_an_image_whose_neighbour_has_the_same_label_is_no_wrong_pair() -> None:
         return MatchingAware(Wasserstein())(record, discriminator, record.real, record.fake).item()
 
     def mean_logit(rows: list[int], labels: list[int]) -> float:
-        return discriminator(batch.images[rows], torch.tensor(labels)).logits[0].mean().item()
+        inner = discriminator if config is LABELLED else discriminator.inner
+        return inner(batch.images[rows], torch.tensor(labels)).logits[0].mean().item()
 
     own, alike = [0, 0, 0, 1, 1, 2, 2, 2], [3] * 8
     wrong = mean_logit([0, 3, 5], [2, 0, 1])
@@ -251,26 +264,34 @@ def test_an_image_whose_neighbour_has_the_same_label_is_no_wrong_pair() -> None:
     assert value(*alike) == 0
 
 
-@pytest.mark.parametrize("norm", ["batch"])
+@pytest.mark.parametrize("norm", ["batch", "virtual"])
 def test_a_gradient_penalty_beside_a_norm_over_the_batch_is_refused(norm: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        make_adversary(
-            discriminator=PatchGANConfig(width=4, layers=2, norm=norm), regularisers=(GradientPenaltyConfig(),)
+    mixing = PatchGANConfig(width=4, layers=2, norm=norm)
+    around = {
+        "norm": mixing,
+        "discriminator.norm": PairConfig(discriminator=mixing),
+        "discriminators.1.norm": SeveralConfig(discriminators=(PLAIN, mixing)),
+    }
+    for path, discriminator in around.items():
+        with pytest.raises(ConfigError) as error:
+            make_adversary(discriminator=discriminator, regularisers=(GradientPenaltyConfig(),))
+        assert str(error.value) == (
+            f"adversary.discriminator.{path}: gradient_penalty is about each image's own logits, which the norm "
+            f"'{norm}' mixes over the batch: give adversary.discriminator.{path}=none or another norm"
         )
-    assert str(error.value) == (
-        "adversary.discriminator.norm: gradient_penalty is about each image's own logits, which the norm "
-        f"'{norm}' mixes over the batch: give adversary.discriminator.norm=none or another norm"
-    )
 
 
 def test_matching_needs_a_condition_and_two_images() -> None:
-    with pytest.raises(ConfigError) as error:
-        make_adversary(regularisers=(MatchingAwareConfig(),))
-    assert str(error.value) == (
-        "adversary.discriminator: matching_aware gives images the condition of others, and patchgan looks at none: "
-        "take it out of adversary.regularisers, or choose a discriminator with a condition"
-    )
-    adversary = make_adversary(discriminator=LabelledConfig(), regularisers=(MatchingAwareConfig(),))
+    head = ClassHeadConfig(discriminator=PLAIN, num_classes=LABELS)
+    without = (PLAIN, head, AugmentedConfig(discriminator=PLAIN), SeveralConfig(discriminators=(PLAIN, head)))
+    for config in without:
+        with pytest.raises(ConfigError) as error:
+            make_adversary(discriminator=config, regularisers=(MatchingAwareConfig(),))
+        assert str(error.value) == (
+            f"adversary.discriminator: matching_aware gives images the condition of others, and {config.kind} looks at "
+            "none: take it out of adversary.regularisers, or choose a discriminator with a condition"
+        )
+    adversary = make_adversary(discriminator=LABELLED, regularisers=(MatchingAwareConfig(),))
     with pytest.raises(ValueError, match=r"^matching_aware needs two images a micro-batch, .* lower accumulate$"):
         adversary.check(Batch(torch.zeros(1, 3, 32, 32), ["a"], torch.tensor([0])))
 

@@ -37,6 +37,8 @@ class Discriminator(nn.Module):
         """C of the images"""
         self.image_size = (int(image_size[0]), int(image_size[1]))
         """height and width that it is made for"""
+        self.feature_width: int
+        """channels of the last of its features: it sets them"""
 
     def check(self, batch: Batch) -> None:
         """Raises `ValueError`, one line, for what it cannot take: sizes, labels, captions. Asked before step 0.
@@ -60,10 +62,14 @@ class Discriminator(nn.Module):
         """Its parameters that an optimizer moves."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Raises `ValueError`, one line, for a tokenizer beside which it cannot stand. Asked before step 0."""
+
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """What `forward` takes for `images`, real or reconstructed, of one micro-batch's `losses.record.Record`.
 
         A discriminator that also looks at labels, captions, features or the image itself takes them from `record`.
+        The images stand first; a wrapper puts what it adds right behind them, before what the inner one asks for.
         """
         return (images,)
 
@@ -84,6 +90,7 @@ class Wrapper(Discriminator):
     def __init__(self, config: Config, channels: int, image_size: tuple[int, int]) -> None:
         super().__init__(config, channels, image_size)
         self.inner = self.config.discriminator.build(channels, image_size)
+        self.feature_width = self.inner.feature_width
 
     def check(self, batch: Batch) -> None:
         """What the inner discriminator cannot take."""
@@ -93,6 +100,10 @@ class Wrapper(Discriminator):
     def conditional(self) -> bool:
         """Whether the inner one's do, or it has inputs of its own."""
         return self.inner.conditional or type(self).inputs is not Wrapper.inputs
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Beside which the inner discriminator cannot stand."""
+        self.inner.check_tokenizer(tokenizer)
 
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """Those of the inner discriminator."""

@@ -43,6 +43,7 @@ class Adversary:
         self.discriminator: Discriminator = config.discriminator.build(
             channels=tokenizer.config.channels, image_size=tokenizer.config.size
         )
+        self.discriminator.check_tokenizer(tokenizer)
         self.regularisers: list[Regulariser] = [
             regulariser.build(self.discriminator, config.objective) for regulariser in config.regularisers
         ]

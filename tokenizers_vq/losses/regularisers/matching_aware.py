@@ -57,22 +57,28 @@ class MatchingAware(Regulariser):
             )
 
     def forward(self, record: Record, discriminator: Discriminator, real: Judgement, fake: Judgement) -> Tensor:
-        before = torch.arange(len(record.images), device=record.images.device).roll(1)
-        own = discriminator.inputs(record, record.images)
-        wrong = discriminator.inputs(record.taken(before), record.images)
-        differs = _differing(own, wrong).to(record.images.device)
+        device, order = record.images.device, torch.arange(len(record.images), device=record.images.device)
+        # What inputs draw (augmentations, one of several captions) is the same for both, and tells no pairs apart.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            own = discriminator.inputs(record.taken(order), record.images)
+        others = record.taken(order.roll(1))
+        others.batch = others.batch._replace(keys=record.batch.keys)  # by which they are drawn
+        wrong = discriminator.inputs(others, record.images)
+        differs = _differing(own, wrong, len(order)).to(device)
         logits = ask(discriminator, wrong, frozen=False).logits
         if not differs.any():
             return 0 * torch.stack([scale.float().sum() for scale in logits]).sum()
         return self.objective.discriminator(real, Judgement([scale[differs] for scale in logits], [], {}))
 
 
-def _differing(own: tuple[Any, ...], wrong: tuple[Any, ...]) -> Tensor:
-    """`(B,)`: whether anything that the discriminator is given of an image differs."""
-    rows = []
-    for a, b in zip(own, wrong, strict=True):
-        if isinstance(a, Tensor):
-            rows.append((a != b).flatten(1).any(1).cpu() if a.ndim > 1 else (a != b).cpu())
-        elif a is not None:
-            rows.append(torch.tensor([x != y for x, y in zip(a, b, strict=True)]))
-    return torch.stack(rows).any(0)
+def _differing(own: Any, wrong: Any, count: int) -> Tensor:
+    """`(B,)`: whether anything that the discriminator is given of an image differs. Tuples hold more of it."""
+    differs = torch.zeros(count, dtype=torch.bool)
+    if isinstance(own, tuple):
+        for a, b in zip(own, wrong, strict=True):
+            differs |= _differing(a, b, count)
+    elif isinstance(own, Tensor):
+        differs |= (own != wrong).reshape(count, -1).any(1).cpu()
+    elif isinstance(own, list):
+        differs |= torch.tensor([a != b for a, b in zip(own, wrong, strict=True)])
+    return differs

@@ -29,7 +29,7 @@ def slopes(discriminator: Discriminator, record: Record, images: Tensor, *, aver
     """
     with twice_differentiable(images.device):
         leaf = _full(images.detach()).requires_grad_()
-        inputs = tuple(_full(value) for value in discriminator.inputs(record, leaf))
+        inputs = _full(discriminator.inputs(record, leaf))
         logits = [scale.float() for scale in ask(discriminator, inputs, frozen=False).logits]
         if averaged:
             total = len(images) * torch.stack([scale.mean() for scale in logits]).mean()
@@ -40,5 +40,7 @@ def slopes(discriminator: Discriminator, record: Record, images: Tensor, *, aver
 
 
 def _full(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_full, value))
     half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
     return value.float() if half else value
