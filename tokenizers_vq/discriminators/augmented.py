@@ -67,6 +67,11 @@ class Augmented(Wrapper):
             self.register_buffer("signs", torch.zeros(()))
             self.register_buffer("seen", torch.zeros(()))
 
+    @property
+    def conditional(self) -> bool:
+        """The inner one's alone: draws are no condition."""
+        return self.inner.conditional
+
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """Images, draws `(B, 10)`, noise `(B, C, H, W)` or None, whether they are real, what the inner one asks for."""
         real = images is record.images

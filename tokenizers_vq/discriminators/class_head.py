@@ -43,6 +43,11 @@ class ClassHead(Wrapper):
         super().check(batch)
         check_labels("class_head", self.config.num_classes, batch)
 
+    @property
+    def conditional(self) -> bool:
+        """The inner one's alone: labels do not reach the logits."""
+        return self.inner.conditional
+
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """Images, labels, then what the inner discriminator asks for."""
         # Data may be labelled here and not there: the first batch says nothing of the others.

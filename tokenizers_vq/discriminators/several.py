@@ -58,6 +58,11 @@ class Several(Discriminator):
         for member in self.members:
             member.check_tokenizer(tokenizer)
 
+    @property
+    def conditional(self) -> bool:
+        """Whether a member is."""
+        return any(member.conditional for member in self.members)
+
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """Images, then a tuple of what each member asks for beside them."""
         return (images, *(member.inputs(record, images)[1:] for member in self.members))
