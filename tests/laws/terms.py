@@ -23,7 +23,7 @@ from tokenizers_vq.losses.logit_laplace import LogitLaplaceConfig
 from tokenizers_vq.losses.perceptual import Lpips, LpipsConfig, Perceptual, PerceptualConfig
 from tokenizers_vq.losses.proxy_codes import ProxyCodes, ProxyCodesConfig
 from tokenizers_vq.losses.record import Record
-from tokenizers_vq.losses.terms import L1Config, L2Config, Term
+from tokenizers_vq.losses.terms import Huber, HuberConfig, L1Config, L2Config, Term
 
 SIDE, LABELS = 32, 3
 TRUNK = SHARED / "data/backbones/squeezenet1_1_fp16.pth"
@@ -119,6 +119,12 @@ def unit64(features: Tensor, eps: float) -> Tensor:
     return features / (features.square().sum(1, keepdim=True) + eps).sqrt()
 
 
+def huber64(term: Huber, record: Record) -> Tensor:
+    """The parabola inside `delta`, the lines outside."""
+    apart, delta = (record.images - record.reconstructions).abs(), term.delta
+    return torch.where(apart <= delta, apart**2 / 2, delta * (apart - delta / 2)).mean()
+
+
 def laplace64(term: Any, record: Record) -> Tensor:
     """-ln of the density, from its definition."""
     mu, log_b = record.output.chunk(2, dim=1)
@@ -157,6 +163,7 @@ TERMS = Role(
     [
         Case("l1", L1Config, lambda term, r: (r.images - r.reconstructions).abs().mean(), exempt=_NO_BACKBONE),
         Case("l2", L2Config, lambda term, r: (r.images - r.reconstructions).square().mean(), exempt=_NO_BACKBONE),
+        Case("huber", HuberConfig, huber64, exempt=_NO_BACKBONE),
         Case(
             "logit-laplace",
             LogitLaplaceConfig,

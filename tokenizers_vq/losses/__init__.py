@@ -12,10 +12,10 @@ from tokenizers_vq.losses.objectives import Hinge, NonSaturating
 from tokenizers_vq.losses.perceptual import LpipsConfig, PerceptualConfig
 from tokenizers_vq.losses.proxy_codes import ProxyCodesConfig
 from tokenizers_vq.losses.regularisers import LeCamConfig, R1Config
-from tokenizers_vq.losses.terms import L1Config, L2Config
+from tokenizers_vq.losses.terms import HuberConfig, L1Config, L2Config
 
 TermConfig = Annotated[
-    L1Config | L2Config | LogitLaplaceConfig | LpipsConfig | PerceptualConfig | ProxyCodesConfig,
+    L1Config | L2Config | HuberConfig | LogitLaplaceConfig | LpipsConfig | PerceptualConfig | ProxyCodesConfig,
     Field(discriminator="kind"),
 ]
 ObjectiveConfig = Annotated[Hinge | NonSaturating, Field(discriminator="kind")]
