@@ -19,6 +19,7 @@ import tokenizers_vq as tvq
 from tests.conftest import SHARED
 from tests.laws.law import Role
 from tokenizers_vq.batch import Batch
+from tokenizers_vq.losses.gram import Gram, GramConfig
 from tokenizers_vq.losses.logit_laplace import LogitLaplaceConfig
 from tokenizers_vq.losses.perceptual import Lpips, LpipsConfig, Perceptual, PerceptualConfig
 from tokenizers_vq.losses.proxy_codes import ProxyCodes, ProxyCodesConfig
@@ -150,6 +151,16 @@ def perceptual64(term: Perceptual, record: Record) -> Tensor:
     return torch.stack(pairs).mean()
 
 
+def gram64(term: Gram, record: Record) -> Tensor:
+    """The mean over stages of the squared difference of channel products, summed over pairs of channels."""
+    total = torch.zeros((), dtype=torch.float64)
+    sides = [term.network.stages(images, term.stages) for images in (record.images, record.reconstructions)]
+    for a, b in zip(*sides, strict=True):
+        products = [torch.einsum("bchw,bdhw->bcd", f, f) / f[0].numel() for f in (a, b)]
+        total = total + (products[0] - products[1]).square().sum((1, 2)).mean()
+    return total / len(term.stages)
+
+
 def proxy64(term: ProxyCodes, record: Record) -> Tensor:
     """Minus the log of the share that the proxy's code has."""
     shares = record.output.softmax(1).gather(1, term.codes(record.images)[:, None])
@@ -182,6 +193,7 @@ TERMS = Role(
         Case(
             "perceptual-stages", lambda: PerceptualConfig(backbone="tf_efficientnet_lite0", stages=(1, 3)), perceptual64
         ),
+        Case("gram", lambda: GramConfig(backbone="tf_efficientnet_lite0", stages=(0, 2)), gram64),
         Case(
             "proxy-codes",
             lambda: ProxyCodesConfig(tokenizer=proxy().name),

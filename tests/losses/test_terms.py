@@ -128,3 +128,13 @@ def test_unknown_kind_names_the_nearest() -> None:
 
     with pytest.raises(ConfigError, match="did you mean 'lpips'"):
         Recipe(losses=[{"kind": "lpip"}])
+
+
+def test_terms_on_the_same_stages_share_the_features() -> None:
+    record, passes = record_of(*pair()), []
+    for kind in ("perceptual", "gram"):
+        term = make(kind, backbone="tf_efficientnet_lite0")
+        term.network.model.conv_stem.register_forward_hook(lambda *_: passes.append(1))
+        (gradient,) = torch.autograd.grad(term(record), record.output, retain_graph=True)
+        assert gradient.abs().sum() > 0
+    assert len(passes) == 2  # the images once, the reconstructions once

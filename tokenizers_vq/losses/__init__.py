@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
+from tokenizers_vq.losses.gram import GramConfig
 from tokenizers_vq.losses.logit_laplace import LogitLaplaceConfig
 from tokenizers_vq.losses.objectives import Hinge, NonSaturating
 from tokenizers_vq.losses.perceptual import LpipsConfig, PerceptualConfig
@@ -15,7 +16,14 @@ from tokenizers_vq.losses.regularisers import LeCamConfig, R1Config
 from tokenizers_vq.losses.terms import HuberConfig, L1Config, L2Config
 
 TermConfig = Annotated[
-    L1Config | L2Config | HuberConfig | LogitLaplaceConfig | LpipsConfig | PerceptualConfig | ProxyCodesConfig,
+    L1Config
+    | L2Config
+    | HuberConfig
+    | LogitLaplaceConfig
+    | LpipsConfig
+    | PerceptualConfig
+    | GramConfig
+    | ProxyCodesConfig,
     Field(discriminator="kind"),
 ]
 ObjectiveConfig = Annotated[Hinge | NonSaturating, Field(discriminator="kind")]
