@@ -17,8 +17,12 @@ from torch import Tensor, nn
 
 import tokenizers_vq as tvq
 from tests.conftest import SHARED
+from tests.laws.adversaries import PLAIN, widen
 from tests.laws.law import Role
 from tokenizers_vq.batch import Batch
+from tokenizers_vq.discriminators.base import Discriminator
+from tokenizers_vq.losses.feature_matching import FeatureMatchingConfig
+from tokenizers_vq.losses.focal_frequency import FocalFrequency, FocalFrequencyConfig
 from tokenizers_vq.losses.gram import Gram, GramConfig
 from tokenizers_vq.losses.logit_laplace import LogitLaplaceConfig
 from tokenizers_vq.losses.perceptual import Lpips, LpipsConfig, Perceptual, PerceptualConfig
@@ -52,6 +56,13 @@ def proxy() -> tempfile.TemporaryDirectory:
     return folder
 
 
+@functools.cache
+def discriminator(dtype: torch.dtype) -> Discriminator:
+    """A small one, for terms that ask for its judgement."""
+    torch.manual_seed(5)
+    return widen(PLAIN.build(3, (SIDE, SIDE))).to(dtype)
+
+
 def near(images: Tensor) -> Tensor:
     """The images and some noise."""
     return images + 0.2 * torch.randn_like(images)
@@ -66,6 +77,8 @@ class Case:
     """makes its config"""
     formula: Callable[[Any, Record], Tensor]
     """(term, record) -> its value; weights and record are float64"""
+    slope: Callable[[Any, Record, Any, Record], Tensor] | None = None
+    """what its gradient is the slope of, where that is not the value: of term and record, and of both as they began"""
     output: Callable[[Tensor], Tensor] = near
     """images -> a decoder's output"""
     perfect: Callable[[Tensor], Tensor] = torch.clone
@@ -112,6 +125,7 @@ class Case:
             features=seen.features[rows].to(dtype),
             quantized=quantized,
             tokenizer=around,
+            discriminator=discriminator(dtype),
         )
 
 
@@ -161,6 +175,25 @@ def gram64(term: Gram, record: Record) -> Tensor:
     return total / len(term.stages)
 
 
+def spectra64(record: Record) -> Tensor:
+    """Squared difference of the spectra of images on [0, 1]."""
+    sides = [torch.fft.fft2(image / 2) / SIDE for image in (record.images, record.reconstructions)]
+    return (sides[0] - sides[1]).abs().square()
+
+
+def focal64(term: FocalFrequency, record: Record, began: Record | None = None) -> Tensor:
+    """Each frequency weighted by its difference, over the largest one, both as they were where the record `began`."""
+    focus = spectra64(began or record).sqrt() ** term.alpha
+    return (focus / focus.amax((2, 3), keepdim=True) * spectra64(record)).mean()
+
+
+def matching64(term: Any, record: Record) -> Tensor:
+    """The mean over layers of the mean squared difference of the batches' mean features."""
+    judge = discriminator(torch.float64)
+    sides = [judge(images).features for images in (record.images, record.reconstructions)]
+    return torch.stack([(a.mean(0) - b.mean(0)).square().mean() for a, b in zip(*sides, strict=True)]).mean()
+
+
 def proxy64(term: ProxyCodes, record: Record) -> Tensor:
     """Minus the log of the share that the proxy's code has."""
     shares = record.output.softmax(1).gather(1, term.codes(record.images)[:, None])
@@ -179,7 +212,7 @@ TERMS = Role(
             "logit-laplace",
             LogitLaplaceConfig,
             laplace64,
-            lambda images: 0.5 * torch.randn(len(images), 6, SIDE, SIDE),
+            output=lambda images: 0.5 * torch.randn(len(images), 6, SIDE, SIDE),
             overrides=tuple(PIXELS),
             exempt={**_NO_BACKBONE, "zero": "minus the log of a density, which has no least value of 0"},
         ),
@@ -195,10 +228,18 @@ TERMS = Role(
         ),
         Case("gram", lambda: GramConfig(backbone="tf_efficientnet_lite0", stages=(0, 2)), gram64),
         Case(
+            "focal-frequency",
+            lambda: FocalFrequencyConfig(alpha=1.5),
+            focal64,
+            lambda term, r, was, began: focal64(term, r, began),
+            exempt=_NO_BACKBONE,
+        ),
+        Case("feature-matching", FeatureMatchingConfig, matching64, exempt=_NO_BACKBONE),
+        Case(
             "proxy-codes",
             lambda: ProxyCodesConfig(tokenizer=proxy().name),
             proxy64,
-            lambda images: torch.randn(len(images), 12, 8, 8),
+            output=lambda images: torch.randn(len(images), 12, 8, 8),
             exempt={"zero": "a cross-entropy is 0 for infinite logits only"},
         ),
     ],

@@ -10,11 +10,15 @@ from pydantic import TypeAdapter
 
 from tests.conftest import shared
 from tokenizers_vq.config import Config, ConfigError
+from tokenizers_vq.discriminators import PatchGANConfig
+from tokenizers_vq.discriminators.base import Judgement
+from tokenizers_vq.discriminators.patchgan import PatchGAN
 from tokenizers_vq.losses import TermConfig, perceptual
 from tokenizers_vq.losses.objectives import adaptive_weight
 from tokenizers_vq.losses.perceptual import LpipsNetwork, Perceptual, PerceptualConfig, find_trunk, unit
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.terms import Term
+from tokenizers_vq.training.recipe import load_recipe
 
 
 def make(kind: str, **fields: Any) -> Term:
@@ -138,3 +142,41 @@ def test_terms_on_the_same_stages_share_the_features() -> None:
         (gradient,) = torch.autograd.grad(term(record), record.output, retain_graph=True)
         assert gradient.abs().sum() > 0
     assert len(passes) == 2  # the images once, the reconstructions once
+
+
+def test_focal_frequency_without_a_focus_is_squared_error() -> None:
+    record = record_of(*pair())
+    assert make("focal_frequency", alpha=0)(record).item() == pytest.approx(make("l2")(record).item() / 4, rel=1e-5)
+
+
+def test_a_focus_lies_where_the_difference_is_largest() -> None:
+    """Two waves are missing: the stronger one has weight 1, the other its share of the amplitude."""
+    ramp = torch.arange(32.0) * 2 * torch.pi / 32
+    weak, strong = (0.1 * torch.cos(3 * ramp)).expand(1, 1, 32, 32), (0.4 * torch.cos(9 * ramp)).expand(1, 1, 32, 32)
+    squares = [(wave / 2).square().mean().item() for wave in (weak, strong)]
+    loss = make("focal_frequency")(record_of(weak + strong, torch.zeros(1, 1, 32, 32)))
+    assert loss.item() == pytest.approx(0.25 * squares[0] + squares[1], rel=1e-4)
+
+
+def test_feature_matching_compares_means_not_pairs() -> None:
+    """Batches that hold the same images in another order are alike."""
+    images, _ = pair(3, 32)
+    discriminator = PatchGANConfig(width=4, layers=2).build(3, (32, 32)).eval()
+    loss = make("feature_matching")(Record(images, images.flip(0), discriminator=discriminator))
+    assert loss.item() == pytest.approx(0, abs=1e-10)
+    assert make("feature_matching")(Record(images, -images, discriminator=discriminator)).item() > 1e-4
+
+
+def test_feature_matching_says_what_it_needs() -> None:
+    class Silent(PatchGAN):
+        def forward(self, images: torch.Tensor) -> Judgement:
+            return super().forward(images)._replace(features=[])
+
+    images, output = pair(3, 32)
+    with pytest.raises(ValueError, match="give the recipe an `adversary`"):
+        make("feature_matching")(record_of(images, output))
+    silent = Silent(3, width=4, layers=2)
+    with pytest.raises(ValueError, match="gives no features to match"):
+        make("feature_matching")(Record(images, output, discriminator=silent))
+    with pytest.raises(ConfigError, match="adversary: .*needs a discriminator"):
+        load_recipe("vqgan-tiny-64", ["data=skimage", "losses=[{kind: feature_matching}]", "adversary=null"])

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from tokenizers_vq.config import ConfigError, nearest
-from tokenizers_vq.losses.perceptual import LpipsConfig, LpipsNetwork, PerceptualConfig, find_trunk
+from tokenizers_vq.losses.perceptual import LpipsConfig, LpipsNetwork, find_trunk
 from tokenizers_vq.networks.backbones import is_packaged
 from tokenizers_vq.training.recipe import Recipe
 
@@ -101,9 +101,9 @@ def resemblance(judge: Judge, recipe: Recipe) -> Resemblance:
             continue
         if isinstance(term, LpipsConfig):
             same, relative = judge.kind == "lpips" and term.net == judge.network, NETS[term.net] == of_judge
-        elif isinstance(term, PerceptualConfig):
-            same = judge.kind == "features" and term.backbone.split(".")[0] == judge.network.split(".")[0]
-            relative = family(term.backbone) == of_judge
+        elif (backbone := getattr(term, "backbone", None)) is not None:
+            same = judge.kind == "features" and backbone.split(".")[0] == judge.network.split(".")[0]
+            relative = family(backbone) == of_judge
         else:
             continue
         if same:

@@ -7,6 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
+from tokenizers_vq.losses.feature_matching import FeatureMatchingConfig
+from tokenizers_vq.losses.focal_frequency import FocalFrequencyConfig
 from tokenizers_vq.losses.gram import GramConfig
 from tokenizers_vq.losses.logit_laplace import LogitLaplaceConfig
 from tokenizers_vq.losses.objectives import Hinge, NonSaturating
@@ -23,6 +25,8 @@ TermConfig = Annotated[
     | LpipsConfig
     | PerceptualConfig
     | GramConfig
+    | FocalFrequencyConfig
+    | FeatureMatchingConfig
     | ProxyCodesConfig,
     Field(discriminator="kind"),
 ]
