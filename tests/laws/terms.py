@@ -21,6 +21,7 @@ from tests.laws.adversaries import PLAIN, widen
 from tests.laws.law import Role
 from tokenizers_vq.batch import Batch
 from tokenizers_vq.discriminators.base import Discriminator
+from tokenizers_vq.losses.feature_alignment import FeatureAlignment, FeatureAlignmentConfig, resized
 from tokenizers_vq.losses.feature_matching import FeatureMatchingConfig
 from tokenizers_vq.losses.focal_frequency import FocalFrequency, FocalFrequencyConfig
 from tokenizers_vq.losses.gram import Gram, GramConfig
@@ -194,12 +195,23 @@ def matching64(term: Any, record: Record) -> Tensor:
     return torch.stack([(a.mean(0) - b.mean(0)).square().mean() for a, b in zip(*sides, strict=True)]).mean()
 
 
+def alignment64(term: FeatureAlignment, record: Record) -> Tensor:
+    """Position by position, and pair by pair of positions."""
+    projected = term.projections[0](record.features)
+    (target,) = term.network.stages(record.images, [term.config.stage])
+    z, f = (unit64(side, 0).flatten(2) for side in (projected, resized(target, projected.shape[-2:])))
+    loss = (1 - term.config.cosine_margin - (z * f).sum(1)).clamp_min(0).mean()
+    apart = (torch.einsum("bci,bcj->bij", z, z) - torch.einsum("bci,bcj->bij", f, f)).abs()
+    return loss + term.config.matrix_weight * (apart - term.config.matrix_margin).clamp_min(0).mean()
+
+
 def proxy64(term: ProxyCodes, record: Record) -> Tensor:
     """Minus the log of the share that the proxy's code has."""
     shares = record.output.softmax(1).gather(1, term.codes(record.images)[:, None])
     return -shares.log().mean()
 
 
+_AT_FEATURES = {"zero": "it looks at the encoder's features, not at the reconstruction"}
 _NO_BACKBONE = {"once": "it has no backbone: nothing to pass through"}
 
 TERMS = Role(
@@ -235,6 +247,20 @@ TERMS = Role(
             exempt=_NO_BACKBONE,
         ),
         Case("feature-matching", FeatureMatchingConfig, matching64, exempt=_NO_BACKBONE),
+        Case(
+            "feature-alignment",
+            lambda: FeatureAlignmentConfig(backbone="tf_efficientnet_lite0", stage=2, projection="mlp", hidden=12),
+            alignment64,
+            exempt=_AT_FEATURES,
+        ),
+        Case(
+            "feature-alignment-margins",
+            lambda: FeatureAlignmentConfig(
+                backbone="tf_efficientnet_lite0", stage=1, cosine_margin=0.5, matrix_weight=0.7, matrix_margin=0.1
+            ),
+            alignment64,
+            exempt=_AT_FEATURES,
+        ),
         Case(
             "proxy-codes",
             lambda: ProxyCodesConfig(tokenizer=proxy().name),

@@ -178,5 +178,5 @@ def test_feature_matching_says_what_it_needs() -> None:
     silent = Silent(3, width=4, layers=2)
     with pytest.raises(ValueError, match="gives no features to match"):
         make("feature_matching")(Record(images, output, discriminator=silent))
-    with pytest.raises(ConfigError, match="adversary: .*needs a discriminator"):
+    with pytest.raises(ConfigError, match=r"adversary: .*needs a discriminator"):
         load_recipe("vqgan-tiny-64", ["data=skimage", "losses=[{kind: feature_matching}]", "adversary=null"])

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
+from tokenizers_vq.losses.feature_alignment import FeatureAlignmentConfig
 from tokenizers_vq.losses.feature_matching import FeatureMatchingConfig
 from tokenizers_vq.losses.focal_frequency import FocalFrequencyConfig
 from tokenizers_vq.losses.gram import GramConfig
@@ -27,6 +28,7 @@ TermConfig = Annotated[
     | GramConfig
     | FocalFrequencyConfig
     | FeatureMatchingConfig
+    | FeatureAlignmentConfig
     | ProxyCodesConfig,
     Field(discriminator="kind"),
 ]

@@ -1,4 +1,4 @@
-"""What terms on the stages of a timm backbone share: their fields, and features computed once a step."""
+"""What terms on a timm backbone share: their fields, and the features of its stages, computed once a step."""
 
 from __future__ import annotations
 
@@ -21,21 +21,26 @@ Bands = tuple[tuple[Index, Index, Index], ...]
 """triples of channels"""
 
 
-class StagesConfig(Config):
-    """Fields of a term that compares images at the stages of a timm backbone."""
+class BackboneConfig(Config):
+    """Fields of a term that shows images to a timm backbone."""
 
     weight: Schedule = 1.0
     """weight, or a schedule of it"""
     backbone: str = "tf_efficientnet_lite1"
     """timm model with ImageNet weights; EfficientNet-Lite0 to 2 come as packages, without a download"""
-    stages: Annotated[tuple[Index, ...], Field(min_length=1)] = (0, 1, 2, 3)
-    """stages whose ends are compared, 0 = shallowest"""
-    stage_weights: tuple[float, ...] | None = None
-    """weight of each stage (default: equal)"""
     resize: Annotated[int, Field(ge=16)] | None = None
     """shorter side that the images are resized to (bilinear) for the backbone, which saw larger ones than 64 px"""
     bands: Bands | None = None
     """triples of channels to average over, for images of other than 1 or 3 channels"""
+
+
+class StagesConfig(BackboneConfig):
+    """Fields of a term that compares images at the stages of a timm backbone."""
+
+    stages: Annotated[tuple[Index, ...], Field(min_length=1)] = (0, 1, 2, 3)
+    """stages whose ends are compared, 0 = shallowest"""
+    stage_weights: tuple[float, ...] | None = None
+    """weight of each stage (default: equal)"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -69,13 +74,18 @@ class StagesTerm(Term):
         return torch.stack([w * self.distance(a, b) for w, a, b in pairs]).mean()
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        images = three_channels(images, self.bands, self.name)
-        if self.resize is not None:
-            scale = self.resize / min(images.shape[-2:])
-            size = [round(side * scale) for side in images.shape[-2:]]
-            images = F.interpolate(images, size=size, mode="bilinear", antialias=scale < 1)
-        return self.network.stages(images, self.stages)
+        return self.network.stages(prepared(images, self.bands, self.resize, self.name), self.stages)
 
     @torch.no_grad()
     def _real(self, images: Tensor) -> list[Tensor]:
         return self._features(images)
+
+
+def prepared(images: Tensor, bands: Bands | None, resize: int | None, user: str) -> Tensor:
+    """`(B, C, H, W)` -> `(G * B, 3, h, w)` for a backbone: triples of channels, the shorter side `resize` pixels."""
+    images = three_channels(images, bands, user)
+    if resize is None:
+        return images
+    scale = resize / min(images.shape[-2:])
+    size = [round(side * scale) for side in images.shape[-2:]]
+    return F.interpolate(images, size=size, mode="bilinear", antialias=scale < 1)
