@@ -21,6 +21,7 @@ from tests.laws.adversaries import PLAIN, widen
 from tests.laws.law import Role
 from tokenizers_vq.batch import Batch
 from tokenizers_vq.discriminators.base import Discriminator
+from tokenizers_vq.losses.attribute_reversal import AttributeReversal, AttributeReversalConfig
 from tokenizers_vq.losses.feature_alignment import FeatureAlignment, FeatureAlignmentConfig, resized
 from tokenizers_vq.losses.feature_matching import FeatureMatchingConfig
 from tokenizers_vq.losses.focal_frequency import FocalFrequency, FocalFrequencyConfig
@@ -205,6 +206,19 @@ def alignment64(term: FeatureAlignment, record: Record) -> Tensor:
     return loss + term.config.matrix_weight * (apart - term.config.matrix_margin).clamp_min(0).mean()
 
 
+def attribute64(term: AttributeReversal, record: Record) -> Tensor:
+    """Minus the log of the share that each image's label has."""
+    vectors = record.features.permute(0, 2, 3, 1) @ term.hidden[0].weight.T + term.hidden[0].bias
+    pooled = (vectors * vectors.sigmoid()).mean((1, 2))
+    shares = (pooled @ term.head.weight.T + term.head.bias).softmax(1)
+    return -shares.gather(1, record.batch.labels[:, None]).log().mean()
+
+
+def reversed64(term: AttributeReversal, record: Record, was: AttributeReversal, began: Record) -> Tensor:
+    """The classifier descends on the features as they were, the features ascend on the classifier as it was."""
+    return attribute64(term, began) - 0.6 * attribute64(was, record)
+
+
 def proxy64(term: ProxyCodes, record: Record) -> Tensor:
     """Minus the log of the share that the proxy's code has."""
     shares = record.output.softmax(1).gather(1, term.codes(record.images)[:, None])
@@ -260,6 +274,13 @@ TERMS = Role(
             ),
             alignment64,
             exempt=_AT_FEATURES,
+        ),
+        Case(
+            "attribute-reversal",
+            lambda: AttributeReversalConfig(classes=LABELS, reversal=0.6, width=6),
+            attribute64,
+            reversed64,
+            exempt={**_NO_BACKBONE, **_AT_FEATURES},
         ),
         Case(
             "proxy-codes",

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
+from tokenizers_vq.losses.attribute_reversal import AttributeReversalConfig
 from tokenizers_vq.losses.feature_alignment import FeatureAlignmentConfig
 from tokenizers_vq.losses.feature_matching import FeatureMatchingConfig
 from tokenizers_vq.losses.focal_frequency import FocalFrequencyConfig
@@ -29,6 +30,7 @@ TermConfig = Annotated[
     | FocalFrequencyConfig
     | FeatureMatchingConfig
     | FeatureAlignmentConfig
+    | AttributeReversalConfig
     | ProxyCodesConfig,
     Field(discriminator="kind"),
 ]
