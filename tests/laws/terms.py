@@ -22,6 +22,7 @@ from tests.laws.law import Role
 from tokenizers_vq.batch import Batch
 from tokenizers_vq.discriminators.base import Discriminator
 from tokenizers_vq.losses.attribute_reversal import AttributeReversal, AttributeReversalConfig
+from tokenizers_vq.losses.classifier_logits import ClassifierLogits, ClassifierLogitsConfig
 from tokenizers_vq.losses.feature_alignment import FeatureAlignment, FeatureAlignmentConfig, resized
 from tokenizers_vq.losses.feature_matching import FeatureMatchingConfig
 from tokenizers_vq.losses.focal_frequency import FocalFrequency, FocalFrequencyConfig
@@ -177,6 +178,15 @@ def gram64(term: Gram, record: Record) -> Tensor:
     return total / len(term.stages)
 
 
+def logits64(term: ClassifierLogits, record: Record) -> Tensor:
+    """The mean squared difference of what stands behind the classifier, its last layer done by hand."""
+    model, sides = term.network.model, []
+    for images in (record.images, record.reconstructions):
+        head = term.network.layers(images, ["head"])["head"]
+        sides.append(head @ model.classifier.weight.T + model.classifier.bias)
+    return (sides[0] - sides[1]).square().mean()
+
+
 def spectra64(record: Record) -> Tensor:
     """Squared difference of the spectra of images on [0, 1]."""
     sides = [torch.fft.fft2(image / 2) / SIDE for image in (record.images, record.reconstructions)]
@@ -253,6 +263,7 @@ TERMS = Role(
             "perceptual-stages", lambda: PerceptualConfig(backbone="tf_efficientnet_lite0", stages=(1, 3)), perceptual64
         ),
         Case("gram", lambda: GramConfig(backbone="tf_efficientnet_lite0", stages=(0, 2)), gram64),
+        Case("classifier-logits", lambda: ClassifierLogitsConfig(backbone="tf_efficientnet_lite0"), logits64),
         Case(
             "focal-frequency",
             lambda: FocalFrequencyConfig(alpha=1.5),

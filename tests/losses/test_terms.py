@@ -42,7 +42,7 @@ def test_unit_vectors_have_a_finite_gradient_at_zero() -> None:
         assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["lpips", "perceptual"])
+@pytest.mark.parametrize("kind", ["lpips", "perceptual", "classifier_logits"])
 def test_one_channel_is_repeated(kind: str) -> None:
     term, (images, output) = make(kind), pair(1)
     grey = term(record_of(images, output))
@@ -50,7 +50,7 @@ def test_one_channel_is_repeated(kind: str) -> None:
     assert grey.item() == pytest.approx(colour.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["lpips", "perceptual"])
+@pytest.mark.parametrize("kind", ["lpips", "perceptual", "classifier_logits"])
 def test_other_channel_counts_are_refused_or_averaged_over_triples(kind: str) -> None:
     images, output = pair(5)
     with pytest.raises(ValueError, match=r"images have 5; set `bands`"):
@@ -62,7 +62,7 @@ def test_other_channel_counts_are_refused_or_averaged_over_triples(kind: str) ->
         make(kind, bands=[[0, 1, 7]])(record_of(images, output))
 
 
-@pytest.mark.parametrize("kind", ["lpips", "perceptual"])
+@pytest.mark.parametrize("kind", ["lpips", "perceptual", "classifier_logits"])
 def test_networks_stay_frozen_and_in_eval_mode(kind: str) -> None:
     term = make(kind).train()
     assert not any(module.training for module in term.network.modules())
@@ -180,3 +180,12 @@ def test_feature_matching_says_what_it_needs() -> None:
         make("feature_matching")(Record(images, output, discriminator=silent))
     with pytest.raises(ConfigError, match=r"adversary: .*needs a discriminator"):
         load_recipe("vqgan-tiny-64", ["data=skimage", "losses=[{kind: feature_matching}]", "adversary=null"])
+
+
+def test_a_backbone_without_a_classifier_has_no_logits(monkeypatch) -> None:
+    import timm
+
+    headless = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+    monkeypatch.setattr("tokenizers_vq.networks.backbones.load_backbone", lambda name: headless)
+    with pytest.raises(ValueError, match="tf_efficientnet_lite1 has no classifier: name one"):
+        make("classifier_logits")

@@ -8,6 +8,7 @@ from pydantic import Field
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
 from tokenizers_vq.losses.attribute_reversal import AttributeReversalConfig
+from tokenizers_vq.losses.classifier_logits import ClassifierLogitsConfig
 from tokenizers_vq.losses.feature_alignment import FeatureAlignmentConfig
 from tokenizers_vq.losses.feature_matching import FeatureMatchingConfig
 from tokenizers_vq.losses.focal_frequency import FocalFrequencyConfig
@@ -27,6 +28,7 @@ TermConfig = Annotated[
     | LpipsConfig
     | PerceptualConfig
     | GramConfig
+    | ClassifierLogitsConfig
     | FocalFrequencyConfig
     | FeatureMatchingConfig
     | FeatureAlignmentConfig
