@@ -6,6 +6,7 @@ in `exempt` with its reason, which the tests show and `python -m tests.laws.tabl
 
 from __future__ import annotations
 
+import copy
 import functools
 import tempfile
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from tokenizers_vq.batch import Batch
 from tokenizers_vq.discriminators.base import Discriminator
 from tokenizers_vq.losses.attribute_reversal import AttributeReversal, AttributeReversalConfig
 from tokenizers_vq.losses.classifier_logits import ClassifierLogits, ClassifierLogitsConfig
+from tokenizers_vq.losses.code_recovery import CodeRecoveryConfig
 from tokenizers_vq.losses.feature_alignment import FeatureAlignment, FeatureAlignmentConfig, resized
 from tokenizers_vq.losses.feature_matching import FeatureMatchingConfig
 from tokenizers_vq.losses.focal_frequency import FocalFrequency, FocalFrequencyConfig
@@ -71,6 +73,11 @@ def near(images: Tensor) -> Tensor:
     return images + 0.2 * torch.randn_like(images)
 
 
+def unlike(images: Tensor) -> Tensor:
+    """Each image's neighbour in black and white."""
+    return images.roll(1, 0).sign() * 0.9
+
+
 @dataclass(frozen=True)
 class Case:
     """A term, its formula, and the outputs that it reads."""
@@ -106,11 +113,12 @@ class Case:
         rows: slice = slice(None),
         dtype: torch.dtype = torch.float32,
         output: Callable[[Tensor], Tensor] | None = None,
+        black: bool = False,
     ) -> Record:
-        """Four images with keys, labels and captions, their features, and an output."""
+        """Four images, noise or black ones, with keys, labels and captions, their features, and an output."""
         around = self.tokenizer()
         torch.manual_seed(1)
-        images = torch.rand(4, 3, SIDE, SIDE) * 1.8 - 0.9
+        images = -torch.ones(4, 3, SIDE, SIDE) if black else torch.rand(4, 3, SIDE, SIDE) * 1.8 - 0.9
         with torch.no_grad():
             seen = around(images, render=False)
         batch = Batch(
@@ -229,6 +237,38 @@ def reversed64(term: AttributeReversal, record: Record, was: AttributeReversal, 
     return attribute64(term, began) - 0.6 * attribute64(was, record)
 
 
+def encoded64(record: Record) -> Tensor:
+    """Features of the clamped reconstructions, by a copy of the encoder in float64."""
+    return copy.deepcopy(record.tokenizer.encoder).double()(record.reconstructions.clamp(-1, 1))
+
+
+def features64(term: Any, record: Record) -> Tensor:
+    """The mean squared difference from the image's features."""
+    return (encoded64(record) - record.features).square().mean()
+
+
+def features64_held(term: Any, record: Record, was: Any, began: Record) -> Tensor:
+    """The same of the image's features as they were, for they are what is aimed at."""
+    return (encoded64(record) - began.features).square().mean()
+
+
+def vectors64(record: Record) -> Tensor:
+    """Vectors of the codes of the reconstructions."""
+    quantizer = copy.deepcopy(record.tokenizer.quantizer).double()
+    return quantizer.lookup(quantizer.encode(encoded64(record)))
+
+
+def codes64(term: Any, record: Record) -> Tensor:
+    """The mean squared difference of the vectors of the codes."""
+    return (vectors64(record) - record.quantized.features).square().mean()
+
+
+def straight64(term: Any, record: Record, was: Any, began: Record) -> Tensor:
+    """The same of vectors that move as the unit features do, which is what the straight-through estimator says."""
+    moved = vectors64(began) + unit64(encoded64(record), 0) - unit64(encoded64(began), 0)
+    return (moved - record.quantized.features).square().mean()
+
+
 def proxy64(term: ProxyCodes, record: Record) -> Tensor:
     """Minus the log of the share that the proxy's code has."""
     shares = record.output.softmax(1).gather(1, term.codes(record.images)[:, None])
@@ -272,6 +312,18 @@ TERMS = Role(
             exempt=_NO_BACKBONE,
         ),
         Case("feature-matching", FeatureMatchingConfig, matching64, exempt=_NO_BACKBONE),
+        Case("code-recovery", CodeRecoveryConfig, features64, features64_held, output=unlike, exempt=_NO_BACKBONE),
+        Case(
+            "code-recovery-codes",
+            lambda: CodeRecoveryConfig(target="codes"),
+            codes64,
+            straight64,
+            output=unlike,
+            exempt={
+                **_NO_BACKBONE,
+                "precision": "a code that rounding moves moves the loss by a whole step",
+            },
+        ),
         Case(
             "feature-alignment",
             lambda: FeatureAlignmentConfig(backbone="tf_efficientnet_lite0", stage=2, projection="mlp", hidden=12),

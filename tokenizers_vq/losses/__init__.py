@@ -9,6 +9,7 @@ from pydantic import Field
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
 from tokenizers_vq.losses.attribute_reversal import AttributeReversalConfig
 from tokenizers_vq.losses.classifier_logits import ClassifierLogitsConfig
+from tokenizers_vq.losses.code_recovery import CodeRecoveryConfig
 from tokenizers_vq.losses.feature_alignment import FeatureAlignmentConfig
 from tokenizers_vq.losses.feature_matching import FeatureMatchingConfig
 from tokenizers_vq.losses.focal_frequency import FocalFrequencyConfig
@@ -31,6 +32,7 @@ TermConfig = Annotated[
     | ClassifierLogitsConfig
     | FocalFrequencyConfig
     | FeatureMatchingConfig
+    | CodeRecoveryConfig
     | FeatureAlignmentConfig
     | AttributeReversalConfig
     | ProxyCodesConfig,
