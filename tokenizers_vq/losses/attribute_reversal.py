@@ -50,11 +50,11 @@ class AttributeReversal(Term):
 
     def check(self, batch: Batch) -> None:
         """Raises `ValueError` for data without labels, images without one, and labels from `classes` on."""
-        check_labels(batch.labels, self.classes, self.name)
+        check_labels(batch.labels, self.classes, f"losses.{self.name}")
 
     def forward(self, record: Record) -> Tensor:
         """Raises `ValueError` as `check` does."""
-        labels = check_labels(record.batch.labels, self.classes, self.name)
+        labels = check_labels(record.batch.labels, self.classes, f"losses.{self.name}")
         factor = schedule_value(self.reversal, record.step)
         seen = []
         for layer, features in zip(self.hidden, levels(record.features), strict=True):

@@ -49,7 +49,9 @@ class CodeRecovery(Term):
         codes = self.target == "codes"
         wanted = record.quantized and record.quantized.features if codes else record.features
         if record.tokenizer is None or wanted is None:
-            raise ValueError("code_recovery encodes reconstructions again, but there is no tokenizer: take it out")
+            raise ValueError(
+                "losses.code_recovery: it encodes reconstructions again, but there is no tokenizer: take it out"
+            )
         found = _encode(record.tokenizer, record.reconstructions.clamp(-1, 1), codes)
         pairs = zip(found, levels(wanted), strict=True)
         return torch.stack([(again.float() - once.detach().float()).square().mean() for again, once in pairs]).mean()

@@ -85,8 +85,8 @@ class FeatureAlignment(Term):
         grids = tokenizer.code_layout().grids
         if any(len(grid) != 2 for grid in grids):
             raise ValueError(
-                f"feature_alignment needs features on a grid of rows and columns; this tokenizer's are {grids[0][0]} "
-                "in a row: take the loss out"
+                "losses.feature_alignment: needs features on a grid of rows and columns; this tokenizer's are "
+                f"{grids[0][0]} in a row: take the loss out"
             )
         self.network = Backbone(config.backbone)
         (width,) = self.network.widths([config.stage])

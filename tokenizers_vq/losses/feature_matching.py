@@ -38,7 +38,9 @@ class FeatureMatching(Term):
         """Raises `ValueError` where there is no discriminator, or one that gives no features."""
         layers = list(zip(record.real.features, record.fake.features, strict=True))
         if not layers:
-            raise ValueError("feature_matching: this discriminator gives no features to match: take the loss out")
+            raise ValueError(
+                "losses.feature_matching: this discriminator gives no features to match: take the loss out"
+            )
         return torch.stack([(_expectation(real) - _expectation(fake)).square().mean() for real, fake in layers]).mean()
 
 
