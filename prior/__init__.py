@@ -1,4 +1,4 @@
-"""Priors: transformers over the codes of a tokenizer, for generating new images."""
+"""Priors: the distribution of a tokenizer's codes, for generating new images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prior.conditions import ClassConfig, NoneConfig
+    from prior.conditions import ClassConfig, NoneConfig, TextConfig
     from prior.model import Prior, PriorConfig, create, list_models, load
     from prior.sampling import Sampler
 
@@ -19,9 +19,20 @@ _HOMES = {
     "Sampler": "prior.sampling",
     "ClassConfig": "prior.conditions",
     "NoneConfig": "prior.conditions",
+    "TextConfig": "prior.conditions",
 }
 
-__all__ = ["ClassConfig", "NoneConfig", "Prior", "PriorConfig", "Sampler", "create", "list_models", "load"]
+__all__ = [
+    "ClassConfig",
+    "NoneConfig",
+    "Prior",
+    "PriorConfig",
+    "Sampler",
+    "TextConfig",
+    "create",
+    "list_models",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

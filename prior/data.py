@@ -53,12 +53,7 @@ class Data:
                 raise ValueError(f"{folder} holds no codes: encode some images")
 
     def batches(self, recipe: PriorRecipe, start: int, rank: int, world: int) -> Iterator[dict[str, Any]]:
-        """This process's micro-batches from optimizer step `start` on, endlessly.
-
-        `tokens` int64 `(b, N)`, `labels` int64 `(b,)`, -1 for none, and `captions`, b tuples with all captions of an
-        image, or None where the codes have none.
-        """
-        labels = self.shards.labels
+        """This process's micro-batches, as `read_rows` gives them, from optimizer step `start` on, endlessly."""
         order = MicroBatches(
             len(self.rows),
             batch_size=recipe.batch_size,
@@ -69,14 +64,20 @@ class Data:
             rank=rank,
         )
         for places in order:
-            rows = self.rows[[index for _, index in places]]
-            yield {"tokens": self.shards[rows], "labels": labels[rows], "captions": self.shards.captions_of(rows)}
+            yield read_rows(self.shards, self.rows[[index for _, index in places]])
+
+
+def read_rows(shards: CodeShards, rows: np.ndarray) -> dict[str, Any]:
+    """Rows as a batch: `tokens` int64 `(B, N)`, `labels` int64 `(B,)`, -1 for none, and all `captions` of each image.
+
+    `captions`: B tuples of strings, None where the codes have none.
+    """
+    return {"tokens": shards[rows], "labels": shards.labels_of(rows), "captions": shards.captions_of(rows)}
 
 
 def _told_classes(recipe: PriorRecipe, *shards: CodeShards) -> bool:
     """Whether the prior is told classes: where they are asked for, or all images have one."""
-    kind = recipe.model.condition
-    return kind == "class" or (kind == "auto" and all(bool((part.labels >= 0).all()) for part in shards))
+    return recipe.model.told(all(bool((part.labels >= 0).all()) for part in shards)).kind == "class"
 
 
 def split(keys: Sequence[str], share: float, most: int) -> tuple[np.ndarray, np.ndarray]:

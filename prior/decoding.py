@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
-from prior.model import Prior, PriorConfig
+from prior.conditions import ClassCondition, Condition
+from prior.model import Prior
 from tokenizers_vq.models import load
 from tokenizers_vq.tokenizer import Tokenizer
 
@@ -56,10 +57,12 @@ def spread(classes: list[int], count: int) -> Tensor:
     return torch.tensor([classes[index * len(classes) // count] for index in range(count)])
 
 
-def find_classes(text: str, config: PriorConfig) -> list[int]:
-    """Class numbers from `0,3,cat`: numbers, or names the prior knows. Raises `ValueError` as `find_class` does."""
-    parts = [text] if text in (config.label_names or ()) else [part.strip() for part in text.split(",")]
+def find_classes(text: str, condition: Condition) -> list[int]:
+    """Class numbers from `0,3,cat`: numbers, or names the prior knows. Raises `ValueError` for a class that is none."""
+    if not isinstance(condition, ClassCondition):
+        raise ValueError("--classes: this prior was trained without classes; leave them out")
+    parts = [text] if text in condition.label_names else [part.strip() for part in text.split(",")]
     try:
-        return [config.find_class(part) for part in parts]
+        return [condition.find(part) for part in parts]
     except ValueError as error:
         raise ValueError(f"--classes: {error}") from None

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from huggingface_hub import ModelCard
+from pydantic import model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from prior.conditions import ConditionConfig, NoneConfig
+from prior.conditions import ConditionConfig, Context, NoneConfig
 from prior.networks import NetworkConfig
-from prior.sampling import Sampler, draw, guide, uniforms
+from prior.sampling import Sampler, uniforms
 from prior.sequences import LayoutConfig, Sequence
 from tokenizers_vq import folders
 from tokenizers_vq.codes import CodeLayout
-from tokenizers_vq.config import Config, nearest, parse, read_yaml
+from tokenizers_vq.config import Config, ConfigError, nearest, parse, read_yaml
 from tokenizers_vq.pretrained import Pretrained, model_card
+from tokenizers_vq.quantizers import QuantizerConfig
 
 HERE = Path(__file__).parent
 WEIGHTS = HERE / "weights"
@@ -26,9 +30,9 @@ WEIGHTS = HERE / "weights"
 class PriorConfig(Config):
     """A prior, and the tokenizer whose codes it models."""
 
-    kind: Literal["autoregressive"] = "autoregressive"
+    kind: Literal["prior"] = "prior"
     network: NetworkConfig
-    """the transformer"""
+    """what models the codes"""
     condition: ConditionConfig = NoneConfig()
     """what it is told beforehand"""
     layout: LayoutConfig
@@ -39,32 +43,30 @@ class PriorConfig(Config):
     """fingerprint of the tokenizer"""
     label_names: tuple[str, ...] | None = None
     """names of the classes"""
+    book: QuantizerConfig | None = None
+    """the tokenizer's quantizer, for a network that is fed the vectors of its codes"""
 
-    def find_class(self, name: str) -> int:
-        """The number of the class called `name`, in any letter case where that is unique, or written as a number.
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_files(cls, data: Any) -> Any:
+        # Until there were others, every prior called itself autoregressive.
+        if isinstance(data, Mapping) and data.get("kind") == "autoregressive":
+            return {**data, "kind": "prior"}
+        return data
 
-        Raises `ValueError` for a prior without classes, a number out of range, or an unknown name, with the nearest.
-        """
-        if self.condition.kind != "class":
-            raise ValueError(f"no class '{name}': this prior was trained without classes; leave the class out")
-        names = self.label_names or ()
-        alike = [index for index, known in enumerate(names) if known.casefold() == name.casefold()]
-        if name in names or len(alike) == 1:
-            return names.index(name) if name in names else alike[0]
-        if name.lstrip("-").isdigit():
-            if name.isdigit() and int(name) < self.condition.num_classes:
-                return int(name)
-            raise ValueError(f"no class {name}; they are 0 to {self.condition.num_classes - 1}")
-        if not names:
-            raise ValueError(f"no class called '{name}'; this prior knows numbers alone")
-        hint = nearest(name, names)
-        if "did you mean" not in hint and len(names) > 20:
-            hint = f"; there are {len(names)}, the first is '{names[0]}'"
-        raise ValueError(f"no class called '{name}'{hint}")
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.network.fed_vectors != (self.book is not None):
+            needs = "needs the tokenizer's quantizer" if self.book is None else "takes no quantizer"
+            raise ConfigError(("book",), f"a {self.network.kind} network {needs}")
+        return self
 
 
 class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-prior"]):
-    """Autoregressive prior over the flat row of codes."""
+    """The distribution of an image's codes, given what it is told. `tokens`: int64 `(B, N)`, as `layout.flatten` gives.
+
+    `condition` is what `Prior.condition.resolve` takes for B rows: a class's number or name, a list of them, or None.
+    """
 
     config: PriorConfig
 
@@ -72,8 +74,9 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
         super().__init__()
         self.config = config
         self.sequence = Sequence(config.layout.build())
-        self.condition = config.condition.build(config.network.dim)
-        self.network = config.network.build(self.sequence)
+        self.condition = config.condition.build(config.network.dim, config.label_names)
+        book = None if config.book is None else config.book.build().requires_grad_(False)
+        self.network = config.network.build(self.sequence, book)
 
     @property
     def layout(self) -> CodeLayout:
@@ -85,97 +88,119 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
         """Whether `log_likelihood` is exact (otherwise a bound)."""
         return self.network.exact
 
-    def forward(self, tokens: Tensor, condition: Any = None) -> Tensor:
-        """int64 `(B, N)` -> logits `(B, N, K)`: place i predicts code i from those before it; impossible codes -inf.
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.sequence.positions.device
 
-        `condition`: labels int64 `(B,)`, one label, or None (no condition). Raises `ValueError` for tokens of another
-        length or range, or a label out of range.
+    def context(self, condition: Any, n: int) -> Context:
+        """What the network is told for `n` rows. Raises `ValueError` for a condition that cannot be told."""
+        return self.condition(*self.condition.resolve(condition, n))
+
+    def forward(self, tokens: Tensor, condition: Any = None) -> Tensor:
+        """The training loss of codes, a scalar; what is wrapped for several processes.
+
+        Raises `ValueError` for tokens of another length or range, or a condition that cannot be told.
         """
         self.sequence.check(tokens)
-        return self.sequence.mask(self.network(tokens[:, :-1], self.condition(condition, tokens.shape[0])))
+        return self.network.loss(tokens, self.context(condition, tokens.shape[0]))
+
+    def logits(self, tokens: Tensor, condition: Any = None) -> Tensor:
+        """Logits `(B, N, K)` of every place, impossible codes -inf; raises as `forward`.
+
+        Of autoregressive priors place i is predicted from the codes before it, of masked ones (`network.masked`) every
+        place from the codes that are not -1.
+        """
+        self.sequence.check(tokens, unknown=self.network.masked)
+        return self.network.logits(tokens, self.context(condition, tokens.shape[0]))
 
     def log_likelihood(self, tokens: Tensor, condition: Any = None) -> Tensor:
-        """int64 `(B, N)` -> `(B,)` nats, float32; as `forward`, in eval mode free of dropout."""
-        logits = self(tokens, condition).float()
-        return -F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape).sum(dim=1)
+        """Nats of codes, float32 `(B,)`, a lower bound unless `exact`; no dropout in eval mode. Raises as `forward`."""
+        self.sequence.check(tokens)
+        return self.network.log_likelihood(tokens, self.context(condition, tokens.shape[0]))
 
     def sample(
-        self, n: int, condition: Any = None, sampler: Sampler | None = None, known: Tensor | None = None, first: int = 0
+        self,
+        n: int = 1,
+        condition: Any = None,
+        sampler: Sampler | Mapping[str, Any] | None = None,
+        known: Any = None,
+        first: int = 0,
+        **settings: Any,
     ) -> Tensor:
-        """Draw codes int64 `(n, N)`, sample i from (seed, `first` + i). `condition`: as `forward`, or a class's name.
+        """Draw codes int64 `(n, N)`, sample i from (seed, `first` + i). `settings`: fields of the sampler to change.
 
-        `known`: int64 `(N,)` or `(n, N)`, codes to keep, -1 where unknown; a code is drawn given those before it alone.
-        Raises `ValueError` for a guided prior without condition, or codes and labels as `forward` does.
+        `known`: codes to keep, -1 where unknown: `(N,)` for all samples, `(n, N)`, or as the tokenizer gives them. An
+        autoregressive prior draws a code given those before it alone.
+
+            prior.sample(2, ["goldfish", "alp"], guidance=3, top_p=0.95)
+
+        Raises `ValueError` for guidance that cannot be had, another kind's sampler, and as `forward` does.
         """
-        sampler = sampler or Sampler()
-        condition = self.config.find_class(condition) if isinstance(condition, str) else condition
-        length, device = self.sequence.length, self.sequence.positions.device
-        if n < 1:
-            raise ValueError(f"cannot draw {n} samples; ask for 1 or more")
-        if known is None:
-            known = torch.full((n, length), -1, device=device)
-        else:
-            known = known.to(device).expand(n, -1) if known.ndim == 1 else known.to(device)
-            if known.shape[0] != n:
-                raise ValueError(f"known holds {known.shape[0]} rows, {n} samples are asked for")
-            self.sequence.check(known, unknown=True)
-        guided = sampler.guidance != 1
-        if guided and (condition is None or not self.condition.guidable):
-            raise ValueError(f"guidance {sampler.guidance} needs a class; pass one, or guidance 1")
+        if not hasattr(n, "__index__") or (n := operator.index(n)) < 1:
+            raise ValueError(f"cannot draw {n!r} samples; ask for 1 or more, then say what of: sample(2, [0, 3])")
+        chosen = self._sampler(sampler, settings)
+        self.condition.check_guidance(chosen.guidance, condition)
+        given = self._known(known, n)
+
+        def noise(draw: int, count: int) -> Tensor:
+            return uniforms(n, count, chosen.seed, first, draw).to(given.device)
+
         was_training = self.training
         self.eval()
         try:
             with torch.inference_mode():
-                codes = self._sample(known, condition, sampler, guided, first)
+                codes = self.network.generate(given, self.context(condition, n), chosen, noise)
         finally:
             self.train(was_training)
         return codes.clone()  # outside inference mode, so that gradients may be taken through its embedding
 
-    def _sample(self, known: Tensor, condition: Any, sampler: Sampler, guided: bool, first: int) -> Tensor:
-        n, length = known.shape
-        prefix = self.condition(condition, n)
-        if guided:
-            prefix = torch.cat((prefix, self.condition.null(n)))
-        rows = prefix.shape[0]
-        given = known >= 0
-        start = int(given.all(dim=0).long().cumprod(0).sum())
-        codes = known.clone()
-        if start == length:
-            return codes
-        cache = self.network.cache(rows, prefix.shape[1])
-        if start:
-            logits = self.network(codes[:, :start].repeat(rows // n, 1), prefix, cache)[:, -1]
-        decoder = self.network.decoder(cache, prefix.shape[1])
-        if not start:
-            for vector in prefix.unbind(dim=1):
-                logits = decoder.feed(vector)
-        noise = uniforms(n, length, sampler.seed, first).to(known.device)
-        partly = given.any(dim=0).tolist()
-        for place in range(start, length):
-            if place > start:
-                logits = decoder.step(codes[:, place - 1].repeat(rows // n))
-            scores = self.sequence.mask(logits[:, None], place)[:, 0]
-            drawn = draw(guide(scores, sampler.guidance) if guided else scores, sampler, noise[:, place])
-            codes[:, place] = torch.where(given[:, place], codes[:, place], drawn) if partly[place] else drawn
-        return codes
+    def _sampler(self, sampler: Any, settings: dict[str, Any]) -> Sampler:
+        wanted = self.network.Sampler
+        if isinstance(sampler, Sampler):
+            if not issubclass(wanted, type(sampler)):
+                raise ValueError(
+                    f"a {self.config.network.kind} prior is drawn with {wanted.__name__}, got {type(sampler).__name__}"
+                )
+            return wanted(**{**{name: getattr(sampler, name) for name in type(sampler).model_fields}, **settings})
+        if sampler is not None and not isinstance(sampler, Mapping):
+            raise ValueError(
+                f"sampler must be a prior.Sampler, got {sampler!r}: give its fields by name, such as guidance=3"
+            )
+        return wanted(**{**(sampler or {}), **settings})
+
+    def _known(self, known: Any, n: int) -> Tensor:
+        """Known codes as int64 `(n, N)`. Raises `ValueError` for other shapes and codes."""
+        if known is None:
+            return torch.full((n, self.sequence.length), -1, device=self.device)
+        try:
+            if isinstance(known, (tuple, list)) and all(getattr(part, "ndim", 0) > 1 for part in known):
+                known = self.layout.flatten(tuple(torch.as_tensor(part) for part in known))
+            given = torch.as_tensor(known).to(self.device)
+        except (TypeError, RuntimeError):
+            raise ValueError(f"known must be codes, -1 where unknown; got {type(known).__name__}") from None
+        given = self.layout.flatten(given) if given.ndim > 2 else given
+        given = given[None] if given.ndim == 1 else given
+        if given.shape[0] not in (1, n):
+            raise ValueError(f"known holds {given.shape[0]} rows, {n} samples are asked for")
+        if not given.is_floating_point() and given.dtype != torch.bool:
+            given = given.long()
+        self.sequence.check(given, unknown=True)
+        return given.expand(n, -1)
 
     def generate_model_card(self, **card: Any) -> ModelCard:
         """The model card; `card` as of `tokenizers_vq.pretrained.model_card`, and `name`, by which it is loaded."""
-        config, name, names = self.config, card.pop("name", "PATH"), self.config.label_names or ()
+        config, name = self.config, card.pop("name", "PATH")
         size = sum(parameter.numel() for parameter in self.parameters())
         # An absolute path is of use to nobody else.
         tokenizer = None if Path(config.tokenizer or "/").is_absolute() else config.tokenizer
+        told, example = self.condition.card()
         summary = (
             f"{config.network.kind} transformer, {size:,} parameters, the distribution of {self.layout.length} codes "
             f"of {' / '.join(map(str, self.layout.sizes))}, of the tokenizer {tokenizer or ''} and no other, "
-            f"fingerprint `{config.fingerprint}`. "
+            f"fingerprint `{config.fingerprint}`. {told}"
         )
-        if config.condition.kind == "class":
-            listed = f": {', '.join(f'{i} {known}' for i, known in enumerate(names))}." if names else "."
-            summary += f"It is told the class, one of {config.condition.num_classes}{listed}"
-        else:
-            summary += "It knows no classes."
-        condition = f', "{names[0]}"' if names else ", 0" if config.condition.kind == "class" else ""
+        condition = f", {example}" if example else ""
         usage = (
             f'import prior\nimport tokenizers_vq as tvq\n\nmodel = prior.load("{name}")\n'
             f'tok = tvq.load("{tokenizer or "PATH OF THE TOKENIZER"}")\n'

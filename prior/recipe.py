@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from typing_extensions import Self
 
+from prior.conditions import ClassConfig, ConditionConfig, NoneConfig
 from prior.model import HERE, list_models
 from prior.networks import NetworkConfig
 from tokenizers_vq.config import Config, ConfigError, apply_overrides, nearest, parse, read_yaml
@@ -18,15 +19,35 @@ from tokenizers_vq.training.recipe import EmaConfig, OptimizerConfig
 RECIPES = HERE / "presets" / "recipes"
 
 
+_WORDS = ("auto", "class", "none")
+
+
 class ModelConfig(Config):
     """What a recipe says of its prior; layout, number of codes and classes come from the codes."""
 
     network: NetworkConfig
-    """the transformer"""
-    condition: Literal["auto", "class", "none"] = "auto"
-    """what it is told beforehand; auto: the class, where every image has one"""
+    """what models the codes"""
+    condition: Annotated[
+        Annotated[Literal["auto", "class", "none"], Tag("word")] | Annotated[ConditionConfig, Tag("config")],
+        Discriminator(lambda value: "word" if value in _WORDS else "config"),
+    ] = "auto"
+    """what it is told beforehand; auto: the class, where every image has one; or a kind with its fields"""
     label_dropout: float = Field(default=0.1, ge=0, le=1)
-    """probability in training that the class is left out, which guidance needs"""
+    """probability in training that the class is left out, which guidance needs; a kind with fields has its own"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kinds_by_name(cls, data: Any) -> Any:
+        told = data.get("condition") if isinstance(data, Mapping) else None
+        return {**data, "condition": {"kind": told}} if isinstance(told, str) and told not in _WORDS else data
+
+    def told(self, classes: bool) -> ConditionConfig:
+        """The condition, for codes of which all images have classes or not."""
+        if not isinstance(self.condition, str):
+            return self.condition
+        if self.condition == "class" or (self.condition == "auto" and classes):
+            return ClassConfig(dropout=self.label_dropout)
+        return NoneConfig()
 
 
 class PriorRecipe(LoopConfig):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from tokenizers_vq.config import Config
@@ -14,16 +15,24 @@ from tokenizers_vq.config import Config
 class Sampler(Config):
     """How codes are drawn. Temperature first, then top-k, then top-p, on the guided logits."""
 
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """divides the logits; 0 takes the likeliest code"""
     top_k: Annotated[int, Field(ge=1)] | None = None
     """keep the k likeliest codes"""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     """keep the fewest likeliest codes whose probabilities reach p"""
-    guidance: float = 1.0
+    guidance: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     """classifier-free guidance: uncond + guidance (cond - uncond); 1 = off"""
     seed: int = 0
     """sample i of a seed is drawn alike, however many are drawn with it"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_numbers(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        # Numbers of NumPy and torch come out of sweeps.
+        return {name: one.item() if getattr(one, "ndim", None) == 0 else one for name, one in data.items()}
 
 
 def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
@@ -50,13 +59,13 @@ def guide(logits: Tensor, guidance: float) -> Tensor:
     return guided.masked_fill(conditional.isinf(), float("-inf"))
 
 
-def uniforms(count: int, length: int, seed: int, first: int = 0) -> Tensor:
-    """float32 `(count, length)` in [0, 1): row i depends on (seed, first + i) alone."""
+def uniforms(count: int, length: int, seed: int, first: int = 0, draw: int = 0) -> Tensor:
+    """float32 `(count, length)` in [0, 1): row i depends on (seed, first + i) and on the number of the draw alone."""
     rows = []
     for index in range(first, first + count):
         # Odd multipliers (splitmix64's), so that sample i + 1 of a seed is not sample i of the next.
-        mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + 1) % 2**63
-        rows.append(torch.rand(length, generator=torch.Generator().manual_seed(mixed)))
+        mixed = seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + draw * 0x94D049BB133111EB + 1
+        rows.append(torch.rand(length, generator=torch.Generator().manual_seed(mixed % 2**63)))
     return torch.stack(rows) if rows else torch.empty(0, length)
 
 

@@ -6,15 +6,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from prior.conditions import ClassCondition, ClassConfig, NoneConfig
-from prior.data import Data, frequencies
+from prior.conditions import ClassCondition, ClassConfig
+from prior.data import Data, frequencies, read_rows
 from prior.decoding import decode, grid, open_tokenizer, short, spread
-from prior.evaluation import Measured, bits_per_token, entropies, labels_of, unigram
+from prior.evaluation import Measured, bits_per_token, entropies, unigram
 from prior.model import Prior, PriorConfig
 from prior.recipe import PriorRecipe
 from prior.sampling import Sampler
@@ -29,31 +29,25 @@ MAY_CHANGE = (*loop.MAY_CHANGE, "evaluate_every", "tokenizer")
 PICTURED = 16
 
 
-def configure(recipe: PriorRecipe, data: Data) -> PriorConfig:
-    """The prior that a recipe and its codes make. Raises `ValueError` where it wants classes that images lack."""
-    shards, kind = data.shards, recipe.model.condition
-    sets = {recipe.codes: shards.labels, recipe.held_out_codes or recipe.codes: data.held.labels}
-    bare = {folder: int((labels < 0).sum()) for folder, labels in sets.items()}
-    if kind == "auto":
-        kind = "none" if any(bare.values()) else "class"
-    condition: ClassConfig | NoneConfig = NoneConfig()
-    names = None
-    if kind == "class":
-        for folder, count in bare.items():
-            if count:
-                raise ValueError(f"model.condition=class: {count} images of {folder} have no class; use none")
-        classes = max(int(shards.labels.max()) + 1, len(shards.label_names or ()))
-        if (beyond := int(data.held.labels.max())) >= classes:
-            raise ValueError(f"{recipe.held_out_codes} has class {beyond}, {recipe.codes} has 0 to {classes - 1}")
-        condition = ClassConfig(num_classes=classes, dropout=recipe.model.label_dropout)
-        names = shards.label_names if len(shards.label_names or ()) == classes else None
+def configure(recipe: PriorRecipe, data: Data, tokenizer: Tokenizer | None = None) -> PriorConfig:
+    """The prior that a recipe and its codes make; `tokenizer`: their own, which a network that is fed vectors needs.
+
+    Raises `ValueError` where the codes lack what the condition needs.
+    """
+    shards = data.shards
+    sets = {recipe.codes: shards, recipe.held_out_codes or recipe.codes: data.held}
+    labelled = all(bool((codes.labels >= 0).all()) for codes in sets.values())
+    condition = recipe.model.told(labelled).fit(sets)
+    classes = condition.num_classes if isinstance(condition, ClassConfig) else None
+    fed = recipe.model.network.fed_vectors
     return PriorConfig(
         network=recipe.model.network,
         condition=condition,
         layout=LayoutConfig.of(shards.layout),
         tokenizer=lasting_name(recipe.tokenizer) if recipe.tokenizer else shards.tokenizer,
         fingerprint=shards.fingerprint,
-        label_names=names,
+        label_names=shards.label_names if len(shards.label_names or ()) == classes else None,
+        book=tokenizer.config.quantizer if fed and tokenizer is not None else None,
     )
 
 
@@ -68,7 +62,7 @@ class _Bits(nn.Module):
 
 
 class PriorTask:
-    """A `loop.Task` that trains a prior by cross-entropy."""
+    """A `loop.Task` that trains a prior by its network's loss."""
 
     def __init__(self, recipe: PriorRecipe, prior: Prior, data: Data, tokenizer: Tokenizer | None = None) -> None:
         from timm.utils.model_ema import ModelEmaV3
@@ -85,19 +79,20 @@ class PriorTask:
             self.ema = ModelEmaV3(prior, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup, exclude_buffers=True)
             self.state["ema"] = self.ema
         if recipe.compile:
-            for block in prior.network.stack:
+            for block in prior.network.trunk_blocks():
                 block.compile()
 
     def step(self, batch: dict[str, Any], step: int, accelerator: Accelerator) -> dict[str, Tensor]:
-        """One micro-batch `{tokens (B, N), labels (B,)}`."""
-        tokens, model, optimizer = batch["tokens"], self.modules["prior"], self.optimizers["prior"]
+        """One micro-batch `{tokens (B, N), labels (B,), captions}`."""
+        model, optimizer = self.modules["prior"], self.optimizers["prior"]
         with accelerator.accumulate(model):
-            logits = model(tokens, labels_of(self.prior, batch["labels"]))
-            loss = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
-            loop.check_finite(step, {"the cross-entropy": loss})
+            loss = model(batch["tokens"], self.prior.condition.take(batch, draw=True))
+            loop.check_finite(step, {"the loss": loss})
             accelerator.backward(loss)
             lr = schedule_value(self.recipe.optimizer.lr, step)
-            figures = {"bits_per_token": loss.detach() / math.log(2), "lr/prior": loss.new_tensor(lr)}
+            # Of an exact prior the loss is its likelihood; of others it is what they learn by.
+            name = "bits_per_token" if self.prior.exact else "loss/bits"
+            figures = {name: loss.detach() / math.log(2), "lr/prior": loss.new_tensor(lr)}
             if accelerator.sync_gradients:
                 clip = self.recipe.optimizer.clip or float("inf")
                 norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), clip)).detach()
@@ -129,8 +124,9 @@ class PriorTask:
     @property
     def measured(self) -> Measured:
         """The latest measurement on the held-out codes; NaN before the first."""
-        rows = len(self.data.held_rows)
-        return Measured(float(self.bits.value), self.unigram, self.entropies, rows, rows * self.prior.layout.length)
+        rows, prior = len(self.data.held_rows), self.prior
+        tokens = rows * prior.layout.length
+        return Measured(float(self.bits.value), self.unigram, self.entropies, rows, tokens, prior.exact)
 
     @property
     def trained(self) -> Prior:
@@ -138,14 +134,16 @@ class PriorTask:
         return self.ema.module if self.ema is not None else self.prior
 
     def picture(self) -> Tensor | None:
-        """`(3, H, W)`: samples of one seed, classes in turn; None without the tokenizer."""
+        """`(3, H, W)`: samples of one seed, classes in turn or held-out captions; None without the tokenizer."""
         if self.tokenizer is None:
             return None
-        condition = self.prior.condition
-        labels = None
+        condition = self.trained.condition
         if isinstance(condition, ClassCondition):
-            labels = spread(list(range(condition.num_classes)), PICTURED)
-        tokens = self.trained.sample(PICTURED, labels, Sampler(seed=self.recipe.seed))
+            told = spread(list(range(condition.num_classes)), PICTURED)
+        else:
+            rows = np.resize(self.data.held_rows, PICTURED)
+            told = condition.take(read_rows(self.data.held, rows))
+        tokens = self.trained.sample(PICTURED, told, Sampler(seed=self.recipe.seed))
         return grid(decode(self.tokenizer, self.prior, tokens), columns=4)
 
     def save(self, folder: Path, step: int) -> None:
@@ -179,14 +177,17 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto") -> Measured:
     data = Data(recipe)
     recipe = recipe.replace(fingerprint=data.shards.fingerprint)
     _refuse_other_tokenizer(recipe, out)
-    config = configure(recipe, data)
     accelerator = loop.make_accelerator(recipe, out, device)
-    tokenizer = _tokenizer(recipe, config, accelerator)
+    tokenizer = _tokenizer(recipe, data, accelerator)
+    config = configure(recipe, data, tokenizer)
     with accelerator.main_process_first():
         claim(recipe, out, write=accelerator.is_main_process, may_change=MAY_CHANGE)
         claim_data(out, len(data.rows), recipe.codes, write=accelerator.is_main_process)
     loop.seed_everything(recipe.seed)
-    prior = Prior(config).to(accelerator.device)
+    prior = Prior(config)
+    if prior.network.book is not None and tokenizer is not None:
+        prior.network.book.load_state_dict(tokenizer.quantizer.state_dict())
+    prior = prior.to(accelerator.device)
     accelerator.print(
         f"training on {accelerator.device}, {recipe.precision}: {len(data.rows)} rows of {prior.layout.length} "
         f"codes, {len(data.held_rows)} held out; the run is {out}"
@@ -207,14 +208,16 @@ def _refuse_other_tokenizer(recipe: PriorRecipe, out: Path) -> None:
         )
 
 
-def _tokenizer(recipe: PriorRecipe, config: PriorConfig, accelerator: Accelerator) -> Tokenizer | None:
-    """The tokenizer for pictures; where it is not at hand, and nobody asked for it, the run does without."""
-    if recipe.tokenizer is None and config.tokenizer is None:
+def _tokenizer(recipe: PriorRecipe, data: Data, accelerator: Accelerator) -> Tokenizer | None:
+    """The tokenizer for pictures; where it is not at hand, and nobody needs it, the run does without."""
+    name = recipe.tokenizer or data.shards.tokenizer
+    needed = recipe.tokenizer is not None or recipe.model.network.fed_vectors
+    if name is None and not needed:
         return None
     try:
-        return open_tokenizer(config.tokenizer, config.fingerprint, recipe.codes, accelerator.device)
+        return open_tokenizer(name, data.shards.fingerprint, recipe.codes, accelerator.device)
     except FileNotFoundError as error:
-        if recipe.tokenizer is not None:
+        if needed:
             raise
         accelerator.print(f"no pictures, for the tokenizer cannot be had: {error}")
         return None

@@ -332,6 +332,18 @@ Schedule = Annotated[
 """a number, `{kind, begin, end, over: [a, b]}`, or `{kind: chain, parts: [...]}`"""
 
 
+def _not_negative(schedule: Any) -> Any:
+    parts = schedule.parts if isinstance(schedule, ScheduleChain) else (schedule,)
+    ends = [end for part in parts for end in ((part.begin, part.end) if isinstance(part, ScheduleCurve) else (part,))]
+    if min(ends) < 0:
+        raise ValueError(f"must not be negative, got {min(ends)}")
+    return schedule
+
+
+Rate = Annotated[Schedule, AfterValidator(_not_negative)]
+"""a schedule that is nowhere negative"""
+
+
 def schedule_value(schedule: Schedule, step: int) -> float:
     """The value of a schedule at an optimizer step: a pure function, so that resuming needs no counter."""
     return schedule.at(step) if isinstance(schedule, (ScheduleCurve, ScheduleChain)) else float(schedule)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from tokenizers_vq.config import nearest
 
@@ -122,3 +123,25 @@ def channels_last(module: M) -> M:
         if tensor.ndim == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return module
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Modules built inside lie on the meta device: they have shapes, and neither memory nor values."""
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
+_DRAWN = (torch.Tensor.normal_, torch.Tensor.uniform_)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves tensors as they are where they would be drawn: on the meta device that imports torch's compiler first."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init" or func in _DRAWN:
+            return args[0] if args else kwargs["tensor"]
+        if func in (torch.randn, torch.rand):
+            return torch.empty(*args, **kwargs)
+        return func(*args, **kwargs)

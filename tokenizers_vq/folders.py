@@ -105,7 +105,10 @@ def load_weights(module: nn.Module, folder: Path) -> None:
 def local(name: str | Path) -> Path | None:
     """The folder with the config of a saved model or of a run, which keeps its model in `model/`; None for no such."""
     path = Path(name)
-    return next((folder for folder in (path, path / "model") if (folder / CONFIG).is_file()), None)
+    try:
+        return next((folder for folder in (path, path / "model") if (folder / CONFIG).is_file()), None)
+    except OSError:  # a name that is too long for a file is none
+        return None
 
 
 def lasting_name(name: str | Path) -> str:

@@ -16,6 +16,7 @@ from typing_extensions import Self
 from tokenizers_vq import folders
 from tokenizers_vq.codes import CodeLayout, Codes, Output, whole_numbers
 from tokenizers_vq.config import Config, ConfigError, Size, nearest, parse
+from tokenizers_vq.devices import without_memory
 from tokenizers_vq.images import check
 from tokenizers_vq.networks import Decoder, DecoderConfig, Encoder, EncoderConfig
 from tokenizers_vq.pretrained import Pretrained, model_card
@@ -279,7 +280,7 @@ class _Parts:
 def load_folder(folder: Path) -> Tokenizer:
     """The tokenizer of a saved folder, float32, in eval mode. Raises one line for anything missing or surplus."""
     config = read_tokenizer_config(folders.read_config(folder), str(folder / "config.json"))
-    with torch.device("meta"):
+    with without_memory():
         tokenizer = config.build()
     folders.load_weights(tokenizer, folder)
     tokenizer.card = folders.read_card(folder)

@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+"""what a system says when there is no room"""
 _CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _TAKEN = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
@@ -31,7 +32,7 @@ class WriteError(OSError):
 
     def __str__(self) -> str:
         advice = "then run the same command again"
-        if self.errno in _FULL:
+        if self.errno in FULL:
             advice = f"make room, {advice}"
         elif self.errno in _CLOSED:
             advice = "make its folder writable, or give another --out"
@@ -61,6 +62,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
     Raises `WriteError`, which names the file and what to do; the old file stays.
     """
+    made = not path.parent.is_dir()
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, aside = _beside(path)
@@ -76,6 +78,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
                 aside.replace(path)
         except BaseException:
             aside.unlink(missing_ok=True)
+            if made:
+                with suppress(OSError):
+                    path.parent.rmdir()
             raise
 
 
@@ -170,7 +175,7 @@ def replacing(out: Path) -> Iterator[Path]:
 def _as_of(error: OSError, new: Path, out: Path) -> OSError:
     """An error of writing in `new`, named after the place that it was meant for; any other as it is."""
     path = Path(error.filename or new)
-    if not path.is_relative_to(new) or not (isinstance(error, WriteError) or error.errno in _FULL):
+    if not path.is_relative_to(new) or not (isinstance(error, WriteError) or error.errno in FULL):
         return error
     return WriteError(error.errno, error.strerror, str(out / path.relative_to(new)))
 

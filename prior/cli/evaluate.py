@@ -30,8 +30,9 @@ def evaluate(
 
     found = measure(model, codes, device=device, batch_size=batch_size)
     per_image = found.tokens // found.images
+    what = "cross-entropy" if found.exact else "at most: a bound of the cross-entropy"
     rows = [
-        ("Prior", found.bits_per_token, "cross-entropy, bits per token"),
+        ("Prior", found.bits_per_token, f"{what}, bits per token"),
         ("Prior, an image", found.bits_per_token * per_image, f"bits, {per_image} tokens"),
     ]
     if found.unigram is not None:

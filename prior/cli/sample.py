@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from tokenizers_vq.cli import common
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prior.model import Prior
+    from prior.sampling import Sampler
+    from tokenizers_vq.tokenizer import Tokenizer
+
 
 def sample(
     model: common.Model,
-    out: Annotated[Path, typer.Option(help="folder for PNG files, grid.png, samples.json; or X.png: the grid alone")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FIELD=VALUE]...", help="more fields of the sampler, such as steps=16 of a MaskGIT"),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="folder for PNG files, grid.png, samples.json; or X.png: the grid alone")
+    ] = ...,  # type: ignore[assignment]
     grid: Annotated[str, typer.Option(metavar="ROWSxCOLUMNS", help="how many, and how grid.png shows them")] = "4x8",
     count: Annotated[int | None, typer.Option(min=1, help="how many images, instead of --grid")] = None,
     classes: Annotated[
@@ -21,6 +35,9 @@ def sample(
         typer.Option(
             "--classes", "--class", help="classes by number or name, such as 0,3,cat; in turn, row by row; unset: all"
         ),
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="a prompt, for a prior that is told a text; may be given several times")
     ] = None,
     temperature: Annotated[float, typer.Option(help="divides the logits; 0 takes the likeliest code")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="keep the k likeliest codes")] = None,
@@ -35,65 +52,118 @@ def sample(
     device: common.Device = "auto",
 ) -> None:
     """Draw new images."""
-    import json
-
-    import torch
-
-    from prior.decoding import decode, find_classes, open_tokenizer, spread
-    from prior.decoding import grid as picture
-    from prior.model import load
     from prior.sampling import Sampler
-    from tokenizers_vq.devices import resolve_device
-    from tokenizers_vq.folders import write_atomically
+    from tokenizers_vq.config import apply_overrides
 
     columns = 8 if count else _columns(grid)
     alone = out.suffix.lower() == ".png"
     if alone and codes:
         raise ValueError(f"--codes: {out} is a picture, which keeps none: give --out FOLDER")
     total = count or columns * int(re.split("[xX]", grid)[0])
-    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, seed=seed)
+    plain = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, seed=seed)
+    opened = _open(model, tokenizer, device)
+    opened = opened._replace(told=_told(opened.prior, classes, text, total))
+    sampler = opened.prior.network.Sampler(**{**plain.to_dict(), **apply_overrides({}, settings or ())})
+    drawn = _draw(opened, sampler, total, batch_size)
+    together = out if alone else out / "grid.png"
+    _write_grid(together, drawn, min(columns, total))
+    if alone:
+        print(f"{total} images: {out}")
+        return
+    _write_folder(out, drawn, codes, {"sampler": sampler.to_dict(), "batch_size": batch_size})
+    print(f"{total} images: {out}, together: {together}")
+
+
+class _Opened(NamedTuple):
+    prior: Prior
+    tokenizer: Tokenizer
+    settings: dict[str, Any]
+    told: Sequence[Any] | None = None
+    """a class or a prompt for each sample"""
+
+
+class _Drawn(NamedTuple):
+    opened: _Opened
+    tokens: Tensor
+    images: Tensor
+
+
+def _open(model: str, tokenizer: str | None, device: str) -> _Opened:
+    """The prior and its tokenizer."""
+    from prior.decoding import open_tokenizer
+    from prior.model import load
+    from tokenizers_vq.devices import resolve_device
+
     place = resolve_device(device)
     prior = load(model).to(place)
     config = prior.config
     name = tokenizer or config.tokenizer
     opened = open_tokenizer(name, config.fingerprint, model, place)
-    labels = None
-    if classes is not None or config.condition.kind == "class":
-        chosen = find_classes(classes, config) if classes else list(range(config.condition.num_classes))  # type: ignore[union-attr]
-        labels = spread(chosen, total)
+    return _Opened(prior, opened, {"model": model, "tokenizer": name, "fingerprint": config.fingerprint})
 
-    tokens, images, entries = [], [], []
+
+def _told(prior: Prior, classes: str | None, text: list[str] | None, total: int) -> Sequence[Any] | None:
+    """A class or a prompt for each of `total` samples: those given in turn, else all classes, or no text."""
+    from prior.conditions import ClassCondition, TextCondition
+    from prior.decoding import find_classes, spread
+
+    condition = prior.condition
+    if text and not isinstance(condition, TextCondition):
+        raise ValueError("--text: this prior is told no text; leave it out")
+    if text:
+        return [text[index] for index in spread(list(range(len(text))), total).tolist()]
+    if classes is not None:
+        return spread(find_classes(classes, condition), total).tolist()
+    if isinstance(condition, ClassCondition):
+        return spread(list(range(condition.num_classes)), total).tolist()
+    return None
+
+
+def _draw(opened: _Opened, sampler: Sampler, total: int, batch_size: int) -> _Drawn:
+    import torch
+
+    from prior.decoding import decode
+
+    tokens, images = [], []
     for first in range(0, total, batch_size):
         n = min(batch_size, total - first)
-        drawn = prior.sample(n, None if labels is None else labels[first : first + n], sampler, first=first)
+        told = None if opened.told is None else opened.told[first : first + n]
+        drawn = opened.prior.sample(n, told, sampler, first=first)
         tokens.append(drawn.cpu())
-        images.append(decode(opened, prior, drawn))
+        images.append(decode(opened.tokenizer, opened.prior, drawn))
         common.note(f"{first + n} of {total} images")
-    together = out if alone else out / "grid.png"
-    common.write_png(together, picture(torch.cat(images), min(columns, total)))
-    if alone:
-        print(f"{total} images: {out}")
-        return
-    for index, (image, row) in enumerate(zip(torch.cat(images), torch.cat(tokens), strict=True)):
+    return _Drawn(opened, torch.cat(tokens), torch.cat(images))
+
+
+def _write_grid(path: Path, drawn: _Drawn, columns: int) -> None:
+    from prior.decoding import grid
+
+    common.write_png(path, grid(drawn.images, columns))
+
+
+def _write_folder(out: Path, drawn: _Drawn, codes: bool, settings: dict[str, Any]) -> None:
+    """A PNG an image, and `samples.json` that says what each is and how it was drawn."""
+    import json
+
+    from tokenizers_vq.folders import write_atomically
+
+    names, told = drawn.opened.prior.config.label_names, drawn.opened.told
+    entries = []
+    for index, (image, row) in enumerate(zip(drawn.images, drawn.tokens, strict=True)):
         entry: dict[str, object] = {"file": f"{index:05d}.png"}
-        if labels is not None:
-            entry["class"] = label = int(labels[index])
-            if config.label_names is not None:
-                entry["name"] = config.label_names[label]
+        one = None if told is None else told[index]
+        if isinstance(one, str):
+            entry["text"] = one
+        elif one is not None:
+            entry["class"] = one
+            if names is not None:
+                entry["name"] = names[one]
         if codes:
             entry["codes"] = row.tolist()
         entries.append(entry)
         common.write_png(out / f"{index:05d}.png", image)
-    settings = {
-        "model": model,
-        "tokenizer": name,
-        "fingerprint": config.fingerprint,
-        "sampler": sampler.to_dict(),
-        "batch_size": batch_size,
-        "images": entries,
-    }
-    write_atomically(out / "samples.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-    print(f"{total} images: {out}, together: {together}")
+    found = {**drawn.opened.settings, **settings, "images": entries}
+    write_atomically(out / "samples.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
 
 def _columns(grid: str) -> int:

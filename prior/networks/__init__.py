@@ -1,8 +1,15 @@
-"""Networks of priors, one a file."""
+"""Networks of priors, one a file; their configs form a union on `kind`."""
 
 from __future__ import annotations
 
-from prior.networks.gpt import Gpt, GptConfig
+from typing import Annotated
 
-NetworkConfig = GptConfig
-Network = Gpt
+from pydantic import Field
+
+from prior.networks.base import Network
+from prior.networks.gpt import GptConfig
+from prior.networks.maskgit import MaskGitConfig
+
+NetworkConfig = Annotated[GptConfig | MaskGitConfig, Field(discriminator="kind")]
+
+__all__ = ["Network", "NetworkConfig"]

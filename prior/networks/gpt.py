@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -10,13 +12,17 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from prior.cache import Cache
+from prior.conditions.base import Context
+from prior.networks.autoregressive import Autoregressive, State
+from prior.networks.base import BaseNetworkConfig
+from prior.networks.cache import Cache
 from prior.networks.packing import Product, product, product_add
 from prior.sequences import Sequence
-from tokenizers_vq.config import Config, ConfigError
+from tokenizers_vq.config import ConfigError
+from tokenizers_vq.quantizers import Quantizer
 
 
-class GptConfig(Config):
+class GptConfig(BaseNetworkConfig):
     """Decoder-only transformer."""
 
     kind: Literal["gpt"] = "gpt"
@@ -43,7 +49,7 @@ class GptConfig(Config):
             raise ConfigError(("heads",), f"dim / heads must be a multiple of 4, got {self.dim} / {self.heads}")
         return self
 
-    def build(self, sequence: Sequence) -> Gpt:
+    def build(self, sequence: Sequence, book: Quantizer | None = None) -> Gpt:
         """The network for a sequence."""
         return Gpt(sequence, **self.arguments())
 
@@ -93,37 +99,40 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, dim, bias=False)
 
-    def forward(self, x: Tensor, angles: Tensor, layer: int, cache: Cache | None) -> Tensor:
-        """`(B, n, D)` with angles `(n, head_dim / 2)` -> `(B, n, D)`; attends to the cache's tokens too."""
+    def forward(
+        self,
+        x: Tensor,
+        angles: Tensor,
+        mask: Tensor | None = None,
+        store: Callable[[Tensor, Tensor], Any] | None = None,
+    ) -> Tensor:
+        """`(B, n, D)` with angles `(n, head_dim / 2)` -> `(B, n, D)`; keys and values are handed to `store`.
+
+        `mask`: bool `(B, 1, n, n)`, True where a place (row) sees another (column); None: it sees itself and those
+        before.
+        """
         b, n, d = x.shape
         q, k, v = self.qkv(self.attention_norm(x)).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         q, k = rotate(q, angles), rotate(k, angles)
-        if cache is not None:
-            k, v = cache.write(layer, k, v)
-        if cache is None or cache.used == 0:
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:
-            past = torch.ones(n, k.shape[2], dtype=torch.bool, device=x.device).tril(cache.used)
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=past)
+        if store is not None:
+            store(k, v)
+        mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
         x = x + F.dropout(self.out(mixed.transpose(1, 2).reshape(b, n, d)), self.dropout, self.training)
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + F.dropout(self.down(F.silu(gate) * up), self.dropout, self.training)
 
 
-class Gpt(nn.Module):
+class Gpt(Autoregressive):
     """Tokens and a prefix of vectors -> logits of the next tokens.
 
     Place `p` of the input holds the prefix (P places), then codes 0, 1, ...; its output predicts code `p - P + 1`.
     Prefix places are not rotated. Where there are several grids or levels, an embedding of a token's stream is added.
     """
 
-    exact = True
-    """its likelihood is exact"""
-
     def __init__(self, sequence: Sequence, **fields: Any) -> None:
-        super().__init__()
+        super().__init__(sequence)
         config = GptConfig(**fields)
-        self.config, self.sequence = config, sequence
+        self.config = config
         streams = len(sequence.layout.sizes)
         self.tokens = nn.Embedding(sequence.vocabulary, config.dim)
         self.streams = nn.Embedding(streams, config.dim) if streams > 1 else None
@@ -142,6 +151,10 @@ class Gpt(nn.Module):
         """The blocks, typed."""
         return list(self.blocks)  # type: ignore[arg-type]
 
+    def trunk_blocks(self) -> list[nn.Module]:
+        """The transformer's blocks."""
+        return list(self.blocks)
+
     def angles(self, prefix: int) -> Tensor:
         """float32 `(P + N, head_dim / 2)`: no rotation for the prefix."""
         config = self.config
@@ -155,29 +168,48 @@ class Gpt(nn.Module):
             x = x + self.streams(self.sequence.streams[first : first + tokens.shape[1]])
         return x
 
-    def cache(self, batch: int, prefix: int) -> Cache:
-        """An empty cache for a prefix of `prefix` places and all codes but the last."""
-        config, weight = self.config, self.head.weight
-        places = prefix + self.sequence.length - 1
-        head_dim = config.dim // config.heads
-        return Cache(config.layers, batch, config.heads, places, head_dim, weight.dtype, weight.device)
+    def forward(self, tokens: Tensor, context: Context) -> Tensor:
+        """Codes `(B, N)` -> logits `(B, N, K)`, place i from the codes before it."""
+        return self.read(tokens[:, :-1], context)
 
-    def forward(self, tokens: Tensor, prefix: Tensor, cache: Cache | None = None) -> Tensor:
-        """Codes `(B, n)` and prefix `(B, P, D)` -> logits `(B, n + 1, K)` of codes 0 to n; fills an empty `cache`."""
-        x = torch.cat((prefix.to(self.tokens.weight.dtype), self.embed(tokens)), dim=1)
+    def read(self, tokens: Tensor, context: Context, cache: Cache | None = None) -> Tensor:
+        """The first codes `(B, n)` -> logits `(B, n + 1, K)` of codes 0 to n; fills an empty `cache`."""
+        prefix = context.vectors.shape[1]
+        x = torch.cat((context.vectors.to(self.tokens.weight.dtype), self.embed(tokens)), dim=1)
         x = F.dropout(x, self.config.token_dropout, self.training)
-        angles = self.angles(prefix.shape[1])[: x.shape[1]]
+        angles, mask = self.angles(prefix)[: x.shape[1]], _visible(context, tokens.shape[1])
         if cache is not None:
             cache.reserve(x.shape[1])
         for layer, block in enumerate(self.stack):
-            x = block(x, angles, layer, cache)
+            x = block(x, angles, mask, None if cache is None else partial(cache.write, layer))
         if cache is not None:
             cache.advance(x.shape[1])
-        return self.head(self.norm(x[:, prefix.shape[1] - 1 :]))
+        return self.head(self.norm(x[:, prefix - 1 :]))
 
-    def decoder(self, cache: Cache, prefix: int) -> GptDecoder:
-        """A fast path for one token at a time, on top of a filled cache."""
-        return GptDecoder(self, cache, prefix)
+    def start(self, tokens: Tensor, context: Context) -> GptState:
+        """Keys and values of the context and of codes `(B, n)`, and a fast path for those that follow."""
+        config, weight = self.config, self.head.weight
+        rows, prefix = context.vectors.shape[:2]
+        places, head_dim = prefix + self.sequence.length - 1, config.dim // config.heads
+        cache = Cache(config.layers, rows, config.heads, places, head_dim, weight.dtype, weight.device)
+        if prefix == 1 and context.mask is None and not tokens.shape[1]:  # a step like the others
+            state = GptState(self, cache, context)
+            state.feed(context.vectors[:, 0])
+            return state
+        logits = self.read(tokens, context, cache)[:, -1]
+        state = GptState(self, cache, context)
+        state.logits = logits
+        return state
+
+
+def _visible(context: Context, count: int) -> Tensor | None:
+    """Bool `(B, 1, P + n, P + n)` of a context of P places and n codes; None where it hides nothing."""
+    if context.mask is None:
+        return None
+    real = F.pad(context.mask, (0, count), value=True)
+    square = torch.ones(real.shape[1], real.shape[1], dtype=torch.bool, device=real.device)
+    # Padding sees itself, for a softmax over nothing is NaN.
+    return ((square.tril() & real[:, None]) | torch.eye(len(square), dtype=torch.bool, device=real.device))[:, None]
 
 
 def _fast_norm(norm: RMSNorm) -> Product:
@@ -193,19 +225,20 @@ def _fast_norm(norm: RMSNorm) -> Product:
     return apply
 
 
-class GptDecoder:
+class GptState(State):
     """One token at a time, without gradient or dropout; equals `Gpt.forward`. Keeps copies of the weights."""
 
-    def __init__(self, network: Gpt, cache: Cache, prefix: int) -> None:
-        self.network, self.cache, self.prefix = network, cache, prefix
+    def __init__(self, network: Gpt, cache: Cache, context: Context) -> None:
+        self.network, self.cache, self.prefix = network, cache, context.vectors.shape[1]
         rows, heads = cache.layers[0].shape[1:3]
-        angles = network.angles(prefix)
+        angles = network.angles(self.prefix)
         turn = torch.polar(torch.ones_like(angles), angles)
         scale = cache.layers[0].shape[-1] ** -0.5
         # Queries, keys and values are turned in one product: queries scaled too, values as they are.
         self.turns = torch.stack((turn * scale, turn, torch.ones_like(turn)), dim=1).unsqueeze(2)
         self.shape = (rows, 3, heads, -1, 2)
         self.stores = [layer.flatten(1, 2) for layer in cache.layers]
+        self.padding = None if context.mask is None else (~context.mask).repeat_interleave(heads, 0)[:, None]
         # MKL's float32 products take slices of the cache as they are.
         self.slices = cache.layers[0].dtype == torch.float32
         self.blocks = [
@@ -228,24 +261,27 @@ class GptDecoder:
 
     def feed(self, x: Tensor) -> Tensor:
         """As `step`, for the vectors `(B, D)` at the next place: those of the prefix, or embedded codes."""
-        cache = self.cache
-        if cache.reserve(1):
-            self.stores = [layer.flatten(1, 2) for layer in cache.layers]
-        place, turns = cache.used, self.turns[cache.used]
-        for (norm1, qkv, out, norm2, gate_up, down), store, layer in zip(
-            self.blocks, self.stores, cache.layers, strict=True
-        ):
-            turned = torch.view_as_complex(qkv(norm1(x)).float().view(self.shape)) * turns
-            turned = torch.view_as_real(turned).flatten(-2).transpose(0, 1)
-            layer[:, :, :, place] = turned[1:]
-            queries = turned[0].reshape(store.shape[1], 1, -1).to(x.dtype)
-            keys, values = (store[:, :, : place + 1] if self.slices else store).unbind()
-            scores = torch.bmm(queries, keys.transpose(1, 2))
-            if not self.slices:
-                scores[:, :, place + 1 :] = float("-inf")
-            mixed = torch.bmm(scores.softmax(dim=-1), values)
-            x = out(mixed.view(x.shape), x)
+        if self.cache.reserve(1):
+            self.stores = [layer.flatten(1, 2) for layer in self.cache.layers]
+        for layer, (norm1, qkv, out, norm2, gate_up, down) in enumerate(self.blocks):
+            x = out(self._attend(layer, qkv(norm1(x))), x)
             gate, up = gate_up(norm2(x)).chunk(2, dim=-1)
             x = down(F.silu(gate).mul_(up), x)
-        cache.advance(1)
-        return self.head(self.norm(x))
+        self.cache.advance(1)
+        self.logits = self.head(self.norm(x))
+        return self.logits
+
+    def _attend(self, layer: int, qkv: Tensor) -> Tensor:
+        """Queries, keys and values `(B, 3 D)` of the next place -> what it sees, `(B, D)`; keeps keys and values."""
+        place, store = self.cache.used, self.stores[layer]
+        turned = torch.view_as_complex(qkv.float().view(self.shape)) * self.turns[place]
+        turned = torch.view_as_real(turned).flatten(-2).transpose(0, 1)
+        self.cache.layers[layer][:, :, :, place] = turned[1:]
+        queries = turned[0].reshape(store.shape[1], 1, -1).to(qkv.dtype)
+        keys, values = (store[:, :, : place + 1] if self.slices else store).unbind()
+        scores = torch.bmm(queries, keys.transpose(1, 2))
+        if not self.slices:
+            scores[:, :, place + 1 :] = float("-inf")
+        if self.padding is not None:
+            scores[:, :, : self.prefix].masked_fill_(self.padding, float("-inf"))
+        return torch.bmm(scores.softmax(dim=-1), values).view(qkv.shape[0], -1)

@@ -151,3 +151,16 @@ def test_train_hands_over_to_the_run(tvq_command, tmp_path, monkeypatch, photos,
     assert done.status == (128 + 15 if interrupted else 0)
     if interrupted:
         assert "saved at step 3" in done.err
+
+
+def test_labels_that_nothing_asks_for_stop_no_evaluation(tvq_command, model, photos, tmp_path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    picture = next(photos.rglob("*.png")).read_bytes()
+    pq.write_table(pa.table({"image": [picture] * 2, "label": [0, None]}), tmp_path / "a.parquet")
+    quick = ("--backbone", "none", "--lpips", "none", *CPU)
+    done = tvq_command("evaluate", model, "--data", tmp_path / "a.parquet", *quick)
+    assert done.status == 0 and "reading 2 images of" in done.err
+    refused = tvq_command("encode", model, tmp_path / "a.parquet", "--out", tmp_path / "codes", *CPU)
+    assert refused.status == 2 and "a.parquet: row 1 of column 'label' holds null" in refused.err

@@ -16,7 +16,7 @@ import yaml
 
 from tests.fuzz import harness
 from tests.fuzz.checkpoints import mutated
-from tests.fuzz.layouts import change_value, odd
+from tests.fuzz.layouts import change_value, odd, prepare
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.config import read_json, read_yaml
 from tokenizers_vq.models import PRESETS, read_tokenizer_config
@@ -54,7 +54,7 @@ class Input(NamedTuple):
 @cache
 def seeds() -> tuple[Input, ...]:
     """Every preset and recipe, layouts of several grids and levels."""
-    torch.set_num_threads(1)
+    prepare()
     presets = [read_yaml(path) for path in sorted(PRESETS.glob("*.yaml"))]
     recipes = [path.read_bytes() for path in sorted(RECIPES.glob("*.yaml"))]
     layouts = [

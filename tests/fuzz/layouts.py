@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import logging
 import os
 import random
@@ -54,26 +55,33 @@ class Input(NamedTuple):
     safetensors: bool
 
 
+def prepare() -> None:
+    """One thread, and in the parent what each child would import first."""
+    torch.set_num_threads(1)
+    for module in ("tokenizers_vq._torchvision", "timm.models.vision_transformer", "torch._dynamo"):
+        importlib.import_module(module)
+
+
 @cache
 def seeds() -> tuple[Seed, ...]:
     """Small checkpoints of layouts that tests write; where a `shared` folder is, of every recorded one."""
-    torch.set_num_threads(1)
+    prepare()
     logging.disable(logging.WARNING)
+    cosmos = test_cosmos.tokenizer()
+    levels = list(cosmos.config.quantizer.levels)
     made = [
         Seed("taming", test_taming.tensors_without_middle_attention(), {"n_embed": 24, "ddconfig": {"resolution": 32}}),
         Seed("dalle", test_dalle_vqvae2.dalle_tensors(), {"image_size": 64}),
         Seed("vqvae2", test_dalle_vqvae2.vqvae2_tensors(), {"size": 64}),
         Seed("maskgit", test_maskgit_titok.maskgit_keys(test_maskgit_titok.maskgit()), {"resolution": 32}),
         Seed("titok", test_maskgit_titok.titok_keys(test_maskgit_titok.titok("two")), None),
-        Seed(
-            "cosmos", test_cosmos.reference_keys(test_cosmos.tokenizer().state_dict()), {"levels": [8, 8, 8, 5, 5, 5]}
-        ),
+        Seed("cosmos", test_cosmos.reference_keys(cosmos.state_dict()), {"levels": levels}),
     ]
     for case in cases() if (SHARED / "golden").is_dir() else []:
         weights, config = source(SHARED / "golden" / case)
         if weights.is_dir():
             config = weights / "config.json" if config is None else config
-        files = sorted(weights.glob("*.safetensors")) if weights.is_dir() else [weights]
+        files = sorted(weights.glob("diffusion*.safetensors")) if weights.is_dir() else [weights]
         tensors = {key: tensor for file in files for key, tensor in read_tensors(file, "state_dict", "model").items()}
         made.append(Seed(case.split("/")[0], tensors, read_config(config)))
     return tuple(made)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.laws import adversaries, quantizers, terms
+from tests.laws import adversaries, priors, quantizers, terms
 from tests.laws.law import Role
 
 ROLES = {
@@ -20,6 +20,7 @@ ROLES = {
     "objectives": adversaries.OBJECTIVES,
     "regularisers": adversaries.REGULARISERS,
     "terms": terms.TERMS,
+    "priors": priors.PRIORS,
 }
 
 

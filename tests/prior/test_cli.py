@@ -143,7 +143,7 @@ def test_errors_are_one_line(
         ("sample", nameless, *out): "does not say which tokenizer made its codes",
         ("sample", nameless, *out, "--tokenizer", tokenizer, "--classes", "cat"): "this prior knows numbers alone",
         ("sample", free, *out, "--classes", "0"): "trained without classes",
-        ("sample", free, *out, "--guidance", "2"): "guidance 2.0 needs a class",
+        ("sample", free, *out, "--guidance", "2"): "guidance 2 needs a condition",
         ("evaluate", trained, other): "another tokenizer",
         ("evaluate", trained / "model"): "name a folder of codes",
     }
@@ -161,3 +161,24 @@ def test_errors_are_one_line(
 def test_a_grid_is_drawn_in_a_process_that_imported_nothing_else() -> None:
     code = "import torch; from prior.decoding import grid; grid(torch.zeros(4, 3, 8, 8), 2)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_maskgit_is_trained_and_sampled(codes: Path, command, tmp_path: Path) -> None:
+    small = [*(field for field in SMALL if not field.startswith("model.")), "image_every=3"]
+    network = "model.network={kind: maskgit, layers: 1, dim: 16, heads: 2}"
+    out = tmp_path / "run"
+    trained = command("train", "maskgit-tiny", codes, *small, network, "--out", out, "--device", "cpu")
+    assert trained.status == 0 and "held-out codes of 12 images: at most" in trained.out
+    logged = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert "loss/bits" in logged[-1] and "bits_per_token" not in logged[-1]
+    drawn = ("--count", 2, "--codes", "--device", "cpu")
+    for name, fields in (("a", ()), ("b", ("steps=3", "order=halton")), ("c", ("--guidance", 2, "steps=3"))):
+        assert command("sample", out, *fields, "--out", tmp_path / name, *drawn).status == 0
+    told = [json.loads((tmp_path / name / "samples.json").read_text()) for name in "abc"]
+    assert [one["sampler"]["steps"] for one in told] == [8, 3, 3] and told[1]["sampler"]["order"] == "halton"
+    assert len({str(one["images"]) for one in told}) == 3
+    evaluated = command("evaluate", out, "--device", "cpu", "--out", tmp_path / "e.json")
+    assert "at most: a bound" in " ".join(evaluated.out.split())
+    assert json.loads((tmp_path / "e.json").read_text())["exact"] is False
+    wrong = command("sample", out, "stepps=3", "--out", tmp_path / "d", *drawn)
+    assert wrong.status == 2 and "stepps: no such field; did you mean 'steps'?" in wrong.err

@@ -1,17 +1,19 @@
-"""Law 11 (causality, cache, seeds, flatten, guidance), learning, errors, folders."""
+"""What law 11 leaves: bfloat16, guidance's formula, rotary places, what `sample` takes, errors, folders."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import prior
-from prior.conditions import ClassConfig, NoneConfig
+from prior.conditions import ClassConfig, Context, NoneConfig
+from prior.conditions.base import chosen
 from prior.model import Prior, PriorConfig
 from prior.networks.gpt import GptConfig, rotary_angles, rotate
 from prior.sampling import Sampler
@@ -28,10 +30,10 @@ LAYOUTS = {
 CONDITIONS = {"none": NoneConfig(), "class": ClassConfig(num_classes=3)}
 
 
-def build(layout: CodeLayout, condition: NoneConfig | ClassConfig = CONDITIONS["none"], **fields: int) -> Prior:
+def build(layout: CodeLayout, condition: NoneConfig | ClassConfig = CONDITIONS["none"], **fields: Any) -> Prior:
     """A small prior with weights large enough for its logits to differ."""
-    network = GptConfig(**{"layers": 2, "dim": 32, "heads": 2, "multiple": 16, **fields})
-    model = Prior(PriorConfig(network=network, condition=condition, layout=LayoutConfig.of(layout))).eval()
+    network = GptConfig(layers=2, dim=32, heads=2, multiple=16)
+    model = Prior(PriorConfig(network=network, condition=condition, layout=LayoutConfig.of(layout), **fields)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -44,80 +46,24 @@ def tokens_of(layout: CodeLayout, batch: int) -> Tensor:
     return (torch.rand(batch, layout.length) * sizes).long()
 
 
-def labels_of(condition: str, batch: int) -> Tensor | None:
-    """Labels where the condition takes some."""
-    return torch.arange(batch) % 3 if condition == "class" else None
-
-
-@pytest.mark.parametrize("condition", CONDITIONS)
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_causality(name: str, condition: str) -> None:
-    layout = LAYOUTS[name]
-    model, labels = build(layout, CONDITIONS[condition]), labels_of(condition, 2)
-    tokens = tokens_of(layout, 2)
-    logits = model(tokens, labels)
-    for place in (0, layout.length // 2, layout.length - 1):
-        other = tokens.clone()
-        other[:, place] = (other[:, place] + 1) % torch.tensor(layout.sizes)[layout.streams()[place]]
-        changed = model(other, labels)
-        assert torch.equal(changed[:, : place + 1], logits[:, : place + 1])
-        if place + 1 < layout.length:
-            assert not torch.equal(changed[:, place + 1], logits[:, place + 1])
-
-
-@pytest.mark.parametrize("condition", CONDITIONS)
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_cached_equals_uncached(name: str, condition: str) -> None:
-    layout = LAYOUTS[name]
-    model = build(layout, CONDITIONS[condition])
-    tokens, labels = tokens_of(layout, 3), labels_of(condition, 3)
-    wanted = model.network(tokens[:, :-1], model.condition(labels, 3)).detach()
-    for start in (0, 1, layout.length // 2):
-        with torch.no_grad():
-            cache = model.network.cache(3, 1)
-            first = model.network(tokens[:, :start], model.condition(labels, 3), cache)
-            decoder = model.network.decoder(cache, 1)
-            steps = [decoder.step(tokens[:, place]) for place in range(start, layout.length - 1)]
-        cached = torch.cat((first, torch.stack(steps, dim=1)), dim=1)
-        torch.testing.assert_close(cached, wanted, atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="cache holds"):
-        decoder.step(tokens[:, 0])
-
-
 def test_cached_equals_uncached_in_bfloat16() -> None:
     layout = LAYOUTS["long"]
     model = build(layout).bfloat16()
     tokens = tokens_of(layout, 2)
     with torch.no_grad():
-        wanted = model.network(tokens[:, :-1], model.condition(None, 2))
-        cache = model.network.cache(2, 1)
-        logits = [model.network(tokens[:, :0], model.condition(None, 2), cache)[:, 0]]
-        decoder = model.network.decoder(cache, 1)
-        logits += [decoder.step(tokens[:, place]) for place in range(layout.length - 1)]
+        wanted = model.logits(tokens)
+        state = model.network.start(tokens[:, :0], model.context(None, 2))
+        logits = [state.logits, *(state.step(tokens[:, place]) for place in range(layout.length - 1))]
     cached = torch.stack(logits, dim=1)
     assert cached.dtype == wanted.dtype == torch.bfloat16
     assert (cached - wanted).float().norm() < 0.03 * wanted.float().norm()
 
 
-@pytest.mark.parametrize("condition", CONDITIONS)
-def test_sampling_follows_the_seed(condition: str) -> None:
-    model, labels = build(LAYOUTS["grids"], CONDITIONS[condition]), labels_of(condition, 4)
-    codes = model.sample(4, labels, Sampler(seed=5))
-    assert torch.equal(codes, model.sample(4, labels, Sampler(seed=5)))
-    assert not torch.equal(codes, model.sample(4, labels, Sampler(seed=6)))
-    one = None if labels is None else labels[2:3]
-    assert torch.equal(codes[2:3], model.sample(1, one, Sampler(seed=5), first=2))
-    assert len({tuple(row) for row in codes.tolist()}) == 4
-
-
-def test_guidance_one_is_off_and_guidance_is_the_formula() -> None:
+def test_guidance_is_the_formula() -> None:
     layout = LAYOUTS["grid"]
     model, labels = build(layout, CONDITIONS["class"]), torch.tensor([0, 2])
-    off = model.sample(2, labels, Sampler(seed=1))
-    assert torch.equal(off, model.sample(2, labels, Sampler(seed=1, guidance=1.0)))
-    assert torch.equal(off, model.sample(2, labels, Sampler(seed=1, guidance=1.0000001)))
     guided = model.sample(2, labels, Sampler(temperature=0, guidance=3.0))
-    null, told = model(guided, None), model(guided, labels)
+    null, told = model.logits(guided, None), model.logits(guided, labels)
     assert torch.equal(guided, (null + 3 * (told - null)).argmax(dim=-1))
     assert not torch.equal(guided, model.sample(2, labels, Sampler(temperature=0)))
 
@@ -126,71 +72,13 @@ def test_greedy_and_distribution() -> None:
     layout = CodeLayout(((2,),), 1, (3,))
     model = build(layout)
     greedy = model.sample(1, None, Sampler(temperature=0))
-    assert torch.equal(greedy, model(greedy).argmax(dim=-1))
+    assert torch.equal(greedy, model.logits(greedy).argmax(dim=-1))
     pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3))
     wanted = model.log_likelihood(pairs).exp()
     torch.testing.assert_close(wanted.sum(), torch.tensor(1.0))
     codes = model.sample(20000)
     counts = torch.bincount(codes[:, 0] * 3 + codes[:, 1], minlength=9) / 20000
     assert (counts - wanted).abs().max() < 0.015
-
-
-@pytest.mark.parametrize("name", ["levels", "grids"])
-def test_impossible_codes(name: str) -> None:
-    layout = LAYOUTS[name]
-    model = build(layout)
-    sizes = torch.tensor(layout.sizes)[layout.streams()]
-    impossible = torch.arange(max(layout.sizes)) >= sizes[:, None]
-    assert torch.equal(model(tokens_of(layout, 2)).isinf(), impossible.expand(2, -1, -1))
-    codes = model.sample(64, None, Sampler(temperature=5.0))
-    assert bool((codes < sizes).all())
-    assert torch.equal(layout.flatten(layout.unflatten(codes)), codes)
-    assert bool(model.log_likelihood(codes).isfinite().all())
-
-
-def test_known_codes_are_kept() -> None:
-    layout = LAYOUTS["long"]
-    model, codes = build(layout), tokens_of(layout, 3)
-    prefix = codes.clone()
-    prefix[:, 40:] = -1
-    drawn = model.sample(3, None, Sampler(seed=2), prefix)
-    assert torch.equal(drawn[:, :40], codes[:, :40]) and bool((drawn >= 0).all())
-    scattered = torch.where(torch.rand(3, layout.length) < 0.3, codes, -1)
-    drawn = model.sample(3, None, Sampler(seed=2), scattered)
-    assert torch.equal(drawn[scattered >= 0], codes[scattered >= 0]) and bool((drawn >= 0).all())
-    assert torch.equal(model.sample(3, None, Sampler(), codes), codes)
-    # What was drawn, given back as known, changes nothing that follows.
-    free = model.sample(3, None, Sampler(seed=7))
-    again = free.clone()
-    again[:, 20:] = -1
-    assert torch.equal(model.sample(3, None, Sampler(seed=7), again), free)
-
-
-def test_overfits_a_pattern_and_draws_it() -> None:
-    layout = CodeLayout(((6, 6),), 1, (8,))
-    condition = ClassConfig(num_classes=2, dropout=0.1)
-    model = Prior(
-        PriorConfig(
-            network=GptConfig(layers=2, dim=48, heads=4, multiple=16),
-            condition=condition,
-            layout=LayoutConfig.of(layout),
-        )
-    )
-    rows, columns = layout.positions()[:, 1], layout.positions()[:, 2]
-    patterns, labels = torch.stack(((rows + 2 * columns) % 8, (3 * rows * columns) % 8)), torch.tensor([0, 1])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0)
-    first = -model.log_likelihood(patterns, labels).mean() / layout.length
-    assert abs(first.item() - math.log(8)) < 0.3
-    for _ in range(250):
-        optimizer.zero_grad()
-        (-model.log_likelihood(patterns.repeat(4, 1), labels.repeat(4)).mean() / layout.length).backward()
-        optimizer.step()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    model.eval()
-    assert -model.log_likelihood(patterns, labels).max() / layout.length < 0.003
-    drawn = model.sample(2, labels, Sampler(guidance=1.5, top_p=0.95))
-    assert torch.equal(drawn, patterns)
-    assert model.training is False
 
 
 def test_rotary_keeps_relative_places() -> None:
@@ -207,10 +95,10 @@ def test_rotary_keeps_relative_places() -> None:
 def test_label_dropout_in_training_only() -> None:
     model = build(LAYOUTS["row"], ClassConfig(num_classes=3, dropout=0.5))
     tokens, labels = tokens_of(LAYOUTS["row"], 1).expand(400, -1), torch.ones(400, dtype=torch.int64)
-    assert torch.equal(model(tokens, labels), model(tokens, 1))
-    null = model(tokens[:1], None)
+    assert torch.equal(model.logits(tokens, labels), model.logits(tokens, 1))
+    null = model.logits(tokens[:1], None)
     model.train()
-    dropped = (model(tokens, labels)[:, 0] - null[:, 0]).abs().amax(dim=-1) < 1e-5
+    dropped = (model.logits(tokens, labels)[:, 0] - null[:, 0]).abs().amax(dim=-1) < 1e-5
     assert 150 < int(dropped.sum()) < 250
 
 
@@ -229,7 +117,7 @@ def test_save_and_load_are_bitwise(tmp_path: Path) -> None:
             torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
         )
     tokens = tokens_of(LAYOUTS["levels"], 2)
-    assert torch.equal(loaded(tokens, 1), model(tokens, 1))
+    assert torch.equal(loaded.logits(tokens, 1), model.logits(tokens, 1))
 
 
 def test_damaged_folders_say_so_in_one_line(tmp_path: Path) -> None:
@@ -271,7 +159,7 @@ def test_damaged_folders_say_so_in_one_line(tmp_path: Path) -> None:
 
 def test_presets() -> None:
     names = prior.list_models()
-    assert names == ["gpt-b", "gpt-l", "gpt-tiny", "gpt-xl"]
+    assert names == ["gpt-b", "gpt-l", "gpt-tiny", "gpt-xl", "maskgit", "maskgit-tiny"]
     with torch.device("meta"):
         models = {name: prior.create(name, LAYOUTS["grid"], {"kind": "class", "num_classes": 2}) for name in names}
     sizes = {name: sum(p.numel() for p in model.network.blocks.parameters()) for name, model in models.items()}
@@ -290,12 +178,12 @@ def test_errors_are_one_line() -> None:
         (lambda: model(tokens + 11), r"outside \[0, 11\)"),
         (lambda: model(tokens, torch.tensor([0, 3])), "class 3 is out of range"),
         (lambda: model(tokens, -1), "class -1 is out of range"),
-        (lambda: model(tokens, torch.tensor([0])), r"labels must be int64 \(2,\)"),
+        (lambda: model(tokens, torch.tensor([0])), "1 classes are given for 2 rows"),
         (lambda: model.sample(0), "ask for 1 or more"),
-        (lambda: model.sample(2, None, Sampler(guidance=2.0)), "guidance 2.0 needs a class"),
+        (lambda: model.sample(2, None, Sampler(guidance=2.0)), "guidance 2 needs a class"),
         (lambda: model.sample(2, 0, None, tokens[:, :3]), "tokens must be"),
         (lambda: model.sample(3, 0, None, tokens), "known holds 2 rows, 3"),
-        (lambda: build(LAYOUTS["grid"])(tokens, 1), "unconditional"),
+        (lambda: build(LAYOUTS["grid"])(tokens, 1), "trained without classes"),
         (lambda: LayoutConfig(grids=((2, 2),), levels=1, sizes=(2**18,)), "at most 65536 codes"),
         (lambda: LayoutConfig(grids=((2, 2),), levels=2, sizes=(4,)), "need 2 sizes"),
         (lambda: GptConfig(layers=1, dim=32, heads=16), "multiple of 4"),
@@ -305,3 +193,100 @@ def test_errors_are_one_line() -> None:
         with pytest.raises(ValueError, match=text) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_sample_takes_what_a_person_tries() -> None:
+    model = build(LAYOUTS["grid"], CONDITIONS["class"], label_names=("cat", "dog", "red fox"))
+    wanted = model.sample(2, torch.tensor([2, 0]), Sampler(guidance=3.0, seed=4))
+    for condition in (["red fox", "cat"], ("Red Fox", 0), [2, 0], np.array([2, 0], dtype=np.uint8), ["2", "cat"]):
+        assert torch.equal(model.sample(2, condition, guidance=3, seed=4), wanted)
+    for sampler in (Sampler(seed=4), {"seed": 4}, {"seed": np.int64(4), "guidance": np.float32(1)}):
+        assert torch.equal(model.sample(2, [2, 0], sampler, guidance=torch.tensor(3.0)), wanted)
+    assert torch.equal(model.sample(np.int64(2), "dog"), model.sample(2, [1, 1]))
+    assert torch.equal(model.sample(2, [None, 1]), torch.cat((model.sample(1), model.sample(1, 1, first=1))))
+    codes = model.sample(1, 0)
+    image = model.layout.unflatten(codes)
+    for known in (codes[0], codes, image, image.numpy().astype(np.uint16), codes[0].tolist()):
+        assert torch.equal(model.sample(2, 0, known=known), codes.expand(2, -1))
+    several = build(LAYOUTS["grids"])
+    codes = several.sample(1)
+    assert torch.equal(several.sample(1, known=several.layout.unflatten(codes)), codes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "says"),
+    [
+        ((2, ["dog", "cta"]), {}, "no class called 'cta'; did you mean 'cat'?"),
+        ((3, ["dog", "cat"]), {}, "2 classes are given for 3 rows: give one for all, or one for each"),
+        ((["dog", "cat"],), {}, r"cannot draw \['dog', 'cat'\] samples"),
+        ((2, "dog", 3), {}, "sampler must be a prior.Sampler, got 3: give its fields by name, such as guidance=3"),
+        ((2, "dog"), {"guidence": 3}, "guidence: no such field; did you mean 'guidance'?"),
+        ((2, "dog"), {"guidance": "3"}, "guidance: input should be a valid number"),
+        ((2, "dog"), {"guidance": float("nan")}, "guidance: input should be a finite number"),
+        ((2, "dog"), {"temperature": float("inf")}, "temperature: input should be a finite number"),
+        ((2, "dog"), {"top_k": 2.5}, "top_k: input should be a valid integer"),
+        ((2, 0.5), {}, "labels must be int64"),
+        ((2, [0, 3]), {}, "class 3 is out of range"),
+        ((2, [None, 3]), {}, "class 3 is out of range"),
+        ((2, {"dog": 1}), {}, "a class is a number, a name, or a list of them; got dict"),
+        ((2, [True, False]), {}, "labels must be int64"),
+        ((2, "dog"), {"known": torch.zeros(1, 3, 5, dtype=torch.int64)}, "do not fit this layout"),
+        ((2, "dog"), {"known": torch.rand(12)}, "tokens must be int64"),
+        ((2, "dog"), {"known": "some"}, "known must be codes, -1 where unknown; got str"),
+    ],
+)
+def test_what_sample_refuses(arguments: tuple, settings: dict, says: str) -> None:
+    model = build(LAYOUTS["grid"], CONDITIONS["class"], label_names=("cat", "dog", "red fox"))
+    with pytest.raises(ValueError, match=says) as caught:
+        model.sample(*arguments, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_prior_that_never_did_without_a_class_wants_one() -> None:
+    model = build(LAYOUTS["grid"], ClassConfig(num_classes=3, dropout=0.0))
+    assert model.sample(2, [0, 2]).shape == (2, 12)
+    for call in (lambda: model.sample(2), lambda: model.sample(2, [0, None]), lambda: model.logits(model.sample(2, 0))):
+        with pytest.raises(ValueError, match="never learnt to do without a class"):
+            call()
+
+
+def test_padding_of_a_context_is_not_seen() -> None:
+    layout = LAYOUTS["levels"]
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):
+        model = build(layout).to(dtype)
+        tokens, short = tokens_of(layout, 2), torch.randn(2, 3, 32).to(dtype)
+        mask = torch.tensor([[False, True, False, True, True]]).expand(2, -1)
+        padded = torch.full((2, 5, 32), 7.0).to(dtype).masked_scatter(mask[..., None], short)
+        with torch.no_grad():
+            wanted = model.network.logits(tokens, Context(short))
+            told = Context(padded, mask)
+            torch.testing.assert_close(model.network.logits(tokens, told), wanted, atol=tolerance, rtol=tolerance)
+            for start in (0, 2):
+                state = model.network.start(tokens[:, :start], told)
+                found = [state.logits, *(state.step(tokens[:, i]) for i in range(start, layout.length - 1))]
+                steps = model.sequence.mask(torch.stack(found, dim=1), start)
+                torch.testing.assert_close(steps, wanted[:, start:], atol=tolerance, rtol=tolerance)
+            nothing = Context(padded[:, :1], torch.zeros(2, 1, dtype=torch.bool))
+            assert bool(model.network.start(tokens[:, :0], nothing).logits.isfinite().all())
+
+
+def test_captions_are_chosen() -> None:
+    captions = [("a cat", "a small cat", "it"), (), ("fox",)]
+    assert chosen(captions, draw=False) == ["a cat", "", "fox"]
+    torch.manual_seed(3)
+    drawn = [chosen(captions, draw=True) for _ in range(200)]
+    torch.manual_seed(3)
+    assert drawn == [chosen(captions, draw=True) for _ in range(200)]
+    assert {row[0] for row in drawn} == set(captions[0]) and {tuple(row[1:]) for row in drawn} == {("", "fox")}
+    counts = [sum(row[0] == caption for row in drawn) for caption in captions[0]]
+    assert min(counts) > 40
+
+
+def test_a_config_of_before_the_contract_is_read() -> None:
+    model = build(LAYOUTS["levels"], CONDITIONS["class"])
+    data = model.config.to_dict()
+    assert data["kind"] == "prior"
+    old = {key: value for key, value in data.items() if key != "book"} | {"kind": "autoregressive"}
+    assert PriorConfig(**old) == model.config
+    with pytest.raises(ValueError, match="kind"):
+        PriorConfig(**{**data, "kind": "tokenizer"})

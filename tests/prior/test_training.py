@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,16 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import prior
+import tokenizers_vq as tvq
 from prior.data import Data, split
 from prior.evaluation import bits_per_token, entropies, evaluate, unigram
-from prior.recipe import load_recipe
-from prior.training import PriorTask, train
+from prior.networks.gpt import Gpt, GptConfig
+from prior.recipe import PriorRecipe, load_recipe
+from prior.sequences import Sequence
+from prior.training import PriorTask, configure, train
 from tests.prior.conftest import SMALL, save_tokenizer
 from tests.processes import in_processes
 from tokenizers_vq.data.shards import read_codes
+from tokenizers_vq.quantizers import Quantizer
 
 
 def run(codes: Path, out: Path, *overrides: str) -> Path:
@@ -225,13 +230,12 @@ def test_two_processes_equal_one(codes: Path, tmp_path: Path) -> None:
 
 def test_every_parameter_gets_a_gradient(codes: Path) -> None:
     from prior.model import Prior
-    from prior.training import configure
 
     recipe = load_recipe("gpt-tiny", codes, [*SMALL, "model.label_dropout=0"])
     data = Data(recipe)
     task = PriorTask(recipe, Prior(configure(recipe, data)), data)
     batch = next(data.batches(recipe, 0, 0, 1))
-    task.prior(batch["tokens"], batch["labels"]).logsumexp(-1).sum().backward()
+    task.prior.logits(batch["tokens"], batch["labels"]).logsumexp(-1).sum().backward()
     assert not [name for name, parameter in task.prior.named_parameters() if parameter.grad is None]
     groups = task.optimizers["prior"].param_groups
     decays = {parameter.ndim: group["weight_decay"] for group in groups for parameter in group["params"]}
@@ -239,8 +243,6 @@ def test_every_parameter_gets_a_gradient(codes: Path) -> None:
 
 
 def test_classes_are_found_in_the_codes(write_codes, tmp_path: Path) -> None:
-    from prior.training import configure
-
     def condition(folder: Path, *overrides: str):
         recipe = load_recipe("gpt-tiny", folder, [*SMALL, *overrides])
         return configure(recipe, Data(recipe)).condition
@@ -308,10 +310,11 @@ def test_errors_of_recipes(arguments: tuple, says: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["gpt-tiny", "gpt-b", "gpt-l", "gpt-xl"])
+@pytest.mark.parametrize("name", ["gpt-tiny", "gpt-b", "gpt-l", "gpt-xl", "maskgit", "maskgit-tiny"])
 def test_recipes_that_ship(name: str) -> None:
     recipe = load_recipe(name, "codes")
-    assert recipe.optimizer.betas == (0.9, 0.95)
+    assert recipe.optimizer.betas == (0.9, 0.96 if name == "maskgit" else 0.95)
+    assert recipe.model.network.kind == name.split("-")[0]
     assert recipe.model.label_dropout == 0.1
 
 
@@ -342,3 +345,66 @@ def test_views_of_an_image_stay_on_one_side() -> None:
     assert len(train) + len(held) == 500 and len(held) == 50
     assert not {keys[row] for row in train} & {keys[row] for row in held}
     assert len(split(keys, 0.5, 30)[1]) == 30
+
+
+class _FedConfig(GptConfig):
+    fed_vectors = True
+
+    def build(self, sequence: Sequence, book: Quantizer | None = None) -> _Fed:
+        return _Fed(sequence, book, **self.arguments())
+
+
+class _Fed(Gpt):
+    """Adds the vectors of the tokenizer's codes to its own."""
+
+    def __init__(self, sequence: Sequence, book: Quantizer | None, **fields: Any) -> None:
+        super().__init__(sequence, **fields)
+        assert book is not None
+        self.book = book
+        self.project = nn.Linear(book.dim, self.config.dim)
+
+    def embed(self, tokens: Tensor, first: int = 0) -> Tensor:
+        return super().embed(tokens, first) + self.project(self.book.lookup(tokens).movedim(1, -1))
+
+
+def test_a_network_that_is_fed_vectors_keeps_the_tokenizer_s_quantizer(
+    codes: Path, write_codes, tokenizer: Path, tmp_path: Path
+) -> None:
+    fed = _FedConfig(layers=2, dim=32, heads=2, multiple=16)
+
+    def recipe_of(folder: Path) -> PriorRecipe:
+        recipe = load_recipe("gpt-tiny", folder, [*SMALL, "steps=2"])
+        return recipe.replace(model=recipe.model.replace(network=fed))
+
+    train(recipe_of(codes), tmp_path / "run", device="cpu")
+    saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    book = tvq.load(tokenizer).quantizer.state_dict()
+    assert book and all(torch.equal(saved[f"network.book.{name}"], value) for name, value in book.items())
+    lost = write_codes(tmp_path / "codes", 30, tokenizer=str(tmp_path / "gone" / "far"))
+    with pytest.raises(FileNotFoundError, match="say where it is now with --tokenizer"):
+        train(recipe_of(lost), tmp_path / "lost", device="cpu")
+    config = prior.load(run(codes, tmp_path / "plain", "steps=1")).config
+    with pytest.raises(ValueError, match="book: a gpt network needs the tokenizer's quantizer"):
+        config.replace(network=fed)
+    with pytest.raises(ValueError, match="book: a gpt network takes no quantizer"):
+        config.replace(book=tvq.load(tokenizer).config.quantizer)
+
+
+def test_a_condition_with_its_fields(codes: Path, write_codes, tmp_path: Path) -> None:
+    def condition(folder: Path, *overrides: str):
+        recipe = load_recipe("gpt-tiny", folder, [*SMALL, *overrides])
+        return configure(recipe, Data(recipe)).condition
+
+    told = condition(codes, "model.condition={kind: class, dropout: 0.5}")
+    assert told.to_dict() == {"kind": "class", "num_classes": 3, "dropout": 0.5}
+    assert condition(codes, "model.condition={kind: class, num_classes: 10}").num_classes == 10
+    with pytest.raises(ValueError, match=r"has class 2, model\.condition\.num_classes says 0 to 1"):
+        condition(codes, "model.condition={kind: class, num_classes: 2}")
+    with pytest.raises(ValueError, match=r"model\.condition\.kind: unknown kind 'clas'; did you mean 'class'"):
+        condition(codes, "model.condition={kind: clas}")
+    with pytest.raises(ValueError, match=r"model\.condition\.kind: unknown kind 'clas'; did you mean 'class'"):
+        condition(codes, "model.condition=clas")
+    with pytest.raises(ValueError, match=r"model\.condition: input should be a valid dictionary"):
+        condition(codes, "model.condition=3")
+    with pytest.raises(ValueError, match=r"condition\.num_classes: required"):
+        prior.create("gpt-tiny", read_codes(codes).layout, {"kind": "class"})

@@ -125,8 +125,12 @@ def test_learning_rate_clip_and_precision_change_in_the_middle_of_a_run(tmp_path
 
 
 def test_a_run_that_got_nowhere_takes_the_recipe_put_right(tmp_path: Path, small: list[str]) -> None:
-    with pytest.raises(FileNotFoundError, match="no data at"):
-        run(tmp_path / "run", small, "data.path=./no/such/folder")
+    for path in ("./no/such/folder", "nophotos"):  # a bare name is no name of the Hub, which is not asked
+        with pytest.raises(FileNotFoundError, match="no data at"):
+            run(tmp_path / "run", small, f"data.path={path}")
+        assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("steps: 3\n")  # as a run leaves it that was killed at once
     run(tmp_path / "run", small, "steps=1")
     assert tvq.load(tmp_path / "run")
 
@@ -177,7 +181,7 @@ def test_what_must_fail_later_fails_before_the_first_step(tmp_path: Path, small:
     ):
         with pytest.raises(ValueError, match=message):
             run(tmp_path / "run", small, override)
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()  # a run that could not begin leaves no folder
 
 
 def test_shares_of_the_run_become_steps(small: list[str]) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import torch
 import yaml
 from pydantic import Field, field_validator, model_validator
 from torch import nn
@@ -17,6 +16,7 @@ from typing_extensions import Self
 from tokenizers_vq.ablation.judges import parse_judge
 from tokenizers_vq.config import Config, ConfigError, apply_overrides, nearest, parse, read_yaml
 from tokenizers_vq.data import DataConfig
+from tokenizers_vq.devices import without_memory
 from tokenizers_vq.training.recipe import Recipe, load_recipe
 
 MUST_AGREE = ("steps", "batch_size", "data", "model.image_size", "model.channels")
@@ -267,7 +267,7 @@ def _shown(value: Any) -> Any:
 
 def count_parameters(recipe: Recipe) -> Parameters:
     """Counted without making the networks. Raises `ValueError` where the discriminator cannot judge the images."""
-    with torch.device("meta"):
+    with without_memory():
         tokenizer = recipe.model.build()
         discriminator = None
         if recipe.adversary is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from tokenizers_vq.text import printable
+
 if TYPE_CHECKING:
     from tokenizers_vq.data import DataConfig
     from tokenizers_vq.encoding import BatchEncoder
@@ -18,32 +21,8 @@ if TYPE_CHECKING:
 Model = Annotated[
     str, typer.Argument(metavar="RUN|MODEL", help="a run, a saved folder, a shipped or published name, owner/name")
 ]
-Split = Annotated[str | None, typer.Option(help="split to read")]
-ImageColumn = Annotated[str | None, typer.Option(help="column of the images")]
-Range = Annotated[
-    tuple[float, float] | None,
-    typer.Option(metavar="LOW HIGH", help="black and white in .npy arrays and 16-bit files; unset: all of the dtype"),
-]
-MaxPixels = Annotated[
-    int | None,
-    typer.Option(help="larger images are skipped; a pixel costs 12 bytes a loader; unset: 89,478,485 (1 GiB)"),
-]
-LabelColumn = Annotated[str | None, typer.Option(help="column of the classes")]
-Streaming = Annotated[bool, typer.Option("--streaming", help="read without storing or indexing the data")]
-Workers = Annotated[int, typer.Option(help="threads that load ahead")]
-Limit = Annotated[int | None, typer.Option(help="use this many images, evenly spread")]
-OnBroken = Annotated[str, typer.Option(metavar="skip|stop", help="unreadable images: skip and name them, or stop")]
 BatchSize = Annotated[int, typer.Option(min=1, help="images at a time")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="where to compute")]
-Precision = Annotated[
-    str, typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 where the device has it in hardware")
-]
-Lpips = Annotated[
-    str, typer.Option(metavar="auto|none|squeeze|alex|vgg", help="LPIPS network; auto: one whose trunk is at hand")
-]
-LpipsTrunk = Annotated[Path | None, typer.Option(help="file with torchvision's weights of the LPIPS trunk")]
-Backbone = Annotated[str, typer.Option(help="timm backbone of the feature distance, or none")]
-Layer = Annotated[str, typer.Option(help="its layer")]
 
 
 def print_version(wanted: bool) -> None:
@@ -59,6 +38,8 @@ def run_app(app: typer.Typer, name: str, argv: Sequence[str] | None = None) -> N
     """Run `app` and exit; an error that the caller can put right is one line on stderr and status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    if logging.lastResort is not None:  # where no handler was set up: names of files and of tensors stand in warnings
+        logging.lastResort.setFormatter(_PrintableFormatter())
     try:
         app(args=[argument for argument in arguments if argument != "--debug"], prog_name=name)
     except SystemExit as stop:
@@ -66,7 +47,7 @@ def run_app(app: typer.Typer, name: str, argv: Sequence[str] | None = None) -> N
     except (ValueError, OSError) as error:
         if debug:
             raise
-        print(f"{name}: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        note(f"{name}: {' '.join(str(error).split()) or type(error).__name__}")
         _exit(2)
 
 
@@ -115,12 +96,14 @@ def choose_data(data: str | None, model: str, **options: Any) -> DataConfig:
     """
     from tokenizers_vq.config import parse, read_yaml
     from tokenizers_vq.data import DataConfig
+    from tokenizers_vq.data.columns import NONE
     from tokenizers_vq.data.sources import open_source
     from tokenizers_vq.data.splits import NoSplitError
     from tokenizers_vq.folders import local, read_config
 
+    unread: dict[str, Any] = {"label_column": NONE, "caption_column": NONE}  # nothing that is measured asks for them
     if data is not None:
-        return DataConfig(path=data, **options)
+        return DataConfig(path=data, **unread, **options)
     recipe, folder = Path(model) / "recipe.yaml", local(model)
     if folder is not None:
         read_config(folder)  # of a prior's run, whose recipe is another, it says so
@@ -128,7 +111,7 @@ def choose_data(data: str | None, model: str, **options: Any) -> DataConfig:
         raise ValueError(f"{model} is no run that would know its data: give --data PATH")
     known = parse(DataConfig, read_yaml(recipe).get("data") or {}, str(recipe))
     given = {name: value for name, value in options.items() if value not in (None, False)}
-    known = known.replace(**{"limit": None, "split": None, **given})
+    known = known.replace(**{"limit": None, "split": None, **unread, **given})
     if known.split is not None:
         return known
     for split in ("test", "validation"):
@@ -167,9 +150,14 @@ def told(batches: Any, verb: str, every: float = 30.0) -> Iterator[Mapping[str, 
             note(f"{verb} {done:,}{total} images, {done / (now - start):,.1f} a second")
 
 
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def note(text: str) -> None:
     """A line for the person, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def name_broken(broken: Mapping[str, str]) -> None:

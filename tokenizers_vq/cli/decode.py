@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tokenizers_vq.cli import common
+from tokenizers_vq.cli import common, groups
 
 
 def decode(
@@ -16,8 +16,8 @@ def decode(
     tokenizer: Annotated[str | None, typer.Option(metavar="RUN|MODEL", help="where the tokenizer is now")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="decode the first so many")] = None,
     batch_size: common.BatchSize = 32,
-    device: common.Device = "auto",
-    precision: common.Precision = "auto",
+    *,
+    computing: groups.Computing,
 ) -> None:
     """Decode shards of codes, a PNG a row, named after its image; .npy where the data had a range or other bands."""
     from tokenizers_vq.data.shards import read_codes
@@ -30,7 +30,10 @@ def decode(
     size = shards.info["image_size"]
     try:
         encoder = BatchEncoder(
-            name, device=device, precision=precision, image_size=tuple(size) if isinstance(size, list) else size
+            name,
+            device=computing.device,
+            precision=computing.precision,
+            image_size=tuple(size) if isinstance(size, list) else size,
         )
     except FileNotFoundError as error:
         raise FileNotFoundError(f"the tokenizer of {codes}: {error}; say where it is now with --tokenizer") from None

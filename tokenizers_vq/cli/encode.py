@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from tokenizers_vq.cli import common
+from tokenizers_vq.cli import common, groups
 
 
 def encode(
@@ -28,18 +28,12 @@ def encode(
             help="rows an image: its centre; that and its mirror image; LlamaGen's ten crops",
         ),
     ] = "center",
-    split: common.Split = None,
-    image_column: common.ImageColumn = None,
-    range: common.Range = None,
-    max_pixels: common.MaxPixels = None,
-    label_column: common.LabelColumn = None,
-    streaming: common.Streaming = False,
-    limit: common.Limit = None,
-    workers: common.Workers = 2,
-    on_broken: common.OnBroken = "skip",
+    label_column: Annotated[str | None, typer.Option(help="column of the classes; none: no classes")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="column of the captions; none: no captions")] = None,
     batch_size: common.BatchSize = 32,
-    device: common.Device = "auto",
-    precision: common.Precision = "auto",
+    *,
+    reading: groups.Reading,
+    computing: groups.Computing,
 ) -> None:
     """Encode images to parquet shards of codes, one row a view; killed and started again it goes on."""
     from tokenizers_vq.data import DataConfig
@@ -48,21 +42,11 @@ def encode(
     from tokenizers_vq.devices import processes
 
     check_views(views)
-    config = DataConfig(
-        path=data,
-        split=split,
-        image_column=image_column,
-        range=range,
-        max_pixels=max_pixels,
-        label_column=label_column,
-        streaming=streaming,
-        limit=limit,
-        workers=workers,
-        on_broken=on_broken,  # type: ignore[arg-type]
-    )
-    if precision == "auto":
-        precision = recorded_precision(out) or "auto"
-    encoder = common.open_encoder(model, device, precision)
+    columns = {"label_column": label_column, "caption_column": caption_column}
+    config = DataConfig(**{"path": data, **columns, **reading._asdict()})
+    if computing.precision == "auto":
+        computing = computing._replace(precision=recorded_precision(out) or "auto")
+    encoder = common.open_encoder(model, *computing)
     rank, world = processes()
     with _progress(rank) as progress:
         info = write_codes(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tokenizers_vq.text import printable
+
 if TYPE_CHECKING:
     from tokenizers_vq.conversion.catalogue import Published
     from tokenizers_vq.tokenizer import Tokenizer
@@ -43,9 +45,9 @@ def info(
 
 
 def _print(name: str, rows: Iterable[tuple[str, str]]) -> None:
-    print(name)
+    print(printable(name))
     for title, text in rows:
-        print(f"  {title:<20}{text}")
+        print(printable(f"  {title:<20}{text}"))
 
 
 def _described(tokenizer: Tokenizer) -> Rows:
@@ -72,11 +74,10 @@ def _preset(name: str) -> Rows:
 
 
 def _empty(preset: str) -> Tokenizer:
-    import torch
-
+    from tokenizers_vq.devices import without_memory
     from tokenizers_vq.models import preset_config
 
-    with torch.device("meta"):
+    with without_memory():
         return preset_config(preset).build()
 
 

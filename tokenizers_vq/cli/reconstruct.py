@@ -31,7 +31,8 @@ def reconstruct(
 
     if reading.limit is not None:
         raise ValueError("--limit: here --count says how many images")
-    config = DataConfig(**{"path": data, **reading._asdict(), "limit": count})
+    unread = {"label_column": "none", "caption_column": "none"}
+    config = DataConfig(**{"path": data, **unread, **reading._asdict(), "limit": count})
     encoder = common.open_encoder(model, *computing)
     batches = evaluation_batches(
         config, image_size=encoder.image_size, channels=encoder.channels, batch_size=batch_size

@@ -80,6 +80,8 @@ def _counted_from_0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _wanted(tensors: Mapping[str, Tensor], key: str, path: Path) -> Tensor:
     if key not in tensors:
         raise ValueError(f"{path} has no {key}: it is no discrete VAE of DALL-E, encoder and decoder")
+    if tensors[key].ndim != 4 or 0 in tensors[key].shape:
+        raise ValueError(f"{path}: {key} is {tuple(tensors[key].shape)}, where a convolution's weight is wanted")
     return tensors[key]
 
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
+from tokenizers_vq.devices import without_memory
 from tokenizers_vq.quantizers.base import training_buffers
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def fill(build: Callable[[], M], tensors: Mapping[str, Tensor], path: Path) -> M
     Raises `ValueError` naming missing, surplus and misshapen keys, as the file has them where `rename` gave `tensors`,
     before anything of their size is built.
     """
-    with torch.device("meta"):
+    with without_memory():
         empty = build()
     wanted = empty.state_dict()
     optional = training_buffers(empty)

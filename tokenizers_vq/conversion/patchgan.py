@@ -11,6 +11,8 @@ from torch import Tensor
 from tokenizers_vq.conversion.keys import fill
 from tokenizers_vq.discriminators.patchgan import PatchGAN, PatchGANConfig
 
+_MOST_CONVOLUTIONS = 16
+
 
 def patchgan_config(tensors: Mapping[str, Tensor], path: Path) -> tuple[int, PatchGANConfig]:
     """Channels of the images, and the config, from the shapes. Raises `ValueError` for another discriminator."""
@@ -24,6 +26,8 @@ def patchgan_config(tensors: Mapping[str, Tensor], path: Path) -> tuple[int, Pat
     if len(convolutions) < 3 or "main.0.weight" not in tensors:
         raise ValueError(f"{path}: its discriminator is no PatchGAN, or only a part of one: train one anew")
     first = tensors["main.0.weight"]
+    if first.ndim != 4 or 0 in first.shape or len(convolutions) > _MOST_CONVOLUTIONS:
+        raise ValueError(f"{path}: its discriminator is no PatchGAN: train one anew")
     return first.shape[1], PatchGANConfig(width=first.shape[0], layers=len(convolutions) - 2)
 
 

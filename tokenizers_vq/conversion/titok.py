@@ -51,6 +51,8 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
             f"{'predicts codes' if two_stage else 'gives pixels'}: give the config that belongs to these weights"
         )
     embed = wanted(tensors, "encoder.patch_embed.weight", path)
+    if embed.ndim != 4:
+        raise ValueError(f"{path}: encoder.patch_embed.weight is {tuple(embed.shape)}, no convolution's weight")
     channels, patch = embed.shape[1:3]
     size = _image_size(tensors, patch, config, path)
     decoder_patch = _decoder_patch(tensors, size, path)

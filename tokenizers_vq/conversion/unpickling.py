@@ -234,12 +234,15 @@ class Unpickler(_Library):
         super().__init__(file, encoding="latin1")  # pickles of Python 2
         self._storage = storage
         self._text, self._copied, self._encoded, self._tuple_keys = _MOST_TEXT, _MOST_COPIED, _MOST_TEXT, 0
-        self._read, self._line = self._file_read, self._file_readline
+        self._read, self._line = file.read, file.readline
         self._file_read, self._file_readline = self._bounded_read, self._bounded_line
         self.dispatch = _Bounded(type(self).dispatch)  # type: ignore[misc]
 
     def _bounded_read(self, count: int) -> bytes:
-        return self._counted(self._read(min(count, self._text + 1)))
+        content = self._counted(self._read(min(count, self._text + 1)))
+        if len(content) < count:
+            raise EOFError("it ends early")
+        return content
 
     def _bounded_line(self) -> bytes:
         return self._counted(self._line(self._text + 1))

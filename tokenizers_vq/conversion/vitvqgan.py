@@ -6,7 +6,6 @@ import logging
 import math
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from tokenizers_vq.quantizers import ResidualQuantizerConfig, VectorQuantizerCon
 from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
 
 logger = logging.getLogger(__name__)
+_MOST_BLOCKS = 12  # of the discriminator, each of which halves the size
 
 _RULES = [
     (r"^(en|de)coder\.(en|de)_pos_embedding$", r"\1coder.trunk.positions"),
@@ -49,8 +49,9 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     params = _params(config, path)
     tensors = _stage1(read_tensors(path, "state_dict"))
     channels, *patch = _wanted(tensors, "encoder.to_patch_embedding.0.weight", path).shape[1:]
-    if patch[0] != patch[1]:
-        raise ValueError(f"{path}: patches of {patch[0]}x{patch[1]} pixels are not square, which our networks need")
+    if len(patch) != 2 or patch[0] != patch[1]:
+        sides = "x".join(map(str, patch))
+        raise ValueError(f"{path}: patches of {sides} pixels are not square, which our networks need")
     quantizer = _quantizer(part(params, "quantizer"), _wanted(tensors, "quantizer.embedding.weight", path))
     described = TokenizerConfig(
         image_size=_image_size(params, tensors, patch[0]),
@@ -76,24 +77,26 @@ def convert_discriminator(path: Path, config: Mapping[str, Any] | None = None) -
     if not tensors:
         return None
     blocks = [int(match[1]) for key in tensors if (match := re.match(r"blocks\.(\d+)\.conv1\.", key))]
-    first, last = tensors.get("blocks.0.0.weight"), tensors.get("final_linear.1.weight")
-    if not blocks or first is None or last is None or first.ndim != 4:
+    ours = {_discriminator_key(key): value for key, value in tensors.items()}
+    first, last, bias = (
+        tensors.get("blocks.0.0.weight"),
+        tensors.get("final_linear.1.weight"),
+        ours.get("stem.0.bias"),
+    )
+    known = first is not None and first.ndim == 4 and last is not None and last.ndim == 2 and 0 not in last.shape
+    if not blocks or max(blocks) > _MOST_BLOCKS or not known or bias is None:
         logger.warning("left the discriminator of %s behind: it is not enhancing-transformers' StyleGAN2", path)
         return None
+    assert first is not None and last is not None
     size, width = 2 ** (max(blocks) + 2), last.shape[1] / 512
-    build = partial(
-        StyleGAN2,
-        first.shape[1],
-        (size, size),
-        width=width,
-        channel_multiplier=first.shape[0] * size / (16384 * width) if size > 32 else 2.0,
-    )
-    ours = {_discriminator_key(key): value for key, value in tensors.items()}
+    multiplier = first.shape[0] * size / (16384 * width) if size > 32 else 2.0
     # The reference shows it pixels of [0, 1]. Its first layer reads single pixels, so that it takes (x + 1) / 2 over.
-    weight, bias = ours["stem.0.weight"].float(), ours["stem.0.bias"].float()
+    weight = first.float()
     ours["stem.0.weight"] = weight / 2
-    ours["stem.0.bias"] = bias + weight.sum(dim=(1, 2, 3)) / (2 * math.sqrt(weight[0].numel()))
-    return fill(build, ours, path).eval()
+    ours["stem.0.bias"] = bias.float() + weight.sum(dim=(1, 2, 3)) / (2 * math.sqrt(max(weight[0].numel(), 1)))
+    return fill(
+        lambda: StyleGAN2(first.shape[1], (size, size), width=width, channel_multiplier=multiplier), ours, path
+    ).eval()
 
 
 def _discriminator_key(key: str) -> str:
@@ -127,6 +130,8 @@ def _stage1(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _wanted(tensors: Mapping[str, Tensor], key: str, path: Path) -> Tensor:
     if key not in tensors:
         raise ValueError(f"{path} has no {key}: it is no ViT-VQGAN of enhancing-transformers, give the right source")
+    if tensors[key].ndim < 2 or 0 in tensors[key].shape:
+        raise ValueError(f"{path}: {key} is {tuple(tensors[key].shape)}, where a weight or a codebook is wanted")
     return tensors[key]
 
 
@@ -136,7 +141,7 @@ def _image_size(params: Mapping[str, Any], tensors: Mapping[str, Tensor], patch:
         height, width = (*wholes(params, "image_size", ()), 0, 0)[:2]
         return height, width
     positions = tensors.get("encoder.en_pos_embedding")
-    square = 256 if positions is None else patch * math.isqrt(positions.shape[1])
+    square = 256 if positions is None or positions.ndim < 2 else patch * math.isqrt(positions.shape[1])
     return whole(params, "image_size", square)
 
 

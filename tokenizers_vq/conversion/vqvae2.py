@@ -50,12 +50,12 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
             tensors[key] = tensor.T.contiguous()
     first = _wanted(tensors, "encoder.levels.1.strided.0.weight", path)
     # A level without residual blocks has no tensor that tells their width.
-    inner = tensors.get("encoder.levels.1.blocks.0.conv1.weight")
+    inner = "encoder.levels.1.blocks.0.conv1.weight"
     blocks = [int(found[1]) for key in tensors if (found := re.match(r"encoder\.levels\.1\.blocks\.(\d+)\.", key))]
     fields: dict[str, Any] = {
         "width": _wanted(tensors, "encoder.levels.1.conv.weight", path).shape[0],
         "blocks": 1 + max(blocks, default=-1),
-        **({} if inner is None else {"block_width": inner.shape[0]}),
+        **({"block_width": _wanted(tensors, inner, path).shape[0]} if inner in tensors else {}),
     }
     books = [_wanted(tensors, f"quantizer.{level}.weight", path) for level in (0, 1)]
     given = config or {}
@@ -103,4 +103,6 @@ def _our_key(key: str, plain: Mapping[str, Mapping[int, int]]) -> str:
 def _wanted(tensors: Mapping[str, Tensor], key: str, path: Path) -> Tensor:
     if key not in tensors:
         raise ValueError(f"{path} has no tensor for {key}: it is no VQ-VAE-2 of rosinality/vq-vae-2-pytorch")
+    if tensors[key].ndim < 2 or 0 in tensors[key].shape:
+        raise ValueError(f"{path}: {key} is {tuple(tensors[key].shape)}, where a weight or a codebook is wanted")
     return tensors[key]

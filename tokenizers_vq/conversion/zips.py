@@ -127,4 +127,4 @@ class Records:
 def opened(path: Path) -> Iterator[Records]:
     """The records of the zip at `path`."""
     with _File(path) as file:
-        yield Records(path, file)  # type: ignore[arg-type]  # reads as one
+        yield Records(path, file)

@@ -16,7 +16,7 @@ class DataConfig(Config):
     """What images to read, and how a training view is cut from them."""
 
     path: str
-    """folder of images, parquet or webdataset files (folder, file or glob), owner/name of the Hub, or skimage (its photographs)"""
+    """folder of images; parquet or webdataset files (folder, file, glob); owner/name of the Hub; or skimage"""
     split: str | None = None
     """name of the split; unset: the only one, else train in training and test in evaluation; all: everything"""
     streaming: bool = False

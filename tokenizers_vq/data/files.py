@@ -64,6 +64,8 @@ class _Walked(NamedTuple):
 
 def readable(name: str) -> str:
     """A file's name as text that every terminal and file takes: what is no printable letter is written as its code."""
+    if name.isprintable():
+        return name
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 

@@ -13,6 +13,7 @@ from pydantic import Discriminator, Field, Tag
 from torch import nn
 
 from tokenizers_vq.config import ConfigError
+from tokenizers_vq.devices import without_memory
 from tokenizers_vq.quantizers.base import Quantizer, QuantizerFields, Remedy
 from tokenizers_vq.quantizers.bsq import BsqQuantizerConfig
 from tokenizers_vq.quantizers.fsq import FsqQuantizerConfig
@@ -85,7 +86,7 @@ class BooksConfig(QuantizerFields):
             raise ConfigError(("book",), f"{len(self.books)} books for {count} {what}: give one for each, or one")
         if not as_wide_as_codes:
             return
-        with torch.device("meta"):
+        with without_memory():
             built = [book.build() for book in dict.fromkeys(self.books)]
         for book in built:
             if book.in_dim != book.dim or book.dim != built[0].dim:

@@ -6,16 +6,12 @@ import math
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
-from typing_extensions import Self
 
 from tokenizers_vq.codes import Quantized
-from tokenizers_vq.config import ConfigError
 from tokenizers_vq.quantizers.base import QuantizerFields, Remedy, as_given, check_codes, straight_through
 from tokenizers_vq.quantizers.implicit import ImplicitQuantizer
-
-_MOST_CODES = 2**62
 
 
 class FsqQuantizerConfig(QuantizerFields):
@@ -30,12 +26,6 @@ class FsqQuantizerConfig(QuantizerFields):
     """the paper's listing (narrowed by epsilon, tan), or that of vector-quantize-pytorch and Cosmos (widened, atanh)"""
     epsilon: float = Field(default=1e-3, gt=0, lt=1)
     """how much the bounded range is narrower or wider than the levels"""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if math.prod(self.levels) > _MOST_CODES:
-            raise ConfigError(("levels",), f"{math.prod(self.levels):.1e} codes, where 2^62 are the most of an int64")
-        return self
 
     def remedies(self) -> list[Remedy]:
         """Fewer codes: one channel less."""

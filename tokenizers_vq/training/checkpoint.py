@@ -81,14 +81,14 @@ class Checkpoints:
 
     def not_finite(self) -> list[str]:
         """Names of weights, averages and buffers that hold NaN or infinity, as they did not at first."""
-        return [name for name in self._not_finite() if name not in self.blank]
+        return [name.partition(".")[2] for name in self._not_finite() if name not in self.blank]
 
     def _not_finite(self) -> list[str]:
-        modules = {**self.roles["modules"], **self.roles["state"]}
         return [
             f"{name}.{key}"
-            for name, module in modules.items()
-            for key, tensor in module.state_dict().items()
+            for name, part in self.parts.items()
+            if not name.startswith("optimizers.")
+            for key, tensor in part.state_dict().items()
             if not _finite(tensor)
         ]
 
@@ -189,7 +189,7 @@ class Checkpoints:
             key
             for name in weights
             for key, tensor in found[name].items()
-            if not _finite(tensor) and f"{name.partition('.')[2]}.{key}" not in self.blank
+            if not _finite(tensor) and f"{name}.{key}" not in self.blank
         ]
         if bad:
             raise DamagedError(f"{folder} holds NaN or infinity in {bad[0]}{_more(bad)}")

@@ -218,9 +218,9 @@ def _codebook(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
 
 
 def _tokens(recipe: Recipe) -> int:
-    import torch
+    from tokenizers_vq.devices import without_memory
 
-    with torch.device("meta"):
+    with without_memory():
         return recipe.model.build().code_layout().length * recipe.batch_size // recipe.accumulate
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from typing_extensions import Self
 
 from tokenizers_vq import folders
-from tokenizers_vq.config import Config, ConfigError, Schedule, Step, apply_overrides, nearest, parse, read_yaml
+from tokenizers_vq.config import Config, ConfigError, Rate, Schedule, Step, apply_overrides, nearest, parse, read_yaml
 from tokenizers_vq.data import DataConfig
 from tokenizers_vq.discriminators import DiscriminatorConfig
 from tokenizers_vq.hierarchical import AnyTokenizerConfig
@@ -30,7 +30,7 @@ class OptimizerConfig(Config):
     """AdamW (weight_decay 0 makes it Adam) or plain SGD."""
 
     kind: Literal["adamw", "sgd"] = "adamw"
-    lr: Schedule = 1e-4
+    lr: Rate = 1e-4
     """learning rate, or a schedule of it"""
     betas: tuple[float, float] = (0.9, 0.99)
     """decay of AdamW's two averages"""

@@ -22,6 +22,7 @@ from tokenizers_vq.discriminators import saved
 from tokenizers_vq.folders import read_config
 from tokenizers_vq.models import find, load
 from tokenizers_vq.quantizers.base import training_buffers
+from tokenizers_vq.text import parse_json
 from tokenizers_vq.tokenizer import Tokenizer
 from tokenizers_vq.training import loop
 from tokenizers_vq.training.checkpoint import saved_steps
@@ -29,7 +30,7 @@ from tokenizers_vq.training.health import before_the_start
 from tokenizers_vq.training.recipe import Recipe
 from tokenizers_vq.training.step import TokenizerTask
 from tokenizers_vq.training.tracking import read_log
-from tokenizers_vq.writing import clear, holds_anything, lock, write_atomically
+from tokenizers_vq.writing import clear, holds_anything, left_behind, lock, remove, write_atomically
 
 C = TypeVar("C")
 P = ParamSpec("P")
@@ -37,14 +38,29 @@ R = TypeVar("R")
 
 
 def alone(command: Callable[Concatenate[C, Path, P], R]) -> Callable[Concatenate[C, Path, P], R]:
-    """`command(what, out, ...)` with the folder `out` for itself: a second one into it is refused by a `ValueError`."""
+    """`command(what, out, ...)` with the folder `out` for itself: a second one into it is refused by a `ValueError`.
+
+    A run that could not begin (its data are not there, say) leaves no folder that was not there before.
+    """
 
     @wraps(command)
     def locked(what: C, out: Path, *args: P.args, **kwargs: P.kwargs) -> R:
-        with lock(out) if processes().rank == 0 else nullcontext():
-            return command(what, out, *args, **kwargs)
+        first, new = processes().rank == 0, not out.exists()
+        try:
+            with lock(out) if first else nullcontext():
+                return command(what, out, *args, **kwargs)
+        except (ValueError, OSError):
+            if first and new:
+                _take_back(out)
+            raise
 
     return locked
+
+
+def _take_back(out: Path) -> None:
+    """Remove a folder that holds nothing but what a run writes before it begins."""
+    if out.is_dir() and {path.name for path in out.iterdir() if not left_behind(path)} <= {"recipe.yaml", "data.json"}:
+        remove(out)
 
 
 @alone
@@ -207,12 +223,12 @@ def _check_moved(recipe: Recipe, began: str | None, out: Path) -> None:
 def _kept_record(path: Path) -> dict[str, Any]:
     """What `data.json` says. Raises `ValueError`, which names it, where it is damaged."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
         if record["size"] is not None and not isinstance(record["size"], int):
             raise ValueError(f"size is {record['size']!r}")
         if "blocks" in record and not (isinstance(record["blocks"], list) and {"files", "classes"} <= record.keys()):
             raise ValueError("its record of files is incomplete")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} cannot be read ({type(error).__name__}: {error}): restore it, or remove it to go on with the data "
             "as they are"

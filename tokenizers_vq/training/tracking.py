@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 from typing_extensions import Self
 
-from tokenizers_vq.writing import WriteError, naming, write_atomically
+from tokenizers_vq.text import printable
+from tokenizers_vq.writing import FULL, WriteError, naming, write_atomically
 
 Tracker = Literal["tensorboard", "wandb"]
 PROJECT = "tokenizers-vq"
@@ -53,7 +55,12 @@ class Log:
         if self.accelerator.is_main_process:
             self._append(self.latest)
         if self.accelerator.log_with:
-            self.accelerator.log({**figures, "images_per_second": rate}, step=step)
+            try:
+                self.accelerator.log({**figures, "images_per_second": rate}, step=step)
+            except OSError as error:
+                if error.errno not in FULL:  # a tracker's network is not the disk
+                    raise
+                raise WriteError(error.errno, error.strerror, str(self.path.parent / PROJECT)) from None
 
     def stopped(self, step: int, reason: str) -> None:
         """Append why the run ended in the midst of a step; a resume, which begins before it, drops the line."""
@@ -99,6 +106,17 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return _whole_lines(path)
 
 
+class _Bar(Bar):
+    """A bar, and the newest figures in a line of their own: beside it they would push it out of a narrow terminal."""
+
+    figures = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        if self.figures:
+            yield Text(self.figures, no_wrap=True, overflow="ellipsis")
+
+
 class Progress:
     """A bar on a terminal, a line a logged step elsewhere; only the main process speaks."""
 
@@ -107,17 +125,16 @@ class Progress:
         self.start, self.steps, self.batch_size = start, steps, batch_size
         self.began, self.done = time.perf_counter(), start
         self.broken: set[str] = set()
-        self.bar = Bar(
+        self.bar = _Bar(
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(),
             TextColumn("{task.fields[rate]:.1f} images/s, left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.task = self.bar.add_task("", total=steps, completed=start, rate=0.0, figures="")
+        self.task = self.bar.add_task("", total=steps, completed=start, rate=0.0)
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -138,13 +155,12 @@ class Progress:
 
     def show(self, figures: dict[str, float]) -> None:
         """Show the newest figures."""
-        shown = "  ".join(
-            f"{name} {value:.4g}" for name, value in figures.items() if "/" not in name and name != "step"
-        )
-        self.bar.update(self.task, figures=shown)
+        shown = {name: f"{value:.4g}" for name, value in figures.items() if "/" not in name and name != "step"}
+        self.bar.figures = "  ".join(f"{name} {text}" for name, text in shown.items() if name != "images_per_second")
         if not self.console.is_terminal:
             left = (self.steps - self.done) * self.batch_size / max(self.rate, 1e-9)
-            self.console.print(f"step {self.done}/{self.steps}  {shown}  left {left / 60:.1f} min", soft_wrap=True)
+            said = "  ".join(f"{name} {text}" for name, text in shown.items())
+            self.console.print(f"step {self.done}/{self.steps}  {said}  left {left / 60:.1f} min", soft_wrap=True)
 
     def skipped(self, broken: Mapping[str, str]) -> None:
         """Name images that could not be read, each once, when they are met."""
@@ -155,5 +171,4 @@ class Progress:
 
     def say(self, message: str) -> None:
         """A line for the person, in which a file's name is only text: no markup, no escape codes."""
-        text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message)
-        self.console.print(text, soft_wrap=True, markup=False)
+        self.console.print(printable(message), soft_wrap=True, markup=False)

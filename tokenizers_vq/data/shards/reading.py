@@ -95,6 +95,10 @@ class CodeShards:
         """int64 `(n,)`, -1 where there is no class."""
         return torch.from_numpy(self._labels.copy())
 
+    def labels_of(self, rows: np.ndarray) -> Tensor:
+        """`labels` of m rows, int64 `(m,)`, without those of the others."""
+        return torch.from_numpy(self._labels[rows])
+
     @property
     def keys(self) -> list[str]:
         """Names of the images, each as often as it has views."""

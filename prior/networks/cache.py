@@ -41,8 +41,8 @@ class Cache:
             self.layers[index] = new
         return True
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put `(B, heads, n, head_dim)` after the used places, `n` reserved before; all keys and values so far.
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Put `(B, heads, n, head_dim)` after the used places, `n` reserved before.
 
         `used` moves by `advance`, once all layers wrote.
         """
@@ -50,7 +50,6 @@ class Cache:
         store = self.layers[layer]
         store[0, :, :, self.used : last] = keys
         store[1, :, :, self.used : last] = values
-        return store[0, :, :, :last], store[1, :, :, :last]
 
     def advance(self, count: int) -> None:
         """Count the `count` places written last as used."""

@@ -1,0 +1,26 @@
+"""Conditions: what a prior is told beforehand. One a file; their configs form a union on `kind`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from prior.conditions.base import Condition, Context
+from prior.conditions.classes import ClassCondition, ClassConfig
+from prior.conditions.nothing import NoCondition, NoneConfig
+from prior.conditions.text import TextCondition, TextConfig
+
+ConditionConfig = Annotated[NoneConfig | ClassConfig | TextConfig, Field(discriminator="kind")]
+
+__all__ = [
+    "ClassCondition",
+    "ClassConfig",
+    "Condition",
+    "ConditionConfig",
+    "Context",
+    "NoCondition",
+    "NoneConfig",
+    "TextCondition",
+    "TextConfig",
+]

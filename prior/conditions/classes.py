@@ -1,0 +1,138 @@
+"""A class, by its number or its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from prior.conditions.base import Condition, Context
+from tokenizers_vq.config import Config, ConfigError, nearest
+from tokenizers_vq.data.shards import CodeShards
+
+
+class ClassConfig(Config):
+    """A class label, dropped now and then so that classifier-free guidance has its other half (arXiv 2207.12598)."""
+
+    kind: Literal["class"] = "class"
+    num_classes: Annotated[int, Field(ge=1)] | None = None
+    """number of classes; null in a recipe: as many as the codes have"""
+    dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """probability in training that a label is replaced by the null class"""
+
+    def build(self, dim: int, label_names: tuple[str, ...] | None = None) -> ClassCondition:
+        """The module, for a network of width `dim` and classes of these names."""
+        if self.num_classes is None:
+            raise ConfigError(("condition", "num_classes"), "required, but not given")
+        return ClassCondition(dim, self.num_classes, self.dropout, label_names)
+
+    def fit(self, shards: Mapping[str, CodeShards]) -> ClassConfig:
+        """With the number of classes of the first folder. Raises `ValueError` where images have none, or one beyond."""
+        for folder, codes in shards.items():
+            if bare := int((codes.labels < 0).sum()):
+                raise ValueError(f"model.condition=class: {bare} images of {folder} have no class; use none")
+        (own, first), *others = shards.items()
+        found = max(int(first.labels.max()) + 1, len(first.label_names or ()))
+        classes = self.num_classes or found
+        for folder, codes in ((own, first), *others):
+            if (beyond := int(codes.labels.max())) >= classes:
+                known = f"{own} has" if self.num_classes is None else "model.condition.num_classes says"
+                raise ValueError(f"{folder} has class {beyond}, {known} 0 to {classes - 1}")
+        return self.replace(num_classes=classes)
+
+
+class ClassCondition(Condition):
+    """One vector a class; the last one is the null class. `dim`: width of the network."""
+
+    noun = "a class"
+
+    def __init__(
+        self, dim: int, num_classes: int, dropout: float = 0.1, label_names: tuple[str, ...] | None = None
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.dropout, self.label_names = num_classes, dropout, label_names or ()
+        self.guidable = dropout > 0
+        self.classes = nn.Embedding(num_classes + 1, dim)
+        nn.init.normal_(self.classes.weight, std=0.02)
+
+    def find(self, name: str) -> int:
+        """The number of the class called `name`, in any letter case where that is unique, or written as a number.
+
+        Raises `ValueError` for a number out of range or an unknown name, with the nearest.
+        """
+        names = self.label_names
+        alike = [index for index, known in enumerate(names) if known.casefold() == name.casefold()]
+        if name in names or len(alike) == 1:
+            return names.index(name) if name in names else alike[0]
+        if name.lstrip("-").isdigit():
+            if name.isdecimal() and int(name) < self.num_classes:
+                return int(name)
+            raise ValueError(f"no class {name}; they are 0 to {self.num_classes - 1}")
+        if not names:
+            raise ValueError(f"no class called '{name}'; this prior knows numbers alone")
+        hint = nearest(name, names)
+        if "did you mean" not in hint and len(names) > 20:
+            hint = f"; there are {len(names)}, the first is '{names[0]}'"
+        raise ValueError(f"no class called '{name}'{hint}")
+
+    def resolve(self, value: Any, n: int) -> tuple[Tensor, ...]:
+        """A class or one a row, each a number, a name or None (the null class) -> labels int64 `(n,)`.
+
+        Raises `ValueError` for an unknown class or another number of them.
+        """
+        if value is None:
+            self.check_null()
+            return (torch.full((n,), self.num_classes, device=self.classes.weight.device),)
+        missing = []
+        if isinstance(value, str):
+            value = self.find(value)
+        elif isinstance(value, (list, tuple, np.ndarray)):
+            several = value.tolist() if isinstance(value, np.ndarray) else list(value)
+            missing = [one is None for one in several] if isinstance(several, list) else []
+            if any(isinstance(one, str) or one is None for one in several if missing):
+                value = [0 if one is None else self.find(one) if isinstance(one, str) else one for one in several]
+        labels = self._labels(value, n)
+        if any(missing):
+            self.check_null()
+            labels = labels.masked_fill(torch.tensor(missing, device=labels.device), self.num_classes)
+        return (labels,)
+
+    def _labels(self, value: Any, n: int) -> Tensor:
+        try:
+            labels = torch.as_tensor(value, device=self.classes.weight.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"a class is a number, a name, or a list of them; got {type(value).__name__}") from None
+        if labels.is_floating_point() or labels.dtype == torch.bool or labels.ndim > 1:
+            dtype = str(labels.dtype).removeprefix("torch.")
+            raise ValueError(f"labels must be int64 ({n},), got {dtype} {tuple(labels.shape)}")
+        if labels.ndim == 1 and labels.shape != (n,):
+            raise ValueError(f"{labels.numel()} classes are given for {n} rows: give one for all, or one for each")
+        labels = labels.long().expand(n)
+        wrong = (labels < 0) | (labels >= self.num_classes)
+        if not torch.compiler.is_compiling() and wrong.any():
+            first = int(labels[wrong][0])
+            raise ValueError(f"class {first} is out of range: the classes are 0 to {self.num_classes - 1}")
+        return labels
+
+    def forward(self, *told: Tensor) -> Context:
+        """Labels int64 `(B,)`, `num_classes` for the null class -> one vector each, `(B, 1, D)`."""
+        (labels,) = told
+        if self.training and self.dropout > 0:
+            dropped = torch.rand(labels.shape[0], device=labels.device) < self.dropout
+            labels = labels.masked_fill(dropped, self.num_classes)
+        null = Context(self.classes.weight[self.num_classes].expand(labels.shape[0], 1, -1))
+        return Context(self.classes(labels)[:, None], null=null if self.guidable else None)
+
+    def card(self) -> tuple[str, str]:
+        """The classes and the first of them."""
+        names = self.label_names
+        listed = f": {', '.join(f'{i} {known}' for i, known in enumerate(names))}." if names else "."
+        return f"It is told the class, one of {self.num_classes}{listed}", f'"{names[0]}"' if names else "0"
+
+    def take(self, batch: Mapping[str, Any], draw: bool = False) -> Any:
+        """The labels."""
+        return batch["labels"]

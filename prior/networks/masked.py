@@ -1,0 +1,178 @@
+"""What networks share that predict masked codes from the others: loss, a bound of the likelihood, drawing in few steps.
+
+MaskGIT (arXiv 2202.04200): all codes are masked at first; every step draws all of them and keeps some, by confidence,
+in Halton's order (arXiv 2503.17076), or at random.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from prior import sampling
+from prior.conditions.base import Context
+from prior.networks.base import BaseNetworkConfig, Network, Noise
+from prior.sampling import draw, guide
+from prior.sequences import Sequence
+from tokenizers_vq.codes import CodeLayout
+
+ScheduleName = Literal["cosine", "arccos", "linear", "square"]
+SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "cosine": lambda done: torch.cos(math.pi / 2 * done),
+    "arccos": lambda done: torch.arccos(done) / (math.pi / 2),
+    "linear": lambda done: 1 - done,
+    "square": lambda done: 1 - done**2,
+}
+"""share of codes that is masked when a share of the steps is done (arXiv 2202.04200, section 3.3)"""
+
+BOUND_STEPS = 16
+"""steps of the factorisation whose likelihood is the bound"""
+
+
+class MaskedConfig(BaseNetworkConfig):
+    """What the config of any masked network has."""
+
+    schedule: ScheduleName = "cosine"
+    """how many codes training masks: this function of a uniform number"""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """share of the target that is spread over all possible codes"""
+
+
+class MaskedSampler(sampling.Sampler):
+    """How masked codes are drawn: temperature, top-k, top-p of each code, and which of them are kept at each step."""
+
+    steps: Annotated[int, Field(ge=1)] = 8
+    """passes of the network"""
+    schedule: ScheduleName = "cosine"
+    """share of codes still masked after a share of the steps"""
+    order: Literal["confidence", "halton", "random"] = "confidence"
+    """which codes are kept first: the likeliest, those far from each other, or any"""
+    choice_temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 4.5
+    """Gumbel noise on the confidence (log-probability), falling to 0 at the last step"""
+
+
+def left_masked(unknown: Tensor, now: Tensor, step: int, sampler: MaskedSampler) -> Tensor:
+    """int64 `(B,)`: codes still masked after `step`, of `unknown` in the beginning and `now` before it.
+
+    At least one is left until the last step, and at least one is drawn at each.
+    """
+    if step + 1 >= sampler.steps:
+        return torch.zeros_like(now)
+    share = SCHEDULES[sampler.schedule](torch.tensor((step + 1) / sampler.steps, dtype=torch.float64))
+    left = (unknown.cpu() * share).floor().long().to(now.device)
+    return left.clamp(min=1).minimum(now - 1).clamp(min=0)
+
+
+def halton(count: int, base: int) -> Tensor:
+    """float64 `(count,)` in (0, 1): the radical inverse of 1, 2, ... (the Halton sequence of a base)."""
+    number, found, scale = torch.arange(1, count + 1), torch.zeros(count, dtype=torch.float64), 1.0
+    while bool((number > 0).any()):
+        scale /= base
+        found += scale * (number % base)
+        number = number // base
+    return found
+
+
+def halton_order(layout: CodeLayout) -> Tensor:
+    """int64 `(N,)`: all places, each grid after the coarser ones, its positions by Halton's points in bases 2 and 3.
+
+    A point falls on (row, column) = (floor(h x2), floor(w x3)); one that falls on a position again is left out. Rows of
+    one dimension go by base 2 alone; the levels of a position follow each other.
+    """
+    order, first = [], 0
+    for grid in layout.grids:
+        height, width = grid if len(grid) == 2 else (grid[0], 1)
+        seen: dict[int, None] = {}
+        count = 2 * height * width
+        while len(seen) < height * width:
+            count *= 2
+            rows, columns = (halton(count, 2) * height).long(), (halton(count, 3) * width).long()
+            seen = dict.fromkeys((rows * width + columns).tolist())
+        positions = torch.tensor(list(seen))
+        order.append(first + (positions[:, None] * layout.levels + torch.arange(layout.levels)).flatten())
+        first += height * width * layout.levels
+    return torch.cat(order)
+
+
+class Masked(Network):
+    """Codes given any others. A network writes `forward`, which takes -1 for a masked code, and `trunk_blocks`."""
+
+    exact = False
+    masked = True
+    Sampler: ClassVar[type[MaskedSampler]] = MaskedSampler
+
+    def __init__(self, sequence: Sequence, schedule: str, label_smoothing: float) -> None:
+        super().__init__(sequence)
+        self.schedule, self.label_smoothing = schedule, label_smoothing
+
+    def loss(self, tokens: Tensor, context: Context) -> Tensor:
+        """Mean cross-entropy of the masked codes, nats; how many and which are masked is drawn for each row."""
+        shares = SCHEDULES[self.schedule](torch.rand(tokens.shape[0], 1, device=tokens.device))
+        count = (shares * tokens.shape[1]).ceil().clamp(min=1)
+        hidden = torch.rand(tokens.shape, device=tokens.device).argsort(dim=1).argsort(dim=1) < count
+        logits = self.logits(tokens.masked_fill(hidden, -1), context)[hidden].float()
+        told = F.cross_entropy(logits, tokens[hidden])
+        if not self.label_smoothing:
+            return told
+        # Spread over possible codes alone: the others' logits are -inf.
+        logp = logits.log_softmax(dim=-1)
+        spread = -(logp.masked_fill(logits.isinf(), 0).sum(dim=-1) / logits.isfinite().sum(dim=-1)).mean()
+        return torch.lerp(told, spread, self.label_smoothing)
+
+    def log_likelihood(self, tokens: Tensor, context: Context) -> Tensor:
+        """`(B,)` nats when codes are told in `BOUND_STEPS` groups of a fixed random order, each group at once.
+
+        That is the likelihood of one way to draw; the best way's is no smaller.
+        """
+        total = torch.zeros(tokens.shape[0], device=tokens.device)
+        codes = torch.full_like(tokens, -1)
+        ends = (1 - SCHEDULES["cosine"](torch.linspace(0, 1, BOUND_STEPS + 1, dtype=torch.float64))) * tokens.shape[1]
+        ends = ends.round().long().unique()
+        order = torch.randperm(tokens.shape[1], generator=torch.Generator().manual_seed(0)).to(tokens.device)
+        for first, last in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
+            places = order[first:last]
+            logits = self.logits(codes, context)[:, places].float()
+            nats = F.cross_entropy(logits.flatten(0, 1), tokens[:, places].flatten(), reduction="none")
+            total = total - nats.view(tokens.shape[0], -1).sum(dim=1)
+            codes = codes.index_copy(1, places, tokens[:, places])
+        return total
+
+    def generate(self, known: Tensor, context: Context, sampler: sampling.Sampler, noise: Noise) -> Tensor:
+        """In `steps` passes: draw all masked codes, keep the first of them by `order`."""
+        assert isinstance(sampler, MaskedSampler)
+        (rows, length), copies = known.shape, 1
+        if guided := sampler.guidance != 1:
+            context, copies = context.guided(), 2
+        codes, unknown = known, (known < 0).sum(dim=1)
+        fixed = self._fixed_order(sampler, noise, known)
+        for step in range(sampler.steps):
+            hidden = codes < 0
+            now = hidden.sum(dim=1)
+            logits = self.logits(codes.repeat(copies, 1), context).float()
+            logits = guide(logits, sampler.guidance) if guided else logits
+            drawn = draw(logits.flatten(0, 1), sampler, noise(2 * step, length).flatten()).view(rows, length)
+            first = fixed if fixed is not None else _confidence(logits, drawn, sampler, step, noise)
+            rank = first.masked_fill(~hidden, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+            keep = rank < (now - left_masked(unknown, now, step, sampler))[:, None]
+            codes = torch.where(hidden & keep, drawn, codes)
+        return codes
+
+    def _fixed_order(self, sampler: MaskedSampler, noise: Noise, known: Tensor) -> Tensor | None:
+        """float32 `(B, N)`: places with the largest are kept first; None where their codes decide."""
+        if sampler.order == "halton":
+            ranks = halton_order(self.sequence.layout).argsort().to(known.device)
+            return -ranks.float().expand(known.shape)
+        return noise(1, known.shape[1]) if sampler.order == "random" else None
+
+
+def _confidence(logits: Tensor, drawn: Tensor, sampler: MaskedSampler, step: int, noise: Noise) -> Tensor:
+    """float32 `(B, N)`, finite: log-probabilities of the drawn codes, with noise that falls to 0."""
+    confidence = logits.log_softmax(dim=-1).gather(-1, drawn[..., None])[..., 0]
+    gumbel = -noise(2 * step + 1, drawn.shape[1]).clamp(min=2**-24).log().neg().log()
+    return confidence + sampler.choice_temperature * (1 - (step + 1) / sampler.steps) * gumbel
