@@ -134,6 +134,7 @@ def test_a_judge_that_a_loss_resembles_is_marked(table: dict) -> None:
     assert marks("[{kind: lpips, net: squeeze}]") == ["same", "", "", "", ""]
     assert marks("[{kind: lpips, net: vgg}]") == ["", "same", "", "", "family"]
     assert marks("[{kind: perceptual}]") == ["", "", "family", "same", ""]
+    assert marks("[{kind: gram, backbone: vgg16.tv_in1k}]") == ["", "family", "", "", "same"]
     assert marks("[{kind: l1}, {kind: perceptual, weight: 0.0}]") == ["", "", "", "", ""]
     with_backbone = (
         "{kind: augmented, discriminator: {kind: several, discriminators: [{kind: vision_aided}, {kind: unet}]}}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.evaluation.toy import ExactTokenizer, SequenceTokenizer, ToyTokenizer, batches
+from tests.evaluation.toy import ExactTokenizer, SequenceTokenizer, ShadedTokenizer, ToyTokenizer, batches
 from tests.processes import in_processes
 from tokenizers_vq.evaluation import evaluate, metrics, print_table
 from tokenizers_vq.evaluation.usage import Histogram
@@ -75,7 +75,7 @@ def test_missing_weights_leave_a_metric_out_with_the_reason(tmp_path: Path, caps
         lpips_trunk=tmp_path / "absent.pth",
         backbone="resnet50",
     )
-    assert set(result.skipped) == {"lpips_squeeze", "feature_distance"}
+    assert set(result.skipped) == {"lpips_squeeze", "feature_distance", "patch_grid"}
     assert all("\n" not in reason for reason in result.skipped.values())
     assert "psnr" in result.metrics and "feature_distance" not in result.metrics
     print_table(result)
@@ -99,7 +99,7 @@ def test_networks_misspelt_stop_it_before_it_begins(options: dict, message: str)
 def test_other_channel_counts_leave_the_networks_out() -> None:
     pictures = torch.rand(4, 5, 16, 16) * 2 - 1
     result = evaluate(ToyTokenizer(channels=5), batches(pictures), lpips="squeeze")
-    assert set(result.skipped) == {"lpips_squeeze", "feature_distance"} and "psnr" in result.metrics
+    assert set(result.skipped) == {"lpips_squeeze", "feature_distance", "patch_grid"} and "psnr" in result.metrics
 
 
 def test_lpips_may_be_any_module_of_two_batches() -> None:
@@ -146,7 +146,7 @@ def _shares(rank: int, world: int) -> list[tuple]:
 
 def everything(part: torch.Tensor) -> tuple[dict, tuple[float, int], list[list[int]]]:
     """Evaluation without its times, feature distance, and a sparse histogram, of a share of the images."""
-    tokenizer = ToyTokenizer()
+    tokenizer = ShadedTokenizer()
     result = evaluate(tokenizer, batches(part) if len(part) else [], backbone=None).to_dict()
     distance = metrics.FrechetDistance(_Means(), 3)
     distance.update(part, tokenizer.decode(tokenizer.encode(part)))
@@ -159,6 +159,7 @@ def everything(part: torch.Tensor) -> tuple[dict, tuple[float, int], list[list[i
 def test_two_processes_equal_one() -> None:
     results = in_processes(2, _shares)
     whole, distance, pairs = everything(images())
+    assert "patch_grid" in whole["metrics"]
     for result in results:
         for joined, joined_distance, joined_pairs in result:
             assert joined["usage"] == whole["usage"] and joined["data"] == whole["data"]

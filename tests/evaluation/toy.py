@@ -54,6 +54,17 @@ class ExactTokenizer(ToyTokenizer):
         return self.last
 
 
+class ShadedTokenizer(ToyTokenizer):
+    """Adds some of the last images it saw, so that patches are not flat."""
+
+    def encode(self, images: Tensor) -> Any:
+        self.last = images
+        return super().encode(images)
+
+    def decode(self, codes: Any) -> Tensor:
+        return 0.5 * super().decode(codes) + 0.25 * self.last
+
+
 class SequenceTokenizer(ToyTokenizer):
     """Two one-dimensional grids of two levels each, as unlike an image as codes get."""
 

@@ -6,6 +6,7 @@ in `exempt` with its reason, which the tests show and `python -m tests.laws.tabl
 
 from __future__ import annotations
 
+import copy
 import functools
 import tempfile
 from collections.abc import Callable
@@ -17,13 +18,22 @@ from torch import Tensor, nn
 
 import tokenizers_vq as tvq
 from tests.conftest import SHARED
+from tests.laws.adversaries import PLAIN, widen
 from tests.laws.law import Role
 from tokenizers_vq.batch import Batch
+from tokenizers_vq.discriminators.base import Discriminator
+from tokenizers_vq.losses.attribute_reversal import AttributeReversal, AttributeReversalConfig
+from tokenizers_vq.losses.classifier_logits import ClassifierLogits, ClassifierLogitsConfig
+from tokenizers_vq.losses.code_recovery import CodeRecoveryConfig
+from tokenizers_vq.losses.feature_alignment import FeatureAlignment, FeatureAlignmentConfig, resized
+from tokenizers_vq.losses.feature_matching import FeatureMatchingConfig
+from tokenizers_vq.losses.focal_frequency import FocalFrequency, FocalFrequencyConfig
+from tokenizers_vq.losses.gram import Gram, GramConfig
 from tokenizers_vq.losses.logit_laplace import LogitLaplaceConfig
 from tokenizers_vq.losses.perceptual import Lpips, LpipsConfig, Perceptual, PerceptualConfig
 from tokenizers_vq.losses.proxy_codes import ProxyCodes, ProxyCodesConfig
 from tokenizers_vq.losses.record import Record
-from tokenizers_vq.losses.terms import L1Config, L2Config, Term
+from tokenizers_vq.losses.terms import Huber, HuberConfig, L1Config, L2Config, Term
 
 SIDE, LABELS = 32, 3
 TRUNK = SHARED / "data/backbones/squeezenet1_1_fp16.pth"
@@ -51,9 +61,21 @@ def proxy() -> tempfile.TemporaryDirectory:
     return folder
 
 
+@functools.cache
+def discriminator(dtype: torch.dtype) -> Discriminator:
+    """A small one, for terms that ask for its judgement."""
+    torch.manual_seed(5)
+    return widen(PLAIN.build(3, (SIDE, SIDE))).to(dtype)
+
+
 def near(images: Tensor) -> Tensor:
     """The images and some noise."""
     return images + 0.2 * torch.randn_like(images)
+
+
+def unlike(images: Tensor) -> Tensor:
+    """Each image's neighbour in black and white."""
+    return images.roll(1, 0).sign() * 0.9
 
 
 @dataclass(frozen=True)
@@ -65,6 +87,8 @@ class Case:
     """makes its config"""
     formula: Callable[[Any, Record], Tensor]
     """(term, record) -> its value; weights and record are float64"""
+    slope: Callable[[Any, Record, Any, Record], Tensor] | None = None
+    """what its gradient is the slope of, where that is not the value: of term and record, and of both as they began"""
     output: Callable[[Tensor], Tensor] = near
     """images -> a decoder's output"""
     perfect: Callable[[Tensor], Tensor] = torch.clone
@@ -89,11 +113,12 @@ class Case:
         rows: slice = slice(None),
         dtype: torch.dtype = torch.float32,
         output: Callable[[Tensor], Tensor] | None = None,
+        black: bool = False,
     ) -> Record:
-        """Four images with keys, labels and captions, their features, and an output."""
+        """Four images, noise or black ones, with keys, labels and captions, their features, and an output."""
         around = self.tokenizer()
         torch.manual_seed(1)
-        images = torch.rand(4, 3, SIDE, SIDE) * 1.8 - 0.9
+        images = -torch.ones(4, 3, SIDE, SIDE) if black else torch.rand(4, 3, SIDE, SIDE) * 1.8 - 0.9
         with torch.no_grad():
             seen = around(images, render=False)
         batch = Batch(
@@ -111,12 +136,19 @@ class Case:
             features=seen.features[rows].to(dtype),
             quantized=quantized,
             tokenizer=around,
+            discriminator=discriminator(dtype),
         )
 
 
 def unit64(features: Tensor, eps: float) -> Tensor:
     """Vectors along the channels over their length."""
     return features / (features.square().sum(1, keepdim=True) + eps).sqrt()
+
+
+def huber64(term: Huber, record: Record) -> Tensor:
+    """The parabola inside `delta`, the lines outside."""
+    apart, delta = (record.images - record.reconstructions).abs(), term.delta
+    return torch.where(apart <= delta, apart**2 / 2, delta * (apart - delta / 2)).mean()
 
 
 def laplace64(term: Any, record: Record) -> Tensor:
@@ -144,12 +176,106 @@ def perceptual64(term: Perceptual, record: Record) -> Tensor:
     return torch.stack(pairs).mean()
 
 
+def gram64(term: Gram, record: Record) -> Tensor:
+    """The mean over stages of the squared difference of channel products, summed over pairs of channels."""
+    total = torch.zeros((), dtype=torch.float64)
+    sides = [term.network.stages(images, term.stages) for images in (record.images, record.reconstructions)]
+    for a, b in zip(*sides, strict=True):
+        products = [torch.einsum("bchw,bdhw->bcd", f, f) / f[0].numel() for f in (a, b)]
+        total = total + (products[0] - products[1]).square().sum((1, 2)).mean()
+    return total / len(term.stages)
+
+
+def logits64(term: ClassifierLogits, record: Record) -> Tensor:
+    """The mean squared difference of what stands behind the classifier, its last layer done by hand."""
+    model, sides = term.network.model, []
+    for images in (record.images, record.reconstructions):
+        head = term.network.layers(images, ["head"])["head"]
+        sides.append(head @ model.classifier.weight.T + model.classifier.bias)
+    return (sides[0] - sides[1]).square().mean()
+
+
+def spectra64(record: Record) -> Tensor:
+    """Squared difference of the spectra of images on [0, 1]."""
+    sides = [torch.fft.fft2(image / 2) / SIDE for image in (record.images, record.reconstructions)]
+    return (sides[0] - sides[1]).abs().square()
+
+
+def focal64(term: FocalFrequency, record: Record, began: Record | None = None) -> Tensor:
+    """Each frequency weighted by its difference, over the largest one, both as they were where the record `began`."""
+    focus = spectra64(began or record).sqrt() ** term.alpha
+    return (focus / focus.amax((2, 3), keepdim=True) * spectra64(record)).mean()
+
+
+def matching64(term: Any, record: Record) -> Tensor:
+    """The mean over layers of the mean squared difference of the batches' mean features."""
+    judge = discriminator(torch.float64)
+    sides = [judge(images).features for images in (record.images, record.reconstructions)]
+    return torch.stack([(a.mean(0) - b.mean(0)).square().mean() for a, b in zip(*sides, strict=True)]).mean()
+
+
+def alignment64(term: FeatureAlignment, record: Record) -> Tensor:
+    """Position by position, and pair by pair of positions."""
+    projected = term.projections[0](record.features)
+    (target,) = term.network.stages(record.images, [term.config.stage])
+    z, f = (unit64(side, 0).flatten(2) for side in (projected, resized(target, projected.shape[-2:])))
+    loss = (1 - term.config.cosine_margin - (z * f).sum(1)).clamp_min(0).mean()
+    apart = (torch.einsum("bci,bcj->bij", z, z) - torch.einsum("bci,bcj->bij", f, f)).abs()
+    return loss + term.config.matrix_weight * (apart - term.config.matrix_margin).clamp_min(0).mean()
+
+
+def attribute64(term: AttributeReversal, record: Record) -> Tensor:
+    """Minus the log of the share that each image's label has."""
+    vectors = record.features.permute(0, 2, 3, 1) @ term.hidden[0].weight.T + term.hidden[0].bias
+    pooled = (vectors * vectors.sigmoid()).mean((1, 2))
+    shares = (pooled @ term.head.weight.T + term.head.bias).softmax(1)
+    return -shares.gather(1, record.batch.labels[:, None]).log().mean()
+
+
+def reversed64(term: AttributeReversal, record: Record, was: AttributeReversal, began: Record) -> Tensor:
+    """The classifier descends on the features as they were, the features ascend on the classifier as it was."""
+    return attribute64(term, began) - 0.6 * attribute64(was, record)
+
+
+def encoded64(record: Record) -> Tensor:
+    """Features of the clamped reconstructions, by a copy of the encoder in float64."""
+    return copy.deepcopy(record.tokenizer.encoder).double()(record.reconstructions.clamp(-1, 1))
+
+
+def features64(term: Any, record: Record) -> Tensor:
+    """The mean squared difference from the image's features."""
+    return (encoded64(record) - record.features).square().mean()
+
+
+def features64_held(term: Any, record: Record, was: Any, began: Record) -> Tensor:
+    """The same of the image's features as they were, for they are what is aimed at."""
+    return (encoded64(record) - began.features).square().mean()
+
+
+def vectors64(record: Record) -> Tensor:
+    """Vectors of the codes of the reconstructions."""
+    quantizer = copy.deepcopy(record.tokenizer.quantizer).double()
+    return quantizer.lookup(quantizer.encode(encoded64(record)))
+
+
+def codes64(term: Any, record: Record) -> Tensor:
+    """The mean squared difference of the vectors of the codes."""
+    return (vectors64(record) - record.quantized.features).square().mean()
+
+
+def straight64(term: Any, record: Record, was: Any, began: Record) -> Tensor:
+    """The same of vectors that move as the unit features do, which is what the straight-through estimator says."""
+    moved = vectors64(began) + unit64(encoded64(record), 0) - unit64(encoded64(began), 0)
+    return (moved - record.quantized.features).square().mean()
+
+
 def proxy64(term: ProxyCodes, record: Record) -> Tensor:
     """Minus the log of the share that the proxy's code has."""
     shares = record.output.softmax(1).gather(1, term.codes(record.images)[:, None])
     return -shares.log().mean()
 
 
+_AT_FEATURES = {"zero": "it looks at the encoder's features, not at the reconstruction"}
 _NO_BACKBONE = {"once": "it has no backbone: nothing to pass through"}
 
 TERMS = Role(
@@ -157,11 +283,12 @@ TERMS = Role(
     [
         Case("l1", L1Config, lambda term, r: (r.images - r.reconstructions).abs().mean(), exempt=_NO_BACKBONE),
         Case("l2", L2Config, lambda term, r: (r.images - r.reconstructions).square().mean(), exempt=_NO_BACKBONE),
+        Case("huber", HuberConfig, huber64, exempt=_NO_BACKBONE),
         Case(
             "logit-laplace",
             LogitLaplaceConfig,
             laplace64,
-            lambda images: 0.5 * torch.randn(len(images), 6, SIDE, SIDE),
+            output=lambda images: 0.5 * torch.randn(len(images), 6, SIDE, SIDE),
             overrides=tuple(PIXELS),
             exempt={**_NO_BACKBONE, "zero": "minus the log of a density, which has no least value of 0"},
         ),
@@ -175,11 +302,54 @@ TERMS = Role(
         Case(
             "perceptual-stages", lambda: PerceptualConfig(backbone="tf_efficientnet_lite0", stages=(1, 3)), perceptual64
         ),
+        Case("gram", lambda: GramConfig(backbone="tf_efficientnet_lite0", stages=(0, 2)), gram64),
+        Case("classifier-logits", lambda: ClassifierLogitsConfig(backbone="tf_efficientnet_lite0"), logits64),
+        Case(
+            "focal-frequency",
+            lambda: FocalFrequencyConfig(alpha=1.5),
+            focal64,
+            lambda term, r, was, began: focal64(term, r, began),
+            exempt=_NO_BACKBONE,
+        ),
+        Case("feature-matching", FeatureMatchingConfig, matching64, exempt=_NO_BACKBONE),
+        Case("code-recovery", CodeRecoveryConfig, features64, features64_held, output=unlike, exempt=_NO_BACKBONE),
+        Case(
+            "code-recovery-codes",
+            lambda: CodeRecoveryConfig(target="codes"),
+            codes64,
+            straight64,
+            output=unlike,
+            exempt={
+                **_NO_BACKBONE,
+                "precision": "a code that rounding moves moves the loss by a whole step",
+            },
+        ),
+        Case(
+            "feature-alignment",
+            lambda: FeatureAlignmentConfig(backbone="tf_efficientnet_lite0", stage=2, projection="mlp", hidden=12),
+            alignment64,
+            exempt=_AT_FEATURES,
+        ),
+        Case(
+            "feature-alignment-margins",
+            lambda: FeatureAlignmentConfig(
+                backbone="tf_efficientnet_lite0", stage=1, cosine_margin=0.5, matrix_weight=0.7, matrix_margin=0.1
+            ),
+            alignment64,
+            exempt=_AT_FEATURES,
+        ),
+        Case(
+            "attribute-reversal",
+            lambda: AttributeReversalConfig(classes=LABELS, reversal=0.6, width=6),
+            attribute64,
+            reversed64,
+            exempt={**_NO_BACKBONE, **_AT_FEATURES},
+        ),
         Case(
             "proxy-codes",
             lambda: ProxyCodesConfig(tokenizer=proxy().name),
             proxy64,
-            lambda images: torch.randn(len(images), 12, 8, 8),
+            output=lambda images: torch.randn(len(images), 12, 8, 8),
             exempt={"zero": "a cross-entropy is 0 for infinite logits only"},
         ),
     ],

@@ -10,11 +10,15 @@ from pydantic import TypeAdapter
 
 from tests.conftest import shared
 from tokenizers_vq.config import Config, ConfigError
+from tokenizers_vq.discriminators import PatchGANConfig
+from tokenizers_vq.discriminators.base import Judgement
+from tokenizers_vq.discriminators.patchgan import PatchGAN
 from tokenizers_vq.losses import TermConfig, perceptual
 from tokenizers_vq.losses.objectives import adaptive_weight
 from tokenizers_vq.losses.perceptual import LpipsNetwork, Perceptual, PerceptualConfig, find_trunk, unit
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.terms import Term
+from tokenizers_vq.training.recipe import load_recipe
 
 
 def make(kind: str, **fields: Any) -> Term:
@@ -38,7 +42,7 @@ def test_unit_vectors_have_a_finite_gradient_at_zero() -> None:
         assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["lpips", "perceptual"])
+@pytest.mark.parametrize("kind", ["lpips", "perceptual", "classifier_logits"])
 def test_one_channel_is_repeated(kind: str) -> None:
     term, (images, output) = make(kind), pair(1)
     grey = term(record_of(images, output))
@@ -46,7 +50,7 @@ def test_one_channel_is_repeated(kind: str) -> None:
     assert grey.item() == pytest.approx(colour.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["lpips", "perceptual"])
+@pytest.mark.parametrize("kind", ["lpips", "perceptual", "classifier_logits"])
 def test_other_channel_counts_are_refused_or_averaged_over_triples(kind: str) -> None:
     images, output = pair(5)
     with pytest.raises(ValueError, match=r"images have 5; set `bands`"):
@@ -58,7 +62,7 @@ def test_other_channel_counts_are_refused_or_averaged_over_triples(kind: str) ->
         make(kind, bands=[[0, 1, 7]])(record_of(images, output))
 
 
-@pytest.mark.parametrize("kind", ["lpips", "perceptual"])
+@pytest.mark.parametrize("kind", ["lpips", "perceptual", "classifier_logits"])
 def test_networks_stay_frozen_and_in_eval_mode(kind: str) -> None:
     term = make(kind).train()
     assert not any(module.training for module in term.network.modules())
@@ -128,3 +132,60 @@ def test_unknown_kind_names_the_nearest() -> None:
 
     with pytest.raises(ConfigError, match="did you mean 'lpips'"):
         Recipe(losses=[{"kind": "lpip"}])
+
+
+def test_terms_on_the_same_stages_share_the_features() -> None:
+    record, passes = record_of(*pair()), []
+    for kind in ("perceptual", "gram"):
+        term = make(kind, backbone="tf_efficientnet_lite0")
+        term.network.model.conv_stem.register_forward_hook(lambda *_: passes.append(1))
+        (gradient,) = torch.autograd.grad(term(record), record.output, retain_graph=True)
+        assert gradient.abs().sum() > 0
+    assert len(passes) == 2  # the images once, the reconstructions once
+
+
+def test_focal_frequency_without_a_focus_is_squared_error() -> None:
+    record = record_of(*pair())
+    assert make("focal_frequency", alpha=0)(record).item() == pytest.approx(make("l2")(record).item() / 4, rel=1e-5)
+
+
+def test_a_focus_lies_where_the_difference_is_largest() -> None:
+    """Two waves are missing: the stronger one has weight 1, the other its share of the amplitude."""
+    ramp = torch.arange(32.0) * 2 * torch.pi / 32
+    weak, strong = (0.1 * torch.cos(3 * ramp)).expand(1, 1, 32, 32), (0.4 * torch.cos(9 * ramp)).expand(1, 1, 32, 32)
+    squares = [(wave / 2).square().mean().item() for wave in (weak, strong)]
+    loss = make("focal_frequency")(record_of(weak + strong, torch.zeros(1, 1, 32, 32)))
+    assert loss.item() == pytest.approx(0.25 * squares[0] + squares[1], rel=1e-4)
+
+
+def test_feature_matching_compares_means_not_pairs() -> None:
+    """Batches that hold the same images in another order are alike."""
+    images, _ = pair(3, 32)
+    discriminator = PatchGANConfig(width=4, layers=2).build(3, (32, 32)).eval()
+    loss = make("feature_matching")(Record(images, images.flip(0), discriminator=discriminator))
+    assert loss.item() == pytest.approx(0, abs=1e-10)
+    assert make("feature_matching")(Record(images, -images, discriminator=discriminator)).item() > 1e-4
+
+
+def test_feature_matching_says_what_it_needs() -> None:
+    class Silent(PatchGAN):
+        def forward(self, images: torch.Tensor) -> Judgement:
+            return super().forward(images)._replace(features=[])
+
+    images, output = pair(3, 32)
+    with pytest.raises(ValueError, match="give the recipe an `adversary`"):
+        make("feature_matching")(record_of(images, output))
+    silent = Silent(3, width=4, layers=2)
+    with pytest.raises(ValueError, match="gives no features to match"):
+        make("feature_matching")(Record(images, output, discriminator=silent))
+    with pytest.raises(ConfigError, match=r"adversary: .*needs a discriminator"):
+        load_recipe("vqgan-tiny-64", ["data=skimage", "losses=[{kind: feature_matching}]", "adversary=null"])
+
+
+def test_a_backbone_without_a_classifier_has_no_logits(monkeypatch) -> None:
+    import timm
+
+    headless = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+    monkeypatch.setattr("tokenizers_vq.networks.backbones.load_backbone", lambda name: headless)
+    with pytest.raises(ValueError, match="tf_efficientnet_lite1 has no classifier: name one"):
+        make("classifier_logits")

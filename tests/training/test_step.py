@@ -184,3 +184,11 @@ def test_a_loss_that_trains_nothing_is_an_error(pictures: Path, monkeypatch: pyt
     task = TokenizerTask(given, tvq.Tokenizer(given.model))
     with pytest.raises(ValueError, match="the colours loss has no gradient at output or features: take it out"):
         task.step({"images": torch.rand(2, 3, 16, 16) * 2 - 1}, 0, make_accelerator(given, Path(), "cpu"))
+
+
+def test_losses_at_the_features_alone_leave_the_decoder_untrained(pictures: Path, tmp_path: Path) -> None:
+    alone = recipe(pictures, "losses=[{kind: colours}]")
+    with pytest.raises(ValueError, match="step 0: no loss looks at the reconstruction, so the decoder cannot learn"):
+        train(alone, tmp_path / "alone", device="cpu")
+    judged = recipe(pictures, "losses=[{kind: colours}]", "adversary={discriminator: {kind: patchgan, layers: 2}}")
+    train(judged, tmp_path / "judged", device="cpu")  # here the discriminator looks

@@ -12,8 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from tokenizers_vq.config import ConfigError, nearest
-from tokenizers_vq.discriminators import VisionAidedConfig
-from tokenizers_vq.losses.perceptual import LpipsConfig, LpipsNetwork, PerceptualConfig, find_trunk
+from tokenizers_vq.losses.perceptual import LpipsConfig, LpipsNetwork, find_trunk
 from tokenizers_vq.networks.backbones import is_packaged
 from tokenizers_vq.training.recipe import Recipe
 
@@ -102,9 +101,9 @@ def resemblance(judge: Judge, recipe: Recipe) -> Resemblance:
     for part in [*parts, *_discriminators(recipe.adversary and recipe.adversary.discriminator)]:
         if isinstance(part, LpipsConfig):
             same, relative = judge.kind == "lpips" and part.net == judge.network, NETS[part.net] == of_judge
-        elif isinstance(part, (PerceptualConfig, VisionAidedConfig)):
-            same = judge.kind == "features" and part.backbone.split(".")[0] == judge.network.split(".")[0]
-            relative = family(part.backbone) == of_judge
+        elif (backbone := getattr(part, "backbone", None)) is not None:
+            same = judge.kind == "features" and backbone.split(".")[0] == judge.network.split(".")[0]
+            relative = family(backbone) == of_judge
         else:
             continue
         if same:

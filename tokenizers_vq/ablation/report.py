@@ -21,7 +21,7 @@ CODES = {
 """figures of the codes, and what they are"""
 _MARKS = {"same": "†", "family": "‡", "": ""}
 _UNEQUAL = "§"
-_FIRST = ("psnr", "ssim", "mse", "spectrum_distance")
+_FIRST = ("psnr", "ssim", "mse", "spectrum_distance", "patch_grid")
 
 
 def markdown(result: dict[str, Any]) -> str:

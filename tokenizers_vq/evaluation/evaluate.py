@@ -28,6 +28,7 @@ from tokenizers_vq.evaluation.measures import (
     lpips_network,
     pixel_measures,
 )
+from tokenizers_vq.evaluation.patch_grid import PatchGrid, patch_stride
 from tokenizers_vq.evaluation.spectrum import RadialSpectrum, Spectrum
 from tokenizers_vq.evaluation.usage import CodeUsage, Usage
 
@@ -144,7 +145,10 @@ class _Run:
         self.distances: dict[str, metrics.FrechetDistance] = {}
         spectra = min(height, width) >= 8
         self.spectra = (RadialSpectrum(height, width), RadialSpectrum(height, width)) if spectra else None
-        self.usage = CodeUsage(tokenizer.code_layout(height, width), pixels=height * width)
+        layout = tokenizer.code_layout(height, width)
+        self.usage = CodeUsage(layout, pixels=height * width)
+        stride = patch_stride(layout, height, width)
+        self.grids = None if stride is None else (PatchGrid(stride), PatchGrid(stride))
         self.clock = Clock(self.device)
 
     def add_lpips(self, lpips: str | nn.Module, trunk: Path | str | None) -> None:
@@ -187,6 +191,9 @@ class _Run:
         if self.spectra is not None:
             self.spectra[0].update(images)
             self.spectra[1].update(reconstructions)
+        if self.grids is not None:
+            self.grids[0].update(images)
+            self.grids[1].update(reconstructions)
         return images, reconstructions, codes
 
     def compute(self, data: Mapping[str, Any]) -> Evaluation:
@@ -207,13 +214,28 @@ class _Run:
             results["spectrum_distance"] = Metric(
                 means[0].distance(means[1]), "dB", "lower", {**_SPECTRUM, **common, "images": counted.images}
             )
+        self._add_patch_grid(results, common)
         precision = str(self.autocast or getattr(self.tokenizer, "dtype", torch.float32)).removeprefix("torch.")
         threads = torch.get_num_threads()
         speed = {**self.clock.rates(), "device": str(self.device), "precision": precision, "threads": threads}
         described = {**data, "image_size": [height, width], "channels": channels, "images": counted.images}
         return Evaluation(results, counted, means, speed, self.skipped, described, identity(self.tokenizer))
 
+    def _add_patch_grid(self, results: dict[str, Metric], common: dict[str, Any]) -> None:
+        """The figure beside the originals', or the reason why there is none."""
+        if self.grids is None:
+            self.skipped["patch_grid"] = "the codes do not stand for patches of several pixels side by side"
+            return
+        try:
+            (original, count), (value, _) = (grid.compute() for grid in self.grids)
+        except ValueError as error:
+            self.skipped["patch_grid"] = str(error)
+            return
+        patch = {"patch": list(self.grids[0].stride), "originals": round(original, 4)}
+        results["patch_grid"] = Metric(value, "", "lower", {**patch, **_PATCH_GRID, **common, "images": count})
 
+
+_PATCH_GRID = {"range": [0, 1], "average": "of the absolute steps, over images, then their ratio"}
 _SPECTRUM = {"window": "hann", "grey": "mean of channels", "average": "of the log power, over images"}
 _EMPTY = "no images to evaluate: the data is empty, or every file in it is broken"
 _INCEPTION = {

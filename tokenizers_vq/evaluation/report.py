@@ -157,8 +157,10 @@ def _tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     ]
     for name, metric in metrics.items():
         if name != "mse":
-            value = f"{metric.value:#.3g}" if metric.value < 1 else f"{metric.value:.1f}"
-            tiles.append((label(name), f"{value} {metric.unit}".strip(), f"{metric.better} is better"))
+            value = f"{metric.value:#.3g}" if metric.value < 10 else f"{metric.value:.1f}"
+            originals = metric.definition.get("originals")
+            note = f"{metric.better} is better" if originals is None else f"{originals:.2f} in the originals"
+            tiles.append((label(name), f"{value} {metric.unit}".strip(), note))
     return tiles
 
 

@@ -15,6 +15,7 @@ LABELS = {
     "fid": "FID",
     "feature_distance": "Feature distance",
     "spectrum_distance": "Spectrum distance",
+    "patch_grid": "Patch grid",
 }
 
 
@@ -26,6 +27,7 @@ MEANINGS = {
     "fid": "distance between all reconstructions and all originals, by Inception's features",
     "feature_distance": "distance between all reconstructions and all originals, by a network's features; no FID",
     "spectrum_distance": "difference of the power spectra: blur and grain show here",
+    "patch_grid": "step of pixels across patch borders over that inside patches; above the originals' = a visible grid",
 }
 """what a metric says, for somebody who meets it for the first time"""
 

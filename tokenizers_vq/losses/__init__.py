@@ -7,6 +7,13 @@ from typing import Annotated
 from pydantic import Field
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
+from tokenizers_vq.losses.attribute_reversal import AttributeReversalConfig
+from tokenizers_vq.losses.classifier_logits import ClassifierLogitsConfig
+from tokenizers_vq.losses.code_recovery import CodeRecoveryConfig
+from tokenizers_vq.losses.feature_alignment import FeatureAlignmentConfig
+from tokenizers_vq.losses.feature_matching import FeatureMatchingConfig
+from tokenizers_vq.losses.focal_frequency import FocalFrequencyConfig
+from tokenizers_vq.losses.gram import GramConfig
 from tokenizers_vq.losses.logit_laplace import LogitLaplaceConfig
 from tokenizers_vq.losses.objectives import (
     Hinge,
@@ -28,10 +35,23 @@ from tokenizers_vq.losses.regularisers import (
     R2Config,
     WeightClippingConfig,
 )
-from tokenizers_vq.losses.terms import L1Config, L2Config
+from tokenizers_vq.losses.terms import HuberConfig, L1Config, L2Config
 
 TermConfig = Annotated[
-    L1Config | L2Config | LogitLaplaceConfig | LpipsConfig | PerceptualConfig | ProxyCodesConfig,
+    L1Config
+    | L2Config
+    | HuberConfig
+    | LogitLaplaceConfig
+    | LpipsConfig
+    | PerceptualConfig
+    | GramConfig
+    | ClassifierLogitsConfig
+    | FocalFrequencyConfig
+    | FeatureMatchingConfig
+    | CodeRecoveryConfig
+    | FeatureAlignmentConfig
+    | AttributeReversalConfig
+    | ProxyCodesConfig,
     Field(discriminator="kind"),
 ]
 ObjectiveConfig = Annotated[

@@ -1,31 +1,24 @@
-"""Perceptual terms: LPIPS, and distances between the features of any timm backbone.
-
-The features of the real images are computed once a step, without gradient, for all terms that look at them.
-"""
+"""Perceptual terms: LPIPS, and distances between the features of any timm backbone."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor
-from typing_extensions import Self
 
-from tokenizers_vq.config import Config, ConfigError, Schedule
+from tokenizers_vq.config import Config, Schedule
 from tokenizers_vq.losses.record import Record
+from tokenizers_vq.losses.stages import Bands, StagesConfig, StagesTerm
 from tokenizers_vq.losses.terms import Term
-from tokenizers_vq.networks.backbones import Backbone, three_channels
+from tokenizers_vq.networks.backbones import three_channels
 from tokenizers_vq.networks.frozen import Frozen
 from tokenizers_vq.tokenizer import Tokenizer
 
 Net = Literal["alex", "vgg", "squeeze"]
-Channel = Annotated[int, Field(ge=0)]
-Bands = tuple[tuple[Channel, Channel, Channel], ...]
 _TORCHVISION = {"alex": "AlexNet", "vgg": "VGG16", "squeeze": "SqueezeNet1_1"}
 
 
@@ -159,34 +152,16 @@ def _missing(net: Net, problem: str) -> str:
     )
 
 
-class PerceptualConfig(Config):
+class PerceptualConfig(StagesConfig):
     """Distance of a timm backbone's features at chosen stages, of unit length along the channels as in LPIPS."""
 
     kind: Literal["perceptual"] = "perceptual"
-    weight: Schedule = 1.0
-    """weight, or a schedule of it"""
-    backbone: str = "tf_efficientnet_lite1"
-    """timm model with ImageNet weights; EfficientNet-Lite0 to 2 come as packages, without a download"""
-    stages: Annotated[tuple[Channel, ...], Field(min_length=1)] = (0, 1, 2, 3)
-    """stages whose ends are compared, 0 = shallowest"""
-    stage_weights: tuple[float, ...] | None = None
-    """weight of each stage (default: equal)"""
-    resize: Annotated[int, Field(ge=16)] | None = None
-    """shorter side that the images are resized to (bilinear) for the backbone, which saw larger ones than 64 px"""
-    bands: Bands | None = None
-    """triples of channels to average over, for images of other than 1 or 3 channels"""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.stage_weights is not None and len(self.stage_weights) != len(self.stages):
-            raise ConfigError(("stage_weights",), f"needs one weight for each of the stages {list(self.stages)}")
-        return self
 
     def build(self, tokenizer: Tokenizer | None = None) -> Perceptual:
         return Perceptual(**self.arguments())
 
 
-class Perceptual(Term):
+class Perceptual(StagesTerm):
     """`mean over stages of w_s * mean over positions of |u(x) - u(y)|^2`, u the unit feature vector.
 
     In [0, 4] for equal weights.
@@ -195,32 +170,8 @@ class Perceptual(Term):
     name = "perceptual"
 
     def __init__(self, **fields: Any) -> None:
-        super().__init__()
-        config = PerceptualConfig(**fields)
-        self.weight, self.bands, self.stages = config.weight, config.bands, config.stages
-        self.resize = config.resize
-        self.stage_weights = config.stage_weights or (1.0,) * len(config.stages)
-        self.network = Backbone(config.backbone)
+        super().__init__(PerceptualConfig(**fields))
 
-    def forward(self, record: Record) -> Tensor:
-        key = ("perceptual", self.network.name, self.stages, self.resize, self.bands)
-        real = record.once(key, lambda: self._real(record.images))
-        fake = self._features(record.reconstructions)
-        distances = [
-            w * (a - b).square().sum(dim=1).mean() for w, a, b in zip(self.stage_weights, real, fake, strict=True)
-        ]
-        return torch.stack(distances).mean()
-
-    def _features(self, images: Tensor) -> list[Tensor]:
-        images = three_channels(images, self.bands, "perceptual")
-        if self.resize is not None:
-            scale = self.resize / min(images.shape[-2:])
-            size = [round(side * scale) for side in images.shape[-2:]]
-            images = F.interpolate(images, size=size, mode="bilinear", antialias=scale < 1)
-        maps = self.network.stages(images, self.stages)
+    def distance(self, real: Tensor, fake: Tensor) -> Tensor:
         # Unlike LPIPS's, these features can be tiny without a ReLU before them to stop the gradient.
-        return [unit(features, 1e-6) for features in maps]
-
-    @torch.no_grad()
-    def _real(self, images: Tensor) -> list[Tensor]:
-        return self._features(images)
+        return (unit(real, 1e-6) - unit(fake, 1e-6)).square().sum(dim=1).mean()

@@ -1,10 +1,12 @@
-"""Terms: losses of one micro-batch, weighted by a schedule; L1 and L2 here."""
+"""Terms: losses of one micro-batch, weighted by a schedule; L1, L2 and Huber here."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from typing import Any, Literal
 
+import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from tokenizers_vq.batch import Batch
@@ -79,3 +81,30 @@ class L2(Term):
 
     def forward(self, record: Record) -> Tensor:
         return (record.images.float() - record.reconstructions.float()).square().mean()
+
+
+class HuberConfig(Config):
+    """Squared where image and reconstruction are near, absolute where they are far apart (Huber 1964)."""
+
+    kind: Literal["huber"] = "huber"
+    weight: Schedule = 1.0
+    """weight, or a schedule of it"""
+    delta: float = Field(default=0.1, gt=0)
+    """difference, of images in [-1, 1], at which the squared part ends"""
+
+    def build(self, tokenizer: Tokenizer | None = None) -> Huber:
+        return Huber(**self.arguments())
+
+
+class Huber(Term):
+    """`mean h(x - y)`, with `h(d) = d^2 / 2` up to `|d| = delta`, and `delta (|d| - delta / 2)` beyond."""
+
+    name = "huber"
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__()
+        config = HuberConfig(**fields)
+        self.weight, self.delta = config.weight, config.delta
+
+    def forward(self, record: Record) -> Tensor:
+        return F.huber_loss(record.reconstructions.float(), record.images.float(), delta=self.delta)

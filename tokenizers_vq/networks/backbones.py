@@ -48,16 +48,25 @@ class Backbone(Frozen):
         self.register_buffer("mean", 2 * torch.tensor(config["mean"]).view(-1, 1, 1) - 1, persistent=False)
         self.register_buffer("std", 2 * torch.tensor(config["std"]).view(-1, 1, 1), persistent=False)
 
-    def stages(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
-        """Feature maps `(B, C_i, H_i, W_i)` at the ends of the stages `indices`, which must rise; stops after the last.
-
-        Raises `ValueError` for a stage that the backbone does not have.
-        """
+    def widths(self, indices: Sequence[int]) -> list[int]:
+        """Channels `C_i` of the feature maps that `stages` gives. Raises `ValueError` as it does."""
         count = len(self.model.feature_info)
         if list(indices) != sorted(set(indices)) or not indices or min(indices) < 0 or max(indices) >= count:
             raise ValueError(
                 f"backbone '{self.name}' has stages 0 to {count - 1}, asked for in rising order; got {list(indices)}"
             )
+        return [self.model.feature_info[index]["num_chs"] for index in indices]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """What its classifier gives, `(B, K)`."""
+        return self.model((images - self.mean) / self.std)
+
+    def stages(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """Feature maps `(B, C_i, H_i, W_i)` at the ends of the stages `indices`, which must rise; stops after the last.
+
+        Raises `ValueError` for a stage that the backbone does not have.
+        """
+        self.widths(indices)
         features = self.model.forward_intermediates(
             (images - self.mean) / self.std, indices=list(indices), stop_early=True, intermediates_only=True
         )

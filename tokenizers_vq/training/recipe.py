@@ -125,6 +125,8 @@ class Recipe(LoopConfig):
                 "the logit_laplace loss needs a decoder of 2C channels: give model.decoder.output=logit_laplace "
                 "with model.pixels.low=0.1 and model.pixels.high=0.9, or take the loss out of `losses`",
             )
+        if "feature_matching" in kinds and self.adversary is None:
+            raise ConfigError(("adversary",), "the feature_matching loss needs a discriminator: give one")
         if self.batch_size % self.accumulate:
             raise ConfigError(("accumulate",), f"{self.accumulate} does not divide batch_size {self.batch_size}")
         return self

@@ -121,6 +121,7 @@ class TokenizerTask:
         total = torch.zeros((), device=record.images.device)
         places, count = (*record.leaves, *self.term_parameters), len(record.leaves)
         summed: Gradients = (torch.zeros_like(record.output), *(None for _ in places[1:]))
+        seen = False  # whether any term looks at the output
         for term in self.terms:
             weight = schedule_value(term.weight, record.step)
             if weight:
@@ -136,6 +137,7 @@ class TokenizerTask:
                     if norms:
                         figures[f"gradient/{name}{term.name}"] = torch.linalg.vector_norm(torch.stack(norms))
                 losses[term.name] = loss.detach()
+                seen = seen or own[0] is not None
                 summed, total = gradients.added(summed, own), total + weight * losses[term.name]
         if not losses:
             raise ValueError(
@@ -143,6 +145,11 @@ class TokenizerTask:
             )
         if self.adversary is not None:
             self.adversary.start.observe(total)
+        elif not seen:
+            raise ValueError(
+                f"step {record.step}: no loss looks at the reconstruction, so the decoder cannot learn: "
+                "give `losses` one that does, such as l1"
+            )
         return losses, summed[:count], summed[count:], figures | {"reconstruction": total}
 
     def _quantizer_losses(self, losses: dict[str, Tensor], step: int) -> dict[str, Tensor]:

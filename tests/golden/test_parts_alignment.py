@@ -1,0 +1,62 @@
+"""Alignment of features against recorded tensors of VA-VAE and of REPA as GigaTok has it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.golden.test_parts_losses import Case
+from tests.laws.terms import tokenizer
+from tokenizers_vq.losses.feature_alignment import (
+    FeatureAlignmentConfig,
+    distance_matrix,
+    marginal_cosine,
+    projection,
+)
+
+
+@pytest.mark.parametrize("name", ["margins", "no-margins"])
+def test_vavae(name: str) -> None:
+    case = Case(f"vf-alignment/{name}")
+    given = case.meta["arguments"]
+    config = FeatureAlignmentConfig(
+        cosine_margin=given["cos_margin"], matrix_margin=given["distmat_margin"], matrix_weight=given["distmat_weight"]
+    )
+    project = projection(config, given["latent_channels"], given["feature_channels"])
+    project.load_state_dict({"0.weight": case.weights["projection.weight"]}, strict=True)
+    z = project(case.io["latent"])
+    case.equal("z", z)
+    z = case.io["z"].requires_grad_()
+    for kind, loss in (
+        ("cosine", marginal_cosine(z, case.io["features"], given["cos_margin"])),
+        ("distance", distance_matrix(z, case.io["features"], given["distmat_margin"])),
+    ):
+        case.equal(f"{kind}_loss", loss)
+        case.equal(f"{kind}_loss_grad_z", torch.autograd.grad(loss, z)[0])
+    total = config.build(tokenizer()).loss(project(case.io["latent"]), case.io["features"])
+    case.equal("total", total)
+    case.equal("total_grad_projection", torch.autograd.grad(total, project.parameters())[0])
+
+
+def test_repa() -> None:
+    case = Case("repa-alignment/small")
+    given = case.meta["arguments"]
+    config = FeatureAlignmentConfig(projection="mlp", hidden=4 * given["width"])
+    project = projection(config, given["width"], given["feature_dim"])
+    shaped = {key: value[..., None, None] if value.ndim == 2 else value for key, value in case.weights.items()}
+    project.load_state_dict(shaped, strict=True)
+
+    def grid(tokens: Tensor) -> Tensor:
+        return tokens.transpose(1, 2).unflatten(2, (3, 3))
+
+    hidden = grid(case.io["hidden"]).requires_grad_()
+    projected = project(hidden)
+    case.equal("projected", projected.flatten(2).transpose(1, 2))
+    loss = config.build(tokenizer()).loss(projected, grid(case.io["features"]))
+    case.equal("loss", loss - 1)  # theirs is minus the cosine
+    gradients = torch.autograd.grad(loss, [hidden, projected, *project.parameters()])
+    for name, gradient in zip(("hidden", "projected"), gradients[:2], strict=True):
+        case.equal(f"loss_grad_{name}", gradient.flatten(2).transpose(1, 2))
+    for (name, _), gradient in zip(project.named_parameters(), gradients[2:], strict=True):
+        case.equal(f"loss_grad_{name}", gradient)
