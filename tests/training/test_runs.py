@@ -114,12 +114,17 @@ def test_another_recipe_is_refused_by_the_fields_that_differ(tmp_path: Path, sma
     assert f"--init-from {tmp_path / 'run'} --out ANOTHER" in str(no.value) and "\n" not in str(no.value)
 
 
-def test_learning_rate_clip_and_precision_change_in_the_middle_of_a_run(tmp_path: Path, small: list[str]) -> None:
+def test_learning_rate_clip_and_precision_change_in_the_middle_of_a_run_and_it_says_so(
+    tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture
+) -> None:
     run(tmp_path / "run", small, "steps=2")
+    assert "differs from its recipe" not in capsys.readouterr().err
     schedule = "optimizer.lr={begin: 1e-3, end: 5e-4, over: [2, 4]}"
     run(tmp_path / "run", small, "steps=4", schedule, "optimizer.clip=0.5", "precision=bf16")
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["lr/tokenizer"] for line in lines] == pytest.approx([1e-3, 7.5e-4])  # of the last step before the line
+    told = f"from step 2 on {tmp_path / 'run'} differs from its recipe in precision (fp32, now bf16), optimizer.lr"
+    assert told in capsys.readouterr().err
     kept = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert kept["optimizer"]["clip"] == 0.5 and kept["precision"] == "bf16" and kept["steps"] == 4
 
