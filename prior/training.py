@@ -181,8 +181,10 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto") -> Measured:
     tokenizer = _tokenizer(recipe, data, accelerator)
     config = configure(recipe, data, tokenizer)
     with accelerator.main_process_first():
-        claim(recipe, out, write=accelerator.is_main_process, may_change=MAY_CHANGE)
+        changed = claim(recipe, out, write=accelerator.is_main_process, may_change=MAY_CHANGE)
         claim_data(out, len(data.rows), recipe.codes, write=accelerator.is_main_process)
+    if changed:
+        accelerator.print(changed)
     loop.seed_everything(recipe.seed)
     prior = Prior(config)
     if prior.network.book is not None and tokenizer is not None:

@@ -89,11 +89,11 @@ class TextCondition(Condition):
 
         Raises `ValueError` for anything but texts, or another number of them.
         """
-        if value is None:
-            self.check_null()
         texts = [value] * n if value is None or isinstance(value, str) else value
         if not isinstance(texts, Sequence) or not all(one is None or isinstance(one, str) for one in texts):
             raise ValueError(f"this prior is told a text, got {type(value).__name__}: give a prompt, or a list of them")
+        if any(one is None for one in texts):
+            self.check_null()
         if len(texts) != n:
             raise ValueError(f"{len(texts)} prompts are given for {n} rows: give one for all, or one for each")
         rows = [(one or "").encode() for one in texts]

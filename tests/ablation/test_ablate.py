@@ -196,6 +196,8 @@ def test_runs_go_on_where_they_were_and_the_table_says_what_is_missing(
     assert trained == ["more/seed-0", "yet/seed-0", "more/seed-1", "yet/seed-1"]  # a whole comparison first
     with pytest.raises(ValueError, match=r"another recipe, which differs in optimizer\.lr"):
         run.run_table(plan(table, rows={**ROWS, "gan": ["optimizer.lr=0.1"]}), out, device="cpu")
+    other = plan(table, rows={**ROWS, "l1": [*ROWS["l1"], "optimizer.lr=0.1"]})
+    assert results.read_run(other, out, next(row for row in other.rows if row.name == "l1"), 0) is None
     with pytest.raises(ValueError, match="no row 'l3'"):
         run.run_table(plan(table), out, only=["l3"], device="cpu")
 

@@ -102,6 +102,7 @@ def test_what_a_text_cannot_be(caplog: pytest.LogCaptureFixture) -> None:
         (lambda: model.sample(2, ["a"]), "1 prompts are given for 2 rows"),
         (lambda: model.sample(2, guidance=3), "guidance 3 needs a prompt"),
         (lambda: build(dropout=0.0).sample(2), "never learnt to do without a prompt"),
+        (lambda: build(dropout=0.0).sample(2, ["a", None]), "never learnt to do without a prompt"),
         (lambda: build(dropout=0.0).sample(2, "a", guidance=2), "never learnt"),
         (lambda: build(heads=5), "5 heads do not divide the width 32"),
         (lambda: model.condition.take({"captions": None}), "these codes have no captions"),

@@ -293,31 +293,6 @@ def test_refusals(codes: Path, write_codes, tokenizer: Path, other_tokenizer: Pa
         evaluate(str(out), str(other), device="cpu")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("gpt-tny",), "no recipe 'gpt-tny' of a prior; did you mean 'gpt-tiny'"),
-        (("gpt-tiny", "codes", ["model=gpt-q"]), "model: no preset 'gpt-q' of a prior; did you mean"),
-        (("gpt-tiny", "codes", ["model.network.layer=3"]), "model.network.layer: no such field; did you mean 'layers'"),
-        (("gpt-tiny", "codes", ["held_out=0"]), "held_out: 0 leaves nothing to measure on"),
-        (("gpt-tiny", "codes", ["accumulate=5"]), "accumulate: 5 does not divide"),
-        (("gpt-tiny",), "codes: required"),
-    ],
-)
-def test_errors_of_recipes(arguments: tuple, says: str) -> None:
-    with pytest.raises(ValueError, match=says) as error:
-        load_recipe(*arguments)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["gpt-tiny", "gpt-b", "gpt-l", "gpt-xl", "maskgit", "maskgit-tiny"])
-def test_recipes_that_ship(name: str) -> None:
-    recipe = load_recipe(name, "codes")
-    assert recipe.optimizer.betas == (0.9, 0.96 if name == "maskgit" else 0.95)
-    assert recipe.model.network.kind == name.split("-")[0]
-    assert recipe.model.label_dropout == 0.1
-
-
 def test_a_killed_signal_leaves_a_run_to_go_on_with(codes: Path, tmp_path: Path, monkeypatch) -> None:
     import os
     import signal
@@ -388,23 +363,3 @@ def test_a_network_that_is_fed_vectors_keeps_the_tokenizer_s_quantizer(
         config.replace(network=fed)
     with pytest.raises(ValueError, match="book: a gpt network takes no quantizer"):
         config.replace(book=tvq.load(tokenizer).config.quantizer)
-
-
-def test_a_condition_with_its_fields(codes: Path, write_codes, tmp_path: Path) -> None:
-    def condition(folder: Path, *overrides: str):
-        recipe = load_recipe("gpt-tiny", folder, [*SMALL, *overrides])
-        return configure(recipe, Data(recipe)).condition
-
-    told = condition(codes, "model.condition={kind: class, dropout: 0.5}")
-    assert told.to_dict() == {"kind": "class", "num_classes": 3, "dropout": 0.5}
-    assert condition(codes, "model.condition={kind: class, num_classes: 10}").num_classes == 10
-    with pytest.raises(ValueError, match=r"has class 2, model\.condition\.num_classes says 0 to 1"):
-        condition(codes, "model.condition={kind: class, num_classes: 2}")
-    with pytest.raises(ValueError, match=r"model\.condition\.kind: unknown kind 'clas'; did you mean 'class'"):
-        condition(codes, "model.condition={kind: clas}")
-    with pytest.raises(ValueError, match=r"model\.condition\.kind: unknown kind 'clas'; did you mean 'class'"):
-        condition(codes, "model.condition=clas")
-    with pytest.raises(ValueError, match=r"model\.condition: input should be a valid dictionary"):
-        condition(codes, "model.condition=3")
-    with pytest.raises(ValueError, match=r"condition\.num_classes: required"):
-        prior.create("gpt-tiny", read_codes(codes).layout, {"kind": "class"})

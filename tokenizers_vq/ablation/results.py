@@ -36,7 +36,7 @@ def read_run(plan: Plan, out: Path, row: Row, seed: int) -> dict[str, Any] | Non
         return None
     found = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
     differing = runs.differences(read_yaml(folder / "recipe.yaml"), recipe.to_dict())
-    if found["step"] != recipe.steps or any(name not in loop.MAY_CHANGE for name in differing):
+    if found["step"] != recipe.steps or not all(runs.among(name, loop.AROUND) for name in differing):
         return None
     return found
 

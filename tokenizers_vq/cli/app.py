@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import typer
-
 from tokenizers_vq.cli.ablate import ablate
-from tokenizers_vq.cli.common import print_version, run_app
+from tokenizers_vq.cli.common import make_app, run_app
 from tokenizers_vq.cli.compare import compare
 from tokenizers_vq.cli.convert import convert
 from tokenizers_vq.cli.decode import decode
@@ -24,14 +22,7 @@ from tokenizers_vq.cli.reconstruct import reconstruct
 from tokenizers_vq.cli.report import report
 from tokenizers_vq.cli.train import train
 
-app = typer.Typer(
-    help="Image tokenizers: images to discrete codes and back, trained, measured and modelled.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for verb in (
+_VERBS = (
     models,
     info,
     recipes,
@@ -47,16 +38,11 @@ for verb in (
     ablate,
     convert,
     export,
-):
-    app.command()(expanded(verb))
-
-
-@app.callback()
-def _options(
-    debug: bool = typer.Option(False, "--debug", help="show the traceback of an error"),
-    version: bool = typer.Option(False, "--version", help="print the version", is_eager=True, callback=print_version),
-) -> None:
-    pass  # `run_app` reads --debug wherever it stands
+)
+app = make_app(
+    "Image tokenizers: images to discrete codes and back, trained, measured and modelled.",
+    [expanded(verb) for verb in _VERBS],
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

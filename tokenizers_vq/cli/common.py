@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -23,6 +23,30 @@ Model = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="images at a time")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="where to compute")]
+
+
+def make_app(about: str, verbs: Sequence[Callable[..., None]]) -> typer.Typer:
+    """An app of these verbs, with --debug and --version."""
+    app = typer.Typer(
+        help=about,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for verb in verbs:
+        app.command()(verb)
+
+    @app.callback()
+    def options(
+        debug: bool = typer.Option(False, "--debug", help="show the traceback of an error"),
+        version: bool = typer.Option(
+            False, "--version", help="print the version", is_eager=True, callback=print_version
+        ),
+    ) -> None:
+        pass  # `run_app` reads --debug wherever it stands
+
+    return app
 
 
 def print_version(wanted: bool) -> None:

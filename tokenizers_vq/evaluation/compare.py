@@ -141,6 +141,11 @@ class _Lpips:
         return self.network.distance(self.originals, self.network.features(reconstructions)).sum(dim=1)
 
 
+def _shown(images: Tensor, keys: Sequence[str], places: Sequence[int]) -> dict[int, Example]:
+    """Images of a batch that go onto the page, by their places in it."""
+    return {place: Example(keys[place], Shown("image/png", png(images[place]), None, None), []) for place in places}
+
+
 def compare(
     codecs: Sequence[Codec],
     batches: Iterable[Mapping[str, Any]],
@@ -185,11 +190,7 @@ def compare(
                     f"images of {shape} and of {tuple(images.shape[1:])} in one comparison: cut them to one size"
                 )
             on_device = networks.originals_of(images)
-            shown = {
-                index: Example(keys[index], Shown("image/png", png(images[index]), None, None), [])
-                for index in range(len(images))
-                if seen + index in places
-            }
+            shown = _shown(images, keys, [index for index in range(len(images)) if seen + index in places])
             for row in rows:
                 _add(row, images, on_device, shown)
             found += shown.values()

@@ -96,7 +96,11 @@ class Quantizer(nn.Module):
 
     @abstractmethod
     def forward(self, features: Tensor) -> Quantized:
-        """Encode, look up, estimate gradients, compute losses; in train mode one update of the state."""
+        """Encode, look up, estimate gradients, compute losses; in train mode one update of the state.
+
+        The stats of a training forward hold at least `perplexity` and, where that is known, `usage`, which the log, the
+        warning and the doctor read (`statistics.code_stats`, of codes in a table of K).
+        """
 
     def partial(self, codes: Any, upto: int) -> Tensor:
         """Vectors `(B, dim, *grid)` of the first `upto` levels or scales; of all of them, `lookup`'s bitwise.

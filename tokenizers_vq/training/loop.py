@@ -79,14 +79,15 @@ AROUND = (
     "warn_usage",
 )
 """fields that stand around what is learnt: two runs that differ in them alone can be compared, step for step"""
-MAY_CHANGE = (
-    *AROUND,
+STEERS = (
     "precision",
     "optimizer.lr",
     "optimizer.clip",
     "adversary.optimizer.lr",
     "adversary.optimizer.clip",
 )
+"""fields that may change in the middle of a run, and are told where they do"""
+MAY_CHANGE = (*AROUND, *STEERS)
 """fields, with all that stands inside them, in which a resumed run may differ from what it began as"""
 ADVICE = "Lower the learning rate, clip gradients (optimizer.clip=1.0) or train in fp32, then run again"
 

@@ -73,7 +73,9 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | N
     """
     accelerator = loop.make_accelerator(recipe, out, device)
     with accelerator.main_process_first():
-        claim(recipe, out, write=accelerator.is_main_process)
+        changed = claim(recipe, out, write=accelerator.is_main_process)
+    if changed:
+        accelerator.print(changed, file=sys.stderr)
     loop.seed_everything(recipe.seed)
     tokenizer = recipe.model.build()
     if init_from is not None and has_checkpoint(out):
@@ -115,19 +117,21 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | N
 
 def claim(
     recipe: loop.LoopConfig, out: Path, *, write: bool = True, may_change: Sequence[str] = loop.MAY_CHANGE
-) -> None:
+) -> str | None:
     """Write `recipe.yaml` into a new run (in one process), and clear what a killed command left half-written.
 
+    Gives a line for the person where a run goes on with other values of `loop.STEERS`.
     Raises `ValueError` where another recipe's run is there: one that differs in more than the fields `may_change` and
     what stands inside them. A run without a checkpoint has nothing to lose and takes any recipe, say one whose data
     path is now spelt right. Of a run that is at the recipe's last step already, `recipe.yaml` stays as it is.
     """
     path = out / "recipe.yaml"
     wanted = recipe.to_dict()
-    steps = saved_steps(out / "checkpoints")
+    steps, changed = saved_steps(out / "checkpoints"), None
     if path.exists() and steps:
         kept = _as_now(recipe, path)
-        differing = [name for name in differences(kept, wanted) if not _among(name, may_change)]
+        found = differences(kept, wanted)
+        differing = [name for name in found if not among(name, may_change)]
         if "data.path" in differing and isinstance(recipe, Recipe):
             if not _same_place(kept, wanted):
                 _check_moved(recipe, kept["data"].get("path"), out)
@@ -137,15 +141,20 @@ def claim(
                 f"{out} holds a run of another recipe, which differs in {_listed(differing, kept, wanted)}: give "
                 f"another --out, or the recipe it began with, {path}{_begin_from(recipe, out)}"
             )
+        learnt = [name for name in found if among(name, loop.STEERS)]
+        if steps[-1] < recipe.steps and learnt:
+            changed = f"from step {steps[-1]} on {out} differs from its recipe in {_listed(learnt, kept, wanted)}"
     elif not path.exists() and holds_anything(out):
         raise ValueError(f"{out} is not empty and holds no run: give another --out")
     if write:
         clear(out)
         if not (path.exists() and steps and steps[-1] >= recipe.steps):
             write_atomically(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+    return changed
 
 
-def _among(name: str, fields: Sequence[str]) -> bool:
+def among(name: str, fields: Sequence[str]) -> bool:
+    """Whether a dotted name is one of `fields`, or stands inside one."""
     return any(name == field or name.startswith(f"{field}.") for field in fields)
 
 
