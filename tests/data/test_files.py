@@ -54,6 +54,11 @@ def test_files_beside_tables_are_no_data(tmp_path: Path) -> None:
     _put(tmp_path / "c", "00000/000000000.jpg", "00000/000000000.json", "00000/000000000.txt")
     pq.write_table(pa.table({"url": ["u"], "caption": ["c"]}), tmp_path / "c/00000.parquet")
     assert _keys(_open(tmp_path / "c")) == ["00000/000000000.jpg"]
+    _put(tmp_path / "c", "00000_stats.json", "00001_stats.json", "00001/000010000.jpg")
+    shards = _open(tmp_path / "c")
+    assert shards.label_names is None and "no classes, for the folders are img2dataset's shards" in shards.description
+    _put(tmp_path / "c", "3/1.jpg")
+    assert _open(tmp_path / "c").label_names == ("00000", "00001", "3")
 
 
 def test_pictures_beside_tables(tmp_path: Path) -> None:
@@ -215,7 +220,7 @@ def test_classes_have_one_number_in_all_splits(tmp_path: Path) -> None:
 def test_a_mistyped_path_is_answered_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(_put(tmp_path, "photos/1.png"))
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: pytest.fail("the Hub was asked"))
-    for name in ("photo", "photos/trian", "Photos/"):
+    for name in ("photo", "photos/trian", "Photos/", "mnist"):
         with pytest.raises(FileNotFoundError, match="no data at"):
             _open(name)
     with pytest.raises(FileNotFoundError, match=r"no data at phtos; .* did you mean 'photos'\?"):
@@ -223,7 +228,6 @@ def test_a_mistyped_path_is_answered_at_once(tmp_path: Path, monkeypatch: pytest
     assert len(open_source(DataConfig(path=tmp_path / "photos"))) == 1
     asked: list[str] = []
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: asked.append(name) or {})
-    for name in ("owner/photos", "mnist"):  # these may be the Hub's
-        with pytest.raises(ValueError, match="none of the splits"):
-            _open(name)
-    assert asked == ["owner/photos", "mnist"]
+    with pytest.raises(ValueError, match="none of the splits"):
+        _open("owner/photos")  # may be the Hub's
+    assert asked == ["owner/photos"]
