@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
-from tokenizers_vq.config import Config, ConfigError, Schedule
+from tokenizers_vq.config import Config, ConfigError, Rate
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.terms import Term
 from tokenizers_vq.networks.backbones import Backbone, three_channels
@@ -40,7 +40,7 @@ class LpipsConfig(Config):
     """LPIPS 0.1 (Zhang et al., arXiv 1801.03924): calibrated distance of trunk features."""
 
     kind: Literal["lpips"] = "lpips"
-    weight: Schedule = 1.0
+    weight: Rate = 1.0
     """weight, or a schedule of it"""
     net: Net = "vgg"
     """trunk: alex, vgg or squeeze"""
@@ -163,7 +163,7 @@ class PerceptualConfig(Config):
     """Distance of a timm backbone's features at chosen stages, of unit length along the channels as in LPIPS."""
 
     kind: Literal["perceptual"] = "perceptual"
-    weight: Schedule = 1.0
+    weight: Rate = 1.0
     """weight, or a schedule of it"""
     backbone: str = "tf_efficientnet_lite1"
     """timm model with ImageNet weights; EfficientNet-Lite0 to 2 come as packages, without a download"""

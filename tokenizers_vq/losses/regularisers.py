@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tokenizers_vq import distributed
 from tokenizers_vq.batch import Batch
-from tokenizers_vq.config import Config, Schedule
+from tokenizers_vq.config import Config, Rate
 from tokenizers_vq.discriminators.base import Discriminator, Judgement, judge
 from tokenizers_vq.losses.objectives import Objective
 from tokenizers_vq.losses.record import Record
@@ -27,7 +27,7 @@ class Regulariser(nn.Module):
 
     name: str
     """as the log calls it"""
-    weight: Schedule
+    weight: Rate
     every: int
     """lazy regularisation (Karras et al., arXiv 1912.04958): computed at each `every`-th step, scaled by it"""
 
@@ -46,7 +46,7 @@ class R1Config(Config):
     """R1 gradient penalty at the real images (Mescheder et al., arXiv 1801.04406)."""
 
     kind: Literal["r1"] = "r1"
-    weight: Schedule = 10.0
+    weight: Rate = 10.0
     """gamma: the loss is gamma / 2 times the mean squared norm of the logits' gradient"""
     every: Annotated[int, Field(ge=1)] = 16
     """computed at each `every`-th step, scaled by it"""
@@ -80,7 +80,7 @@ class LeCamConfig(Config):
     """LeCam regularisation towards moving averages of the logits (Tseng et al., arXiv 2104.03310)."""
 
     kind: Literal["lecam"] = "lecam"
-    weight: Schedule = 0.001
+    weight: Rate = 0.001
     """of the squared distances"""
     every: Annotated[int, Field(ge=1)] = 1
     """computed at each `every`-th step, scaled by it"""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from tokenizers_vq.batch import Batch
-from tokenizers_vq.config import Config, Schedule
+from tokenizers_vq.config import Config, Rate
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.tokenizer import Tokenizer
 
@@ -23,7 +23,7 @@ class Term(nn.Module):
 
     name: str
     """as the log and the message about a non-finite step call it"""
-    weight: Schedule
+    weight: Rate
 
     def check(self, batch: Batch) -> None:
         """Raises `ValueError`, one line, for labels or captions that it cannot take. Asked before step 0."""
@@ -37,7 +37,7 @@ class L1Config(Config):
     """Mean absolute difference of the images in [-1, 1]."""
 
     kind: Literal["l1"] = "l1"
-    weight: Schedule = 1.0
+    weight: Rate = 1.0
     """weight, or a schedule of it"""
 
     def build(self, tokenizer: Tokenizer | None = None) -> L1:
@@ -61,7 +61,7 @@ class L2Config(Config):
     """Mean squared difference of the images in [-1, 1]."""
 
     kind: Literal["l2"] = "l2"
-    weight: Schedule = 1.0
+    weight: Rate = 1.0
     """weight, or a schedule of it"""
 
     def build(self, tokenizer: Tokenizer | None = None) -> L2:
