@@ -100,7 +100,7 @@ def test_a_dry_run_checks_everything_and_writes_nothing(table: dict, few_judges:
     out = tmp_path / "out"
     lines = run.due_runs(plan(table), out, only=["gan"], device="cpu", say=lambda text: None)
     assert lines == [f"gan, seed {seed}: {out / 'gan' / f'seed-{seed}'}" for seed in (0, 1)] and not out.exists()
-    with pytest.raises(FileNotFoundError, match="no folder or file elsewhere"):
+    with pytest.raises(FileNotFoundError, match="no data at elsewhere"):
         run.due_runs(plan(table, test={"path": "elsewhere"}), out, say=lambda text: None)
     with pytest.raises(ValueError, match=r"rows\.a: .*nonesuch"):
         rows = {"a": ["losses=[{kind: perceptual, backbone: nonesuch}]"]}
@@ -135,6 +135,13 @@ def test_a_judge_that_a_loss_resembles_is_marked(table: dict) -> None:
     assert marks("[{kind: lpips, net: vgg}]") == ["", "same", "", "", "family"]
     assert marks("[{kind: perceptual}]") == ["", "", "family", "same", ""]
     assert marks("[{kind: l1}, {kind: perceptual, weight: 0.0}]") == ["", "", "", "", ""]
+    with_backbone = (
+        "{kind: augmented, discriminator: {kind: several, discriminators: [{kind: vision_aided}, {kind: unet}]}}"
+    )
+    adversary = f"adversary={{discriminator: {with_backbone}}}"
+    recipe = plan(table, rows={"a": ["losses=[{kind: l1}]", adversary]}).rows[0].recipe
+    names = ("lpips/squeeze", "tf_efficientnet_lite0/head", "tf_efficientnet_lite1/head")
+    assert [resemblance(parse_judge(name), recipe) for name in names] == ["", "family", "same"]
     assert [family(name) for name in ("tf_efficientnet_lite0.in1k", "resnet50", "hf/vgg16")] == [
         "efficientnet",
         "resnet",

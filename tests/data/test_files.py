@@ -220,7 +220,7 @@ def test_classes_have_one_number_in_all_splits(tmp_path: Path) -> None:
 def test_a_mistyped_path_is_answered_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(_put(tmp_path, "photos/1.png"))
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: pytest.fail("the Hub was asked"))
-    for name in ("photo", "photos/trian", "Photos/", "mnist"):
+    for name in ("photo", "photos/trian", "Photos/", "mnist"):  # the Hub's names have an owner
         with pytest.raises(FileNotFoundError, match="no data at"):
             _open(name)
     with pytest.raises(FileNotFoundError, match=r"no data at phtos; .* did you mean 'photos'\?"):
@@ -229,5 +229,5 @@ def test_a_mistyped_path_is_answered_at_once(tmp_path: Path, monkeypatch: pytest
     asked: list[str] = []
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: asked.append(name) or {})
     with pytest.raises(ValueError, match="none of the splits"):
-        _open("owner/photos")  # may be the Hub's
+        _open("owner/photos")  # this may be the Hub's
     assert asked == ["owner/photos"]

@@ -74,11 +74,19 @@ def test_other_sides_are_refused(size: tuple[int, int], nearest: str) -> None:
 def test_another_size_than_it_was_built_for_is_refused() -> None:
     discriminator = narrow(size=(16, 32))
     for call in (
-        lambda: discriminator.check(Batch(torch.zeros(1, 3, 32, 16))),
+        lambda: discriminator.check(Batch(torch.zeros(2, 3, 32, 16))),
         lambda: discriminator(torch.rand(1, 3, 32, 16)),
     ):
         with pytest.raises(ValueError, match="built for images of 16x32, got 32x16"):
             call()
+
+
+def test_one_image_alone_is_refused_before_a_run() -> None:
+    alone = Batch(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"stddev_group: one image .* or give stddev_group=1 to do without$"):
+        narrow().check(alone)
+    narrow(stddev_group=1).check(alone)
+    assert narrow()(alone.images).logits[0].shape == (1, 1)
 
 
 def test_activations_keep_their_scale() -> None:

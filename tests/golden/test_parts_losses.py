@@ -14,10 +14,17 @@ from torch import Tensor, nn
 from tests.conftest import shared
 from tokenizers_vq.discriminators.base import Discriminator, Judgement
 from tokenizers_vq.discriminators.patchgan import PatchGAN, PatchGANConfig
-from tokenizers_vq.losses.objectives import Hinge, NonSaturating, Objective, adaptive_weight
+from tokenizers_vq.losses.objectives import (
+    Hinge,
+    LeastSquares,
+    Minimax,
+    NonSaturating,
+    Objective,
+    adaptive_weight,
+)
 from tokenizers_vq.losses.perceptual import Lpips, LpipsNetwork
 from tokenizers_vq.losses.record import Record
-from tokenizers_vq.losses.regularisers import R1, LeCam
+from tokenizers_vq.losses.regularisers import R1, R2, GradientPenalty, LeCam
 
 
 class Case:
@@ -90,11 +97,17 @@ OBJECTIVES: list[tuple[str, Objective, str, float]] = [
     ("taming.vanilla_d", NonSaturating(), "d", 0.5),
     ("enhancing.vanilla_d", NonSaturating(), "d", 0.5),
     ("enhancing.vanilla_g", NonSaturating(), "g", 1.0),
+    ("taming.vanilla_d", Minimax(), "d", 0.5),
+    ("stylegan2.logistic_d", Minimax(), "d", 1.0),
+    ("enhancing.least_square_d", LeastSquares(targets=(-1.0, 1.0, 0.0)), "d", 1.0),
+    ("enhancing.least_square_g", LeastSquares(targets=(-1.0, 1.0, 0.0)), "g", 2.0),
 ]
 
 
 @pytest.mark.parametrize("logits", ["one-logit", "patch-maps"])
-@pytest.mark.parametrize(("name", "objective", "side", "scale"), OBJECTIVES, ids=[row[0] for row in OBJECTIVES])
+@pytest.mark.parametrize(
+    ("name", "objective", "side", "scale"), OBJECTIVES, ids=[f"{row[0]}-{row[1].kind}" for row in OBJECTIVES]
+)
 def test_objective(name: str, objective: Objective, side: str, scale: float, logits: str) -> None:
     case = Case(f"adversarial-losses/{logits}")
     real, fake = (case.io[f"logits_{which}"].requires_grad_() for which in ("real", "fake"))
@@ -164,21 +177,28 @@ class Critic(Discriminator):
         return Judgement([self.network(inputs[0])], [], {})
 
 
+@pytest.mark.parametrize("regulariser", ["r1", "r2", "wgan_gp"])
 @pytest.mark.parametrize("name", ["grey-12x20", "rgb-16"])
-def test_r1(name: str) -> None:
+def test_penalties_on_slopes(name: str, regulariser: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(f"gradient-penalty/{name}")
-    real = case.io["real"]
+    real, fake = case.io["real"], case.io["fake"]
     critic = Critic(real.shape[1], case.weights["5.weight"].shape[1])
     critic.network.load_state_dict(case.weights)
-    with torch.no_grad():
-        judgement = critic(real)
-    case.equal("critic_real", judgement.logits[0])
-    record = Record(real, torch.zeros_like(real), discriminator=critic)
-    penalty = 2 * R1()(record, critic, judgement, judgement)  # recorded without the 1/2 of gamma / 2
+    record = Record(real, fake, discriminator=critic)
+    for which, judgement in (("real", record.real), ("fake", record.fake)):
+        case.equal(f"critic_{which}", judgement.logits[0])
+    # R1 and R2 are recorded without the 1/2 of gamma / 2.
+    part, factor = {
+        "r1": (R1(), 2.0),
+        "r2": (R2(), 2.0),
+        "wgan_gp": (GradientPenalty(), case.meta["arguments"]["LAMBDA"]),
+    }[regulariser]
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: case.io["alpha"].view(shape))
+    penalty = factor * part(record, critic, record.real, record.fake)
     penalty.backward()
-    case.equal("r1", penalty)
+    case.equal(regulariser, penalty)
     for key in ("0.weight", "2.weight", "5.weight"):
-        case.equal(f"r1_grad.{key}", critic.network.get_parameter(key).grad)
+        case.equal(f"{regulariser}_grad.{key}", critic.network.get_parameter(key).grad)
 
 
 @pytest.mark.parametrize("name", ["decay-0.9", "decay-0.999"])

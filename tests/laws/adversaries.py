@@ -18,17 +18,55 @@ from torch import Tensor
 import tokenizers_vq as tvq
 from tests.laws.law import Role
 from tokenizers_vq.batch import Batch
-from tokenizers_vq.discriminators import PatchGANConfig, StyleGAN2Config
+from tokenizers_vq.discriminators import (
+    AttentionConfig,
+    AugmentedConfig,
+    ClassHeadConfig,
+    DCGANConfig,
+    JointConfig,
+    MultiscaleConfig,
+    PairConfig,
+    PatchGANConfig,
+    ProjectionConfig,
+    SeveralConfig,
+    StyleGAN2Config,
+    UNetConfig,
+    VisionAidedConfig,
+)
 from tokenizers_vq.discriminators.base import Discriminator, Judgement, judge
-from tokenizers_vq.losses.objectives import Hinge, NonSaturating, Objective
+from tokenizers_vq.losses.objectives import (
+    Hinge,
+    LeastSquares,
+    Minimax,
+    NonSaturating,
+    Objective,
+    RelativisticAverage,
+    Wasserstein,
+)
 from tokenizers_vq.losses.record import Record
-from tokenizers_vq.losses.regularisers import LeCam, LeCamConfig, R1Config, Regulariser
+from tokenizers_vq.losses.regularisers import (
+    GradientPenalty,
+    GradientPenaltyConfig,
+    HistoricalAveraging,
+    HistoricalAveragingConfig,
+    LeCam,
+    LeCamConfig,
+    MatchingAwareConfig,
+    OrthogonalConfig,
+    R1Config,
+    R2Config,
+    Regulariser,
+    WeightClipping,
+    WeightClippingConfig,
+)
 from tokenizers_vq.training.adversary import Adversary
 from tokenizers_vq.training.recipe import AdversaryConfig, OptimizerConfig
 
-SIDE, LABELS = 32, 4
+SIDE, LABELS, DIM = 32, 4, 8
 PLAIN = PatchGANConfig(width=4, layers=2, norm="none")
 """the discriminator of cases that are about something else"""
+INNER = PatchGANConfig(width=6, layers=2, norm="none")
+"""the one inside wrappers: with PLAIN a bias has a gradient of next to nothing there, and so of rounding"""
 
 
 @functools.cache
@@ -55,8 +93,10 @@ def widen(discriminator: Discriminator) -> Discriminator:
     """Weights drawn as small as published ones would leave penalties at 1e-6: those of one N(0, 0.02) get 0.1."""
     with torch.no_grad():
         for parameter in discriminator.parameters():
-            if parameter.ndim == 4 and parameter.std() < 0.05:
+            if parameter.requires_grad and parameter.ndim == 4 and parameter.std() < 0.05:
                 parameter.mul_(5)
+            if parameter.ndim == 0 and not parameter:  # a gate, shut at first
+                parameter.fill_(0.5)
     return discriminator
 
 
@@ -105,7 +145,8 @@ class DiscriminatorCase:
 
 def patchgan(norm: str, **fields: Any) -> DiscriminatorCase:
     """A case of PatchGAN."""
-    return DiscriminatorCase(f"patchgan-{norm}", PatchGANConfig(width=4, layers=2, norm=norm), (8, 32), **fields)
+    config = PatchGANConfig(width=4, layers=2, norm=norm, **fields)  # type: ignore[arg-type]
+    return DiscriminatorCase(f"patchgan-{norm}", config, (8, 32))
 
 
 DISCRIMINATORS = Role(
@@ -114,7 +155,46 @@ DISCRIMINATORS = Role(
         patchgan("batch"),
         patchgan("spectral"),
         patchgan("none"),
+        patchgan("group", downsampling="blur"),
+        patchgan("virtual", reference_size=8),
         DiscriminatorCase("stylegan2", StyleGAN2Config(width=1 / 64), (24, 32)),
+        DiscriminatorCase("dcgan", DCGANConfig(width=4), (4, 32)),
+        DiscriminatorCase("dcgan-spectral-blur", DCGANConfig(width=4, norm="spectral", downsampling="blur"), (4, 32)),
+        DiscriminatorCase("dcgan-virtual", DCGANConfig(width=4, depth=2, norm="virtual", reference_size=8), (4, 32)),
+        DiscriminatorCase("attention-dot", AttentionConfig(width=8, resolution=16), (4, 32)),
+        DiscriminatorCase("attention-l2", AttentionConfig(width=8, resolution=8, score="l2"), (4, 32)),
+        DiscriminatorCase("multiscale", MultiscaleConfig(width=4, scales=3), (36, 32)),
+        DiscriminatorCase("unet", UNetConfig(width=4, depth=2), (30, 32)),
+        DiscriminatorCase(
+            "vision_aided",
+            VisionAidedConfig(stages=(0, 2), width=4),
+            (4, 32),
+        ),
+        DiscriminatorCase("pair", PairConfig(discriminator=INNER), (8, 32)),
+        DiscriminatorCase("joint", JointConfig(discriminator=INNER, dim=DIM, width=2), (8, 32)),
+        DiscriminatorCase("projection", ProjectionConfig(discriminator=INNER, num_classes=LABELS), (8, 32)),
+        DiscriminatorCase(
+            "class_head-pair",
+            ClassHeadConfig(discriminator=PairConfig(discriminator=INNER, blur=0.0), num_classes=LABELS),
+            (8, 32),
+        ),
+        DiscriminatorCase(
+            "several",
+            SeveralConfig(
+                discriminators=(
+                    MultiscaleConfig(width=4, scales=2),
+                    ClassHeadConfig(discriminator=INNER, num_classes=LABELS),
+                ),
+                weights=(1.0, 3.0),
+            ),
+            (8, 32),
+        ),
+        DiscriminatorCase(
+            "augmented-pair",
+            AugmentedConfig(discriminator=PairConfig(discriminator=INNER), p=0.8, noise=0.1),
+            (8, 32),
+        ),
+        DiscriminatorCase("augmented-ada", AugmentedConfig(discriminator=INNER, p="ada"), (8, 32)),
     ],
     {
         "step": "one step is finite, with a gradient on every trainable parameter and at the output",
@@ -138,6 +218,8 @@ class ObjectiveCase:
     config: Objective
     generator: Callable[[Tensor, Tensor], Tensor]
     discriminator: Callable[[Tensor, Tensor], Tensor]
+    between: float = 0.0
+    """a logit from which it pulls the two sides apart"""
     exempt: dict[str, str] = field(default_factory=dict)
 
 
@@ -151,6 +233,17 @@ def logistic64(r: Tensor, f: Tensor) -> Tensor:
     return -(torch.sigmoid(r).log().mean() + torch.sigmoid(-f).log().mean())
 
 
+def smooth64(r: Tensor, f: Tensor) -> Tensor:
+    """The same, where of images 0.9 is the right answer."""
+    one_sided = 0.9 * torch.sigmoid(r).log() + 0.1 * torch.sigmoid(-r).log()
+    return -(one_sided.mean() + torch.sigmoid(-f).log().mean())
+
+
+def squares64(a: float, b: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """The discriminator's least squares."""
+    return lambda r, f: ((r - b).square().mean() + (f - a).square().mean()) / 2
+
+
 OBJECTIVES = Role(
     "objective",
     [
@@ -162,10 +255,43 @@ OBJECTIVES = Role(
             hinge64,
         ),
         ObjectiveCase("non-saturating", NonSaturating(), lambda r, f: -torch.sigmoid(f).log().mean(), logistic64),
+        ObjectiveCase(
+            "non-saturating-smooth",
+            NonSaturating(real_target=0.9),
+            lambda r, f: -torch.sigmoid(f).log().mean(),
+            smooth64,
+        ),
+        ObjectiveCase("minimax", Minimax(), lambda r, f: (1 - torch.sigmoid(f)).log().mean(), logistic64),
+        ObjectiveCase(
+            "minimax-smooth", Minimax(real_target=0.9), lambda r, f: (1 - torch.sigmoid(f)).log().mean(), smooth64
+        ),
+        ObjectiveCase(
+            "least-squares", LeastSquares(), lambda r, f: (f - 1).square().mean() / 2, squares64(0, 1), between=0.25
+        ),
+        ObjectiveCase(
+            "least-squares-pearson",
+            LeastSquares(targets=(-1.0, 1.0, 0.0)),
+            lambda r, f: f.square().mean() / 2,
+            squares64(-1, 1),
+            between=-0.25,
+        ),
+        ObjectiveCase("wasserstein", Wasserstein(), lambda r, f: -f.mean(), lambda r, f: f.mean() - r.mean()),
+        ObjectiveCase(
+            "relativistic-average",
+            RelativisticAverage(),
+            lambda r, f: logistic64(f - r.mean(), r - f.mean()),
+            lambda r, f: logistic64(r - f.mean(), f - r.mean()),
+        ),
+        ObjectiveCase(
+            "relativistic-average-smooth",
+            RelativisticAverage(real_target=0.9),
+            lambda r, f: logistic64(f - r.mean(), r - f.mean()),
+            lambda r, f: smooth64(r - f.mean(), f - r.mean()),
+        ),
     ],
     {
         "formula": "both losses are those of their formulas in float64, averaged over scales",
-        "chance": "`chance` is the least loss of a discriminator that answers the same to all",
+        "chance": "`chance` is the least loss of a discriminator that answers the same to all, `best` that of any",
         "descent": "the generator raises the logits of its images; the discriminator does the reverse",
         "finite": "finite with finite gradients at logits of +-10,000",
         "precision": "float32 inside bf16 autocast",
@@ -189,7 +315,8 @@ class RegulariserCase:
     exempt: dict[str, str] = field(default_factory=dict)
 
     def adversary(self, **changes: Any) -> Adversary:
-        config = self.config.replace(**{"weight": 1.0, "every": 1, **changes})
+        fields = {"weight": 1.0, "every": 1, **changes}
+        config = self.config.replace(**{k: v for k, v in fields.items() if k in type(self.config).model_fields})
         adversary = make_adversary(discriminator=self.discriminator, regularisers=(config,))
         for buffer in adversary.regularisers[0].buffers():  # as after some steps
             buffer.fill_(0.5)
@@ -207,6 +334,60 @@ def r1_64(regulariser: Regulariser, record: Record, real: Judgement, fake: Judge
     return sum(slope.square().sum() for slope in slopes) / (2 * len(slopes))
 
 
+def r2_64(regulariser: Regulariser, record: Record, real: Judgement, fake: Judgement) -> Tensor:
+    """R1 of a record whose images are the reconstructions."""
+    return r1_64(
+        regulariser, Record(record.reconstructions, record.output, discriminator=record.discriminator), real, fake
+    )
+
+
+def penalty64(regulariser: Regulariser, record: Record, real: Judgement, fake: Judgement) -> Tensor:
+    """Image by image: how far the mean logit's slope is from 1 at a drawn place."""
+    assert record.discriminator is not None and isinstance(regulariser, GradientPenalty)
+    total = torch.zeros((), dtype=torch.float64)
+    places = torch.rand(len(record.images)).double()
+    for image, other, a in zip(record.images, record.reconstructions, places, strict=True):
+        leaf = (a * image + (1 - a) * other)[None].detach().requires_grad_()
+        (logits,) = judge(record.discriminator, record, leaf, frozen=False).logits
+        (slope,) = torch.autograd.grad(logits.mean(), leaf, create_graph=True)
+        total = total + (slope.square().sum().sqrt() - regulariser.target).square()
+    return total / len(record.images)
+
+
+def clipped64(regulariser: Regulariser, record: Record, real: Judgement, fake: Judgement) -> Tensor:
+    """The share of all weights that are not inside."""
+    assert record.discriminator is not None and isinstance(regulariser, WeightClipping)
+    weights = torch.cat([p.flatten() for p in record.discriminator.parameters()])
+    return 1 - ((-regulariser.limit < weights) & (weights < regulariser.limit)).double().mean()
+
+
+def orthogonal64(regulariser: Regulariser, record: Record, real: Judgement, fake: Judgement) -> Tensor:
+    """Pair by pair of filters."""
+    assert record.discriminator is not None
+    total = torch.zeros((), dtype=torch.float64)
+    for name, weight in record.discriminator.named_parameters():
+        filters = weight.flatten(1) if name.endswith("weight") else weight[:0]
+        for i, one in enumerate(filters):
+            total = total + sum((one @ other).square() for j, other in enumerate(filters) if j != i)
+    return total
+
+
+def history64(regulariser: Regulariser, record: Record, real: Judgement, fake: Judgement) -> Tensor:
+    """The squared distance of all weights to their averages."""
+    assert record.discriminator is not None and isinstance(regulariser, HistoricalAveraging)
+    weights = torch.cat([p.flatten() for p in record.discriminator.parameters()])
+    return (weights - regulariser.average.double()).square().sum()
+
+
+def matching64(regulariser: Regulariser, record: Record, real: Judgement, fake: Judgement) -> Tensor:
+    """The logistic loss of images with their labels, and with those of the images before."""
+    assert record.discriminator is not None and record.batch.labels is not None
+    batch = record.batch._replace(labels=torch.cat([record.batch.labels[-1:], record.batch.labels[:-1]]))
+    wrong = Record(batch, record.output, discriminator=record.discriminator)
+    (r,), (f,) = real.logits, judge(record.discriminator, wrong, record.images, frozen=False).logits
+    return logistic64(r, f)
+
+
 def lecam64(regulariser: Regulariser, record: Record, real: Judgement, fake: Judgement) -> Tensor:
     """Squares of what lies beyond the average of the other side."""
     assert isinstance(regulariser, LeCam)
@@ -217,6 +398,8 @@ def lecam64(regulariser: Regulariser, record: Record, real: Judgement, fake: Jud
     return F.relu(above).square().mean() + F.relu(below).square().mean()
 
 
+_DRAWN = {"processes": "each process draws where between its images and reconstructions it looks"}
+
 REGULARISERS = Role(
     "regulariser",
     [
@@ -224,6 +407,27 @@ REGULARISERS = Role(
         RegulariserCase("r1-stylegan2", R1Config(), r1_64, StyleGAN2Config(width=1 / 64, stddev_group=1)),
         RegulariserCase("lecam", LeCamConfig(), lecam64),
         RegulariserCase("lecam-means", LeCamConfig(compare="means"), lecam64),
+        RegulariserCase("r2", R2Config(), r2_64),
+        RegulariserCase("gradient-penalty", GradientPenaltyConfig(), penalty64, exempt=_DRAWN),
+        RegulariserCase("gradient-penalty-zero", GradientPenaltyConfig(target=0.0), penalty64, exempt=_DRAWN),
+        RegulariserCase(
+            "weight-clipping",
+            WeightClippingConfig(limit=0.1),
+            clipped64,
+            exempt={
+                "gradient": "a share has no slope: it moves weights after the step, not by a loss",
+                "lazy": "it adds nothing to the loss",
+            },
+        ),
+        RegulariserCase("orthogonal", OrthogonalConfig(), orthogonal64),
+        RegulariserCase("historical-averaging", HistoricalAveragingConfig(), history64),
+        RegulariserCase(
+            "matching-aware",
+            MatchingAwareConfig(),
+            matching64,
+            ProjectionConfig(discriminator=PLAIN, num_classes=LABELS),
+            {"processes": "conditions go round within the images of each process"},
+        ),
     ],
     {
         "value": "equals its formula in float64",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -38,11 +39,19 @@ def test_chance_is_the_least_loss_of_one_answer_to_all(case: ObjectiveCase) -> N
     same = [Judgement([torch.full((4, 1), value)], [], {}) for value in torch.linspace(-4, 4, 801).tolist()]
     losses = [case.config.discriminator(judgement, judgement).item() for judgement in same]
     assert min(losses) == pytest.approx(case.config.chance, abs=1e-5)
+    reals = [Judgement([torch.full((4, 1), value)], [], {}) for value in torch.linspace(-31, 31, 621).tolist()]
+    fakes = [Judgement([torch.full((4, 1), value)], [], {}) for value in (-30.0, -1.0, 0.0)]
+    best = min(case.config.discriminator(real, fake).item() for real in reals for fake in fakes)
+    if case.config.best == -math.inf:
+        assert best < -60
+    else:
+        assert best == pytest.approx(case.config.best, abs=1e-4)
 
 
 @OBJECTIVES.law("descent")
 def test_generator_and_discriminator_pull_the_logits_apart_and_together(case: ObjectiveCase) -> None:
-    for name, gradient in at_logits(case, *logits()).items():
+    near = ([part + case.between for part in side] for side in logits(scale=0.1))
+    for name, gradient in at_logits(case, *near).items():
         assert gradient.sum() > 0 if name.startswith("fake") else gradient.sum() < 0, name
 
 

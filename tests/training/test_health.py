@@ -194,6 +194,37 @@ def test_a_discriminator_that_never_starts() -> None:
     assert "ever started" in only(diagnose(waiting, alone)).what
 
 
+def test_clipped_weights() -> None:
+    """Most of them at the clip is a finding; so small a gap as they leave a critic is none."""
+    asked = recipe("adversary.objective={kind: wasserstein}", "adversary.regularisers=[{kind: weight_clipping}]")
+    near = {"discriminator": -0.01, "adversary__logits_real": 0.01, "adversary__logits_fake": 0.0}
+    assert diagnose(asked, log(**near, adversary__clipped=0.2)) == []
+    finding = only(diagnose(asked, log(**near, adversary__clipped=0.8)))
+    assert finding.what == "most weights of the discriminator are clipped" and finding.evidence.startswith(
+        "80% of them"
+    )
+    for advice in finding.advice:
+        recipe("adversary.regularisers=[{kind: weight_clipping}]", *advice.overrides)
+    assert finding.advice[0].overrides == ("adversary.regularisers.0.limit=0.05",)
+
+
+@pytest.mark.parametrize(
+    ("objective", "won", "playing"),
+    [
+        ("{kind: least_squares}", (0.02, 0.9, 0.1), (0.15, 0.7, 0.3)),
+        ("{kind: non_saturating, real_target: 0.9}", (0.4, 2.2, -4.0), (1.0, 0.8, -0.8)),
+    ],
+)
+def test_a_won_game_is_known_by_the_objectives_best(
+    objective: str, won: tuple[float, float, float], playing: tuple[float, float, float]
+) -> None:
+    names = ("discriminator", "adversary__logits_real", "adversary__logits_fake")
+    asked = recipe(f"adversary.objective={objective}")
+    finding = only(diagnose(asked, log(**dict(zip(names, won, strict=True)))))
+    assert finding.what == "the discriminator wins"
+    assert diagnose(asked, log(**dict(zip(names, playing, strict=True)))) == []
+
+
 def test_usage_is_looked_at_seldom_and_said_plainly() -> None:
     assert [step for step in range(1, 5000) if looks_at_usage(recipe(), step)] == [256, 512, 1024, 2048, 4096]
     (said,) = usage_warning(recipe("model.quantizer={kind: vector, num_codes: 8192, dim: 256}"), 256, 0.03)

@@ -70,15 +70,28 @@ def test_a_run_leaves_a_loadable_model_a_log_and_pictures(tmp_path: Path, small:
     assert "optimizer.lr: 0.001" in settings.read_text()
 
 
-def test_averages_of_lecam_are_resumed(tmp_path: Path, small: list[str]) -> None:
-    lecam = [*small, "adversary.regularisers=[{kind: lecam, weight: 0.1, decay: 0.9}]"]
-    whole = everything(run(tmp_path / "whole", lecam))
-    run(tmp_path / "parts", lecam, "steps=5")
-    assert_bitwise(whole, everything(run(tmp_path / "parts", lecam)))
-    (averages,) = [value for name, value in whole.items() if name.endswith("0.real_average")]
-    assert averages != 0
-    last = json.loads((tmp_path / "whole" / "log.jsonl").read_text().splitlines()[-1])
-    assert last["adversary/lecam"] > 0
+def test_regularisers_are_resumed(tmp_path: Path, small: list[str]) -> None:
+    kinds = [
+        "{kind: lecam, weight: 0.1, decay: 0.9}",
+        "{kind: historical_averaging, weight: 0.1}",
+        "{kind: weight_clipping, limit: 0.05, every: 2}",
+        "{kind: gradient_penalty, every: 2}",
+        "{kind: r2, every: 3}",
+        "{kind: orthogonal}",
+    ]
+    critic = ["adversary.objective={kind: wasserstein}", "adversary.discriminator.norm=none"]
+    asked = [*small, *critic, "log_every=1", f"adversary.regularisers=[{', '.join(kinds)}]"]
+    whole = everything(run(tmp_path / "whole", asked))
+    run(tmp_path / "parts", asked, "steps=5")
+    assert_bitwise(whole, everything(run(tmp_path / "parts", asked)))
+    for name in ("0.real_average", "1.average", "1.steps"):
+        (state,) = [value for key, value in whole.items() if key.endswith(name)]
+        assert state.abs().sum() != 0, name
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    for figure in ("lecam", "historical_averaging", "clipped", "gradient_penalty", "r2", "orthogonal"):
+        assert any(line.get(f"adversary/{figure}", 0) > 0 for line in lines), figure
+    trained = [line for line in lines if "discriminator" in line]
+    assert all(line["adversary/gap"] == pytest.approx(-line["discriminator"], abs=1e-6) for line in trained)
 
 
 def test_resuming_is_bitwise_never_having_stopped(tmp_path: Path, small: list[str]) -> None:

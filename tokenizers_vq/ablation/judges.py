@@ -6,11 +6,13 @@ A row that was trained on a network's features is praised by that network, and b
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from tokenizers_vq.config import ConfigError, nearest
+from tokenizers_vq.discriminators import VisionAidedConfig
 from tokenizers_vq.losses.perceptual import LpipsConfig, LpipsNetwork, PerceptualConfig, find_trunk
 from tokenizers_vq.networks.backbones import is_packaged
 from tokenizers_vq.training.recipe import Recipe
@@ -93,17 +95,16 @@ def family(network: str) -> str:
 
 
 def resemblance(judge: Judge, recipe: Recipe) -> Resemblance:
-    """How near the row's losses are to the judge."""
+    """How near the row's losses, and the backbones of its discriminators, are to the judge."""
     of_judge = NETS[judge.network] if judge.kind == "lpips" else family(judge.network)
     result: Resemblance = ""
-    for term in recipe.losses:
-        if term.weight == 0:
-            continue
-        if isinstance(term, LpipsConfig):
-            same, relative = judge.kind == "lpips" and term.net == judge.network, NETS[term.net] == of_judge
-        elif isinstance(term, PerceptualConfig):
-            same = judge.kind == "features" and term.backbone.split(".")[0] == judge.network.split(".")[0]
-            relative = family(term.backbone) == of_judge
+    parts = [term for term in recipe.losses if term.weight != 0]
+    for part in [*parts, *_discriminators(recipe.adversary and recipe.adversary.discriminator)]:
+        if isinstance(part, LpipsConfig):
+            same, relative = judge.kind == "lpips" and part.net == judge.network, NETS[part.net] == of_judge
+        elif isinstance(part, (PerceptualConfig, VisionAidedConfig)):
+            same = judge.kind == "features" and part.backbone.split(".")[0] == judge.network.split(".")[0]
+            relative = family(part.backbone) == of_judge
         else:
             continue
         if same:
@@ -111,3 +112,12 @@ def resemblance(judge: Judge, recipe: Recipe) -> Resemblance:
         if relative:
             result = "family"
     return result
+
+
+def _discriminators(config: Any) -> Iterator[Any]:
+    """The config of a discriminator and of those that it holds."""
+    if config is not None:
+        yield config
+        inner = getattr(config, "discriminator", None)
+        for each in getattr(config, "discriminators", ()) if inner is None else (inner,):
+            yield from _discriminators(each)

@@ -10,10 +10,36 @@ from typing import Annotated, Any, get_args
 from pydantic import Field
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
+from tokenizers_vq.discriminators.attention import AttentionConfig
+from tokenizers_vq.discriminators.augmented import AugmentedConfig
+from tokenizers_vq.discriminators.class_head import ClassHeadConfig
+from tokenizers_vq.discriminators.dcgan import DCGANConfig
+from tokenizers_vq.discriminators.joint import JointConfig
+from tokenizers_vq.discriminators.multiscale import MultiscaleConfig
+from tokenizers_vq.discriminators.pair import PairConfig
 from tokenizers_vq.discriminators.patchgan import PatchGANConfig
+from tokenizers_vq.discriminators.projection import ProjectionConfig
+from tokenizers_vq.discriminators.several import SeveralConfig
 from tokenizers_vq.discriminators.stylegan2 import StyleGAN2Config
+from tokenizers_vq.discriminators.unet import UNetConfig
+from tokenizers_vq.discriminators.vision_aided import VisionAidedConfig
 
-DiscriminatorConfig = Annotated[PatchGANConfig | StyleGAN2Config, Field(discriminator="kind")]
+DiscriminatorConfig = Annotated[
+    PatchGANConfig
+    | StyleGAN2Config
+    | DCGANConfig
+    | AttentionConfig
+    | MultiscaleConfig
+    | UNetConfig
+    | VisionAidedConfig
+    | PairConfig
+    | JointConfig
+    | ProjectionConfig
+    | ClassHeadConfig
+    | AugmentedConfig
+    | SeveralConfig,
+    Field(discriminator="kind"),
+]
 
 
 def complete(union: Any) -> None:

@@ -37,6 +37,8 @@ class Discriminator(nn.Module):
         """C of the images"""
         self.image_size = (int(image_size[0]), int(image_size[1]))
         """height and width that it is made for"""
+        self.feature_width: int
+        """channels of the last of its features: it sets them"""
 
     def check(self, batch: Batch) -> None:
         """Raises `ValueError`, one line, for what it cannot take: sizes, labels, captions. Asked before step 0.
@@ -48,10 +50,26 @@ class Discriminator(nn.Module):
             built, got = ("x".join(map(str, size)) for size in (self.image_size, batch.images.shape[-2:]))
             raise ValueError(f"this {self.config.kind} was built for images of {built}, got {got}: build it for these")
 
+    @property
+    def conditional(self) -> bool:
+        """Whether its logits depend on more than the image: on a label, a caption, codes, another image.
+
+        One that overrides `inputs` for something else says so here.
+        """
+        return type(self).inputs is not Discriminator.inputs
+
+    def trained(self) -> list[nn.Parameter]:
+        """Its parameters that an optimizer moves."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Raises `ValueError`, one line, for a tokenizer beside which it cannot stand. Asked before step 0."""
+
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """What `forward` takes for `images`, real or reconstructed, of one micro-batch's `losses.record.Record`.
 
         A discriminator that also looks at labels, captions, features or the image itself takes them from `record`.
+        The images stand first; a wrapper puts what it adds right behind them, before what the inner one asks for.
         """
         return (images,)
 
@@ -72,10 +90,20 @@ class Wrapper(Discriminator):
     def __init__(self, config: Config, channels: int, image_size: tuple[int, int]) -> None:
         super().__init__(config, channels, image_size)
         self.inner = self.config.discriminator.build(channels, image_size)
+        self.feature_width = self.inner.feature_width
 
     def check(self, batch: Batch) -> None:
         """What the inner discriminator cannot take."""
         self.inner.check(batch)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the inner one's do, or it has inputs of its own."""
+        return self.inner.conditional or type(self).inputs is not Wrapper.inputs
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Beside which the inner discriminator cannot stand."""
+        self.inner.check_tokenizer(tokenizer)
 
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """Those of the inner discriminator."""
@@ -101,7 +129,12 @@ def judge(discriminator: Discriminator, record: Any, images: Tensor, *, frozen: 
     `frozen` leaves its parameters out of the graph too: older torch caches the casts that autocast makes of them under
     `no_grad`, and the discriminator's own step would meet these and get no gradient.
     """
+    return ask(discriminator, discriminator.inputs(record, images), frozen=frozen)
+
+
+def ask(discriminator: Discriminator, inputs: tuple[Any, ...], *, frozen: bool) -> Judgement:
+    """`judge` of given inputs."""
     state = {name: buffer.clone() for name, buffer in discriminator.named_buffers()}
     if frozen:
         state |= {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
-    return functional_call(discriminator, state, discriminator.inputs(record, images))
+    return functional_call(discriminator, state, inputs)

@@ -6,12 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from tokenizers_vq.batch import Batch
 from tokenizers_vq.config import Config
 from tokenizers_vq.discriminators.base import Discriminator, Judgement, check_channels
-from tokenizers_vq.networks.normalisation import BatchNorm2d
+from tokenizers_vq.discriminators.layers import (
+    Blur,
+    Downsampling,
+    NormName,
+    Reference,
+    bounded,
+    check_reference,
+    has_norm,
+    norms,
+)
 
 
 class PatchGANConfig(Config):
@@ -21,9 +29,13 @@ class PatchGANConfig(Config):
     width: Annotated[int, Field(ge=1)] = 64
     """channels after the first convolution; doubled by each layer, to 8 times at most"""
     layers: Annotated[int, Field(ge=1)] = 3
-    """strided convolutions"""
-    norm: Literal["batch", "spectral", "none"] = "batch"
-    """batch norm, spectral norm of every convolution (Miyato et al., arXiv 1802.05957), or none"""
+    """strided convolutions: its depth"""
+    norm: NormName = "batch"
+    """batch, group, virtual (arXiv 1606.03498), spectral norm of every convolution (arXiv 1802.05957), or none"""
+    downsampling: Downsampling = "stride"
+    """stride of the convolutions, or blur: they keep the size, and a blur before every second pixel halves it"""
+    reference_size: Annotated[int, Field(ge=2)] = 16
+    """images of the reference batch that virtual batch norm keeps"""
 
     def build(self, channels: int = 3, image_size: tuple[int, int] = (256, 256)) -> PatchGAN:
         return PatchGAN(channels, image_size, **self.arguments())
@@ -32,7 +44,8 @@ class PatchGANConfig(Config):
 class PatchGAN(Discriminator):
     """Images `(B, C, H, W)` -> logits `(B, 1, H / 2^layers - 2, W / 2^layers - 2)`, and the features of each block.
 
-    Convolutional: it takes any size that holds a patch, and raises `ValueError` for smaller ones.
+    Convolutional: it takes any size that holds a patch, and raises `ValueError` for smaller ones. With virtual batch
+    norm it takes the size that it was built for.
     """
 
     def __init__(self, channels: int = 3, image_size: tuple[int, int] = (256, 256), **fields: Any) -> None:
@@ -44,17 +57,19 @@ class PatchGAN(Discriminator):
         strides = [2] * config.layers + [1]
         self.blocks = nn.Sequential()
         for i, (width, stride) in enumerate(zip(widths, strides, strict=True)):
-            # The first and the last convolution are never normalised.
-            batch = config.norm == "batch" and i > 0
-            block = [_conv(channels if i == 0 else widths[i - 1], width, stride, config.norm, bias=not batch)]
-            if batch:
-                block.append(_batch_norm(width))
-            self.blocks.append(nn.Sequential(*block, nn.LeakyReLU(0.2)))
-        self.head = _conv(widths[-1], 1, 1, config.norm, bias=True)
+            before = channels if i == 0 else widths[i - 1]
+            self.blocks.append(conv_block(before, width, stride, config, normed=i > 0))
+        self.feature_width = widths[-1]
+        self.head = narrow_conv(widths[-1], 1, 1, config.norm == "spectral", bias=True)
+        if config.norm == "virtual":
+            self.reference = Reference(config.reference_size, channels, image_size)
 
     def check(self, batch: Batch) -> None:
         check_channels(self, batch)
         self._check_size(*batch.images.shape[-2:])
+        if self.config.norm == "virtual":
+            super().check(batch)
+            check_reference("patchgan", self.config.norm, batch)
 
     def _check_size(self, height: int, width: int) -> None:
         if min(height, width) < self.smallest:
@@ -66,20 +81,34 @@ class PatchGAN(Discriminator):
     def forward(self, images: Tensor) -> Judgement:
         """Images `(B, C, H, W)` in [-1, 1]."""
         self._check_size(*images.shape[-2:])
+        if self.config.norm == "virtual":
+            images = self.reference(images)
         features = []
         for block in self.blocks:
             images = block(images)
             features.append(images)
-        return Judgement([self.head(images)], features, {})
+        logits = self.head(images)
+        if self.config.norm == "virtual":
+            logits, *features = (part[self.reference.rows :] for part in (logits, *features))
+        return Judgement([logits], features, {})
 
 
-def _conv(channels: int, width: int, stride: int, norm: str, bias: bool) -> nn.Module:
+def conv_block(channels: int, width: int, stride: int, config: Any, normed: bool) -> nn.Sequential:
+    """4x4 convolution, norm, leaky ReLU, and the blur where that downsamples. `config`: PatchGAN's or DCGAN's.
+
+    The first convolution is never normalised but by spectral norm.
+    """
+    normed = normed and has_norm(config.norm)
+    blurred = stride == 2 and config.downsampling == "blur"
+    conv = narrow_conv(channels, width, 1 if blurred else stride, config.norm == "spectral", bias=not normed)
+    # The convolution itself takes a pixel off each axis, which the blur's padding gives back.
+    last = [Blur(padding=(2, 1))] if blurred else []
+    between = norms(config.norm, width, config.reference_size) if normed else []
+    return nn.Sequential(conv, *between, nn.LeakyReLU(0.2), *last)
+
+
+def narrow_conv(channels: int, width: int, stride: int, spectral: bool, bias: bool) -> nn.Module:
+    """4x4 convolution, padded by 1, of weights N(0, 0.02)."""
     conv = nn.Conv2d(channels, width, 4, stride, padding=1, bias=bias)
     nn.init.normal_(conv.weight, 0.0, 0.02)
-    return spectral_norm(conv) if norm == "spectral" else conv
-
-
-def _batch_norm(width: int) -> nn.Module:
-    norm = BatchNorm2d(width)
-    nn.init.normal_(norm.weight, 1.0, 0.02)
-    return norm
+    return bounded(conv, spectral)

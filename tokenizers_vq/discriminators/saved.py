@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tokenizers_vq import folders
+from tokenizers_vq.config import ConfigError
 from tokenizers_vq.discriminators.base import Discriminator
 
 FOLDER = "discriminator"
@@ -36,7 +37,7 @@ def fill(discriminator: Discriminator, folder: Path) -> str | None:
     Another size of image differs where it makes weights of other shapes.
     Raises one line for a folder that holds no saved discriminator, or a broken one.
     """
-    saved, own = _flat(folders.read_config(folder)), _flat(describe(discriminator))
+    saved, own = _flat(_completed(folders.read_config(folder), discriminator)), _flat(describe(discriminator))
     different = {
         name: f"{name} is {saved.get(name)}, here {own.get(name)}"
         for name in {**saved, **own}
@@ -56,6 +57,14 @@ def fill(discriminator: Discriminator, folder: Path) -> str | None:
             f"{path} does not fit its config.json ({str(error).splitlines()[0]}): write it again"
         ) from None
     return None
+
+
+def _completed(saved: dict[str, Any], discriminator: Discriminator) -> dict[str, Any]:
+    """What is saved, with the defaults of fields that did not exist yet."""
+    try:
+        return {**saved, "discriminator": type(discriminator.config)(**saved["discriminator"]).to_dict()}
+    except (ConfigError, KeyError, TypeError):  # of another kind, or no config at all
+        return saved
 
 
 def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:

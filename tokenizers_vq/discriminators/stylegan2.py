@@ -56,7 +56,7 @@ class StyleGAN2(Discriminator):
         widths = [layer_width(side, config.width, config.channel_multiplier) for side in sides]
         self.stem = nn.Sequential(EqualisedConv2d(channels, widths[0], 1), nn.LeakyReLU(0.2))
         self.blocks = nn.ModuleList(ResidualBlock(a, b) for a, b in itertools.pairwise(widths))
-        last = widths[-1]
+        self.feature_width = last = widths[-1]
         positions = math.prod(image_size) * 16 // short**2
         self.mix = nn.Sequential(EqualisedConv2d(last + 1, last, 3, padding=1), nn.LeakyReLU(0.2))
         self.head = nn.Sequential(
@@ -66,9 +66,17 @@ class StyleGAN2(Discriminator):
             EqualisedLinear(last, 1, gain=1.0),
         )
 
+    def check(self, batch: Batch) -> None:
+        super().check(batch)
+        if len(batch.images) == 1 and self.stddev_group > 1:
+            raise ValueError(
+                "adversary.discriminator.stddev_group: one image a process and micro-batch has no deviation from "
+                "others: raise `batch_size`, lower `accumulate`, or give stddev_group=1 to do without"
+            )
+
     def forward(self, images: Tensor) -> Judgement:
         """Images `(B, C, H, W)` in [-1, 1]."""
-        self.check(Batch(images))
+        super().check(Batch(images))
         # The layout in which depthwise convolutions are fast: twice the speed of the whole on a CPU.
         images = self.stem(images.contiguous(memory_format=torch.channels_last))
         features = []

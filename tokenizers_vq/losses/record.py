@@ -82,6 +82,31 @@ class Record:
         with torch.no_grad():
             return judge(self._judging(), self, self.images, frozen=True)
 
+    def taken(self, rows: Tensor) -> Record:
+        """The record of the images with these indices `(N,)`, without the losses of the quantizer."""
+        batch, quantized, places = self.batch, self.quantized, rows.tolist()
+
+        def take(value: Tensor) -> Tensor:
+            return value.detach()[rows]
+
+        captions = batch.captions
+        return Record(
+            Batch(
+                take(batch.images),
+                [batch.keys[i] for i in places] if batch.keys else (),
+                None if batch.labels is None else take(batch.labels),
+                None if captions is None else [captions[i] for i in places],
+            ),
+            take(self.output),
+            features=_each(self.features, take),
+            quantized=None
+            if quantized is None
+            else Quantized(_each(quantized.features, take), _each(quantized.codes, take), {}, {}),
+            tokenizer=self.tokenizer,
+            discriminator=self.discriminator,
+            step=self.step,
+        )
+
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """`make()`, called for the first asker of `key` only: work that several terms share."""
         if key not in self._shared:

@@ -43,6 +43,7 @@ class Adversary:
         self.discriminator: Discriminator = config.discriminator.build(
             channels=tokenizer.config.channels, image_size=tokenizer.config.size
         )
+        self.discriminator.check_tokenizer(tokenizer)
         self.regularisers: list[Regulariser] = [
             regulariser.build(self.discriminator, config.objective) for regulariser in config.regularisers
         ]
@@ -99,10 +100,14 @@ class Adversary:
             weight = schedule_value(regulariser.weight, record.step)
             if weight and record.step % regulariser.every == 0:
                 value = regulariser(record, self.discriminator, real, fake)
-                loss = loss + weight * regulariser.every * value
+                if value.requires_grad:
+                    loss = loss + weight * regulariser.every * value
                 figures[f"adversary/{regulariser.name}"] = value.detach()
-        figures["adversary/logits_real"] = torch.stack([part.detach().float().mean() for part in real.logits]).mean()
-        figures["adversary/logits_fake"] = torch.stack([part.detach().float().mean() for part in fake.logits]).mean()
+        for judgement, which in ((real, "real"), (fake, "fake")):
+            means = [part.detach().float().mean() for part in judgement.logits]
+            figures[f"adversary/logits_{which}"] = torch.stack(means).mean()
+        # Of a critic, its estimate of Wasserstein's distance.
+        figures["adversary/gap"] = figures["adversary/logits_real"] - figures["adversary/logits_fake"]
         return loss, figures
 
     def after_step(self) -> None:

@@ -50,7 +50,7 @@ def diagnose(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
     if recipe.adversary is not None:
         findings += _never_started(recipe, lines, done)
     if lines and recipe.adversary is not None:
-        findings += [*_discriminator(recipe, lines), *_adaptive_weight(recipe, lines)]
+        findings += [*_discriminator(recipe, lines), *_clipped(recipe, lines), *_adaptive_weight(recipe, lines)]
     if lines:  # what comes first is often the cause of what follows
         findings += [
             *_too_fast(recipe, lines, any(finding.what == WINS for finding in findings)),
@@ -280,11 +280,12 @@ def _discriminator(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
     recent = [line for line in _recent(lines) if "discriminator" in line and "generator" in line]
     if len(recent) < 3:
         return []
-    # An objective whose chance is 0 (Wasserstein's) has no least loss to have won at.
-    won, near = 0.2 * chance if chance else -math.inf, 0.05 * (abs(chance) or 1.0)
+    # Where there is no least loss (Wasserstein's) there is none to have won at.
+    best, near = adversary.objective.best, 0.05 * (abs(chance) or 1.0)
+    won = best + 0.2 * (chance - best) if math.isfinite(best) else -math.inf
     loss, gap = _mean(_values(recent, "discriminator")), _mean([_gap(line) for line in recent])
     evidence = f"its loss is {loss:.3g} ({chance:.3g} = chance); logits {gap:.3g} apart"
-    if _share(recent, lambda line: line["discriminator"] < won and _gap(line) > 1) >= 0.8:
+    if _share(recent, lambda line: line["discriminator"] < won and _gap(line) > 0.5) >= 0.8:
         advice = [rate_of_adversary(recipe, 0.2)]
         if not adversary.regularisers:
             advice.append(Advice(("adversary.regularisers=[{kind: r1}]",), "bounds its slope at the images"))
@@ -297,10 +298,30 @@ def _discriminator(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
             advice.append(Advice(("adversary.start=0.25",), why))
         return [Finding(WINS, _when(recent), evidence, tuple(advice))]
     lost = _share(recent, lambda line: abs(line["discriminator"] - chance) < near and abs(_gap(line)) < 0.1)
-    if lost >= 0.8 and recent[0]["step"] - trained[0]["step"] >= 200:
+    # Clipped weights give logits of any size, to which only an objective with a chance of its own sets a scale.
+    scaled = chance or not _values(recent, "adversary/clipped")
+    if scaled and lost >= 0.8 and recent[0]["step"] - trained[0]["step"] >= 200:
         advice = [rate_of_adversary(recipe, 3.0), Advice(("adversary.weight=0.1",), "less of its noise")]
         return [Finding("the discriminator is at chance", _when(recent), evidence, tuple(advice))]
     return []
+
+
+def _clipped(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
+    assert recipe.adversary is not None
+    recent = [line for line in _recent(lines) if "adversary/clipped" in line]
+    if len(recent) < 3 or (share := _mean(_values(recent, "adversary/clipped"))) <= 0.5:
+        return []
+    findings = []
+    for i, regulariser in enumerate(recipe.adversary.regularisers):
+        if regulariser.kind == "weight_clipping":
+            path = f"adversary.regularisers.{i}"
+            advice = (
+                Advice((f"{path}.limit={5 * regulariser.limit:g}",)),
+                Advice((f"{path}={{kind: gradient_penalty}}",), "bounds its slope and leaves its weights free"),
+            )
+            evidence = f"{share:.0%} of them at {path}.limit {regulariser.limit:g}: it knows simple functions alone"
+            findings.append(Finding("most weights of the discriminator are clipped", _when(recent), evidence, advice))
+    return findings
 
 
 def _adaptive_weight(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:

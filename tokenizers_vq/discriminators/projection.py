@@ -1,0 +1,58 @@
+"""Projection on any discriminator (Miyato and Koyama, arXiv 1802.05637): is it real, and of this class?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from tokenizers_vq.batch import Batch
+from tokenizers_vq.config import Config
+from tokenizers_vq.discriminators.base import Judgement, Wrapper
+from tokenizers_vq.discriminators.labels import check_labels
+
+if TYPE_CHECKING:
+    from tokenizers_vq.discriminators import DiscriminatorConfig
+
+
+class ProjectionConfig(Config):
+    """A vector a class, whose product with the inner discriminator's pooled features joins all its logits."""
+
+    kind: Literal["projection"] = "projection"
+    discriminator: DiscriminatorConfig
+    """the one that tells images from reconstructions"""
+    num_classes: Annotated[int, Field(ge=2)]
+    """labels are 0 to num_classes - 1; each image needs one"""
+
+    def build(self, channels: int = 3, image_size: tuple[int, int] = (256, 256)) -> Projection:
+        return Projection(channels, image_size, **self.arguments())
+
+
+class Projection(Wrapper):
+    """`logits + <vector of the class, mean of the last features over positions>`."""
+
+    def __init__(self, channels: int = 3, image_size: tuple[int, int] = (256, 256), **fields: Any) -> None:
+        super().__init__(ProjectionConfig(**fields), channels, image_size)
+        self.classes = nn.Embedding(self.config.num_classes, self.feature_width)
+        # As long as a row of a linear layer: the inner one's logits are not drowned.
+        nn.init.normal_(self.classes.weight, std=self.feature_width**-0.5)
+
+    def check(self, batch: Batch) -> None:
+        super().check(batch)
+        check_labels("projection", self.config.num_classes, batch)
+
+    def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
+        """Images, labels, then what the inner discriminator asks for."""
+        # Data may be labelled here and not there: the first batch says nothing of the others.
+        record.once(("projection", id(self)), lambda: check_labels("projection", self.config.num_classes, record.batch))
+        images, *others = self.inner.inputs(record, images)
+        return (images, record.batch.labels, *others)
+
+    def forward(self, images: Tensor, labels: Tensor, *others: Any) -> Judgement:
+        """Images `(B, C, H, W)`, labels `(B,)`."""
+        judgement: Judgement = self.inner(images, *others)
+        pooled = judgement.features[-1].flatten(2).mean(dim=2)
+        product = (pooled * self.classes(labels)).sum(dim=1)
+        logits = [scale + product.view(-1, *(1 for _ in scale.shape[1:])) for scale in judgement.logits]
+        return judgement._replace(logits=logits)
