@@ -150,7 +150,7 @@ def _refuse_other_columns(files: Sequence[tuple[str, str]], columns: Columns, co
 def _other_names(splits_features: Iterable[Mapping[str, Any]], columns: Columns) -> list[str]:
     """Names of classes of the splits that do not number them as `columns` does."""
     own = columns.label_names
-    names = [getattr(features.get(columns.label), "names", None) for features in splits_features]
+    names = [getattr(features.get(str(columns.label)), "names", None) for features in splits_features]
     return [name for its in names if its is not None and tuple(its) != own for name in its]
 
 
