@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 import prior
 import tokenizers_vq as tvq
@@ -105,3 +106,32 @@ def test_a_prior_keeps_its_card_and_is_pushed_with_it(tmp_path: Path, monkeypatc
     assert kept == (tmp_path / "p" / "README.md").read_text()
     assert "codes of cats" in kept and "7.25" in kept and "codes of dogs" in new
     assert made.config.fingerprint in kept and "somebody" not in kept
+
+
+def test_weights_that_are_not_finite_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    """They would give codes that look like any others."""
+    folder = tmp_path / "a"
+    tokenizer = tvq.load(runs["tokenizer"])
+    with torch.no_grad():
+        next(tokenizer.parameters()).view(-1)[-1] = float("nan")
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"model.safetensors holds NaN or infinite weights \(encoder"):
+        tvq.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (3, "named by a text or a path, got 3"),
+        (None, "named by a text or a path, got None"),
+        ("", "named by a text or a path, got ''"),
+        ("x" * 5000, "a name of 5000 letters"),
+        (__file__, "is a file, where a tokenizer's folder is wanted"),
+    ],
+)
+def test_what_names_no_model_is_answered_in_one_line(name: object, words: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=words) as error:
+        tvq.load(name)  # type: ignore[arg-type]
+    assert len(str(error.value)) < 300
+    with pytest.raises(ValueError):
+        tvq.create(name)  # type: ignore[arg-type]

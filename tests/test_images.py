@@ -263,6 +263,8 @@ def test_a_range_reads_twelve_bits_in_sixteen(tmp_path: Path) -> None:
         (lambda: images.from_float01(torch.zeros(3, 4, 4, dtype=torch.uint8)), "from_uint8"),
         (lambda: images.to_pil(torch.zeros(2, 3, 4, 4)), "one image"),
         (lambda: images.to_pil(torch.zeros(2, 4, 4)), "1 or 3 channels"),
+        (lambda: images.read(np.zeros((4, 4, 3), np.uint8), range=255), "range: needs two finite numbers, got 255"),
+        (lambda: images.read("a\x1b[31m.png"), r"no image file at a\\x1b"),
     ],
 )
 def test_refusals_are_one_line(make, problem: str) -> None:
@@ -296,6 +298,7 @@ def test_pil_round_trip(channels: int) -> None:
         (torch.zeros(1, 3, 4, 4, dtype=torch.bool), r"images\.from_float01\(x\.float\(\)\)"),
         ([torch.zeros(3, 4, 4)], r"got list; convert a path, PIL image or array with images\.read\(x\)"),
         ("cat.jpg", r"got str; convert a path"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.complex64), r"give its real part, x\.real"),
         (torch.full((1, 3, 4, 4), 255.0), "images must lie in .-1, 1."),
         (torch.full((1, 3, 4, 4), float("nan")), "NaN"),
         (torch.full((1, 3, 4, 4), float("-inf")), "infinite"),

@@ -160,7 +160,9 @@ def _whole(part: Any) -> Tensor:
         part = torch.from_numpy(part.astype(np.int64))
     if not isinstance(part, Tensor):
         kind = f"an array of {part.dtype}" if isinstance(part, np.ndarray) else type(part).__name__
-        raise ValueError(f"codes must be integer tensors, as `encode` gives them, got {kind}")
+        raise ValueError(
+            f"codes must be integer tensors, as `encode` gives them, got {kind}; convert with torch.as_tensor(codes)"
+        )
     if part.is_floating_point() or part.is_complex() or part.dtype == torch.bool:
         raise ValueError(f"codes must be int64, got {part.dtype}; convert with .long() if they are whole numbers")
     return part.to(torch.int64)

@@ -187,7 +187,8 @@ def _read(path: Path, parse: Callable[[str], Any], most: int, wanted: str) -> di
     except ValueError as error:
         raise ConfigError((), f"{path}: {error}") from None
     if not isinstance(data, dict):
-        raise ConfigError((), f"{path}: expected {wanted}, found {type(data).__name__}")
+        found = "nothing" if data is None else type(data).__name__
+        raise ConfigError((), f"{path}: expected {wanted}, found {found}")
     return data
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from tokenizers_vq.config import ConfigError, nearest, read_json
 from tokenizers_vq.writing import write_atomically
 
+_LONGEST = 1000  # letters of a name: longer ones are no path
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 
@@ -100,6 +102,11 @@ def load_weights(module: nn.Module, folder: Path) -> None:
     if problems:
         shown = "; ".join(sorted(problems)[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ValueError(f"{path} does not fit its {CONFIG}: {shown}")
+    for name, weight in module.named_parameters():  # of the buffers, measures begin as NaN
+        if weight.is_floating_point() and weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
+            raise ValueError(
+                f"{path} holds NaN or infinite weights ({name}): the file is damaged, or training diverged"
+            )
 
 
 def local(name: str | Path) -> Path | None:
@@ -126,11 +133,17 @@ def find(name: str | Path, weights: Path, what: str, **options: Any) -> Path:
 
     `options` are `download`'s. Raises `FileNotFoundError` with near names.
     """
+    if not isinstance(name, (str, Path)) or not str(name):
+        raise ValueError(f"a {what} is named by a text or a path, got {name!r}")
     folder, text = local(name), str(name)
     if folder is not None:
         return folder
+    if len(text) > _LONGEST:
+        raise FileNotFoundError(f"no {what} is called '{text[:40]}...': a name of {len(text)} letters")
     if text in shipped(weights):
         return weights / text
+    if Path(name).is_file():
+        raise ValueError(f"{name} is a file, where a {what}'s folder is wanted; a published checkpoint: `tvq convert`")
     if Path(name).is_dir():
         raise FileNotFoundError(f"{name} holds no {CONFIG}, neither itself nor in model/: it is no saved {what}")
     mistyped = Path(name).parent.is_dir()  # of owner/name too: a folder of that owner lies here

@@ -139,6 +139,8 @@ def check(images: Tensor, channels: int) -> None:
             "convert a path, PIL image or array with images.read(x)"
         )
     shape, expected = tuple(images.shape), f"images must be (B, {channels}, H, W)"
+    if images.is_complex():
+        raise ValueError(f"images must be floating in [-1, 1], got {images.dtype}: give its real part, x.real")
     if not images.is_floating_point():
         raise ValueError(f"images must be floating in [-1, 1], got {images.dtype}; {_way_from(images)}")
     if len(shape) == 3:

@@ -26,6 +26,8 @@ def create(preset: str | TokenizerConfig | HierarchicalConfig, overrides: Sequen
     """
     if isinstance(preset, str):
         return preset_config(preset, overrides).build()
+    if not isinstance(preset, (TokenizerConfig, HierarchicalConfig)):
+        raise ValueError(f"create takes a preset's name or a config, got {type(preset).__name__}")
     config = read_tokenizer_config(apply_overrides(preset.to_dict(), overrides)) if overrides else preset
     return config.build()
 
@@ -51,7 +53,12 @@ def load(name: str | Path, *, device: str | torch.device | None = None) -> Token
 def find(name: str | Path) -> Path:
     """The folder that `load(name)` reads. Raises as `load` does."""
     text = str(name)
-    if folders.local(name) is None and text in catalogue.entries() and text not in list_models("shipped"):
+    if (
+        isinstance(name, (str, Path))
+        and folders.local(name) is None
+        and text in catalogue.entries()
+        and text not in list_models("shipped")
+    ):
         from tokenizers_vq.conversion.download import fetch  # what converts takes seconds to import
 
         return fetch(text)

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokenizers_vq.pictures import DEEP, MAX_PIXELS, BrokenImage, Depth, check_bands, deep_array, depth_of, open_picture
+from tokenizers_vq.text import printable
 
 _NPY = b"\x93NUMPY"
 Range = tuple[float, float]
@@ -71,7 +72,7 @@ def decode(
     path = Path(source)
     if not path.is_file():
         what = "is a folder; give its files one by one" if path.is_dir() else "is a pipe or a device"
-        raise FileNotFoundError(f"no image file at {source}" + (f": it {what}" if path.exists() else ""))
+        raise FileNotFoundError(f"no image file at {printable(source)}" + (f": it {what}" if path.exists() else ""))
     with path.open("rb") as file:
         is_array = path.suffix.lower() == ".npy"
         return _from_file(file, channels, name or str(path), range, max_pixels, is_array)
@@ -79,8 +80,12 @@ def decode(
 
 def check_range(range: Range) -> None:
     """Raises `ValueError` for what are no two finite numbers, black below white."""
-    if len(range) != 2 or not all(math.isfinite(bound) for bound in range):
-        raise ValueError(f"range: needs two finite numbers, got {list(range)}")
+    try:
+        finite = len(range) == 2 and all(math.isfinite(bound) for bound in range)
+    except TypeError:  # a single number, or texts
+        finite = False
+    if not finite:
+        raise ValueError(f"range: needs two finite numbers, got {range!r}")
     if not range[0] < range[1]:
         raise ValueError(f"range: needs black below white, got {list(range)}")
 

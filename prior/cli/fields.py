@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tokenizers_vq.cli.fields import Path_, print_fields
+from typing import Annotated
+
+import typer
+
+from tokenizers_vq.cli.fields import print_fields
+
+Path_ = Annotated[
+    str, typer.Argument(metavar="[PATH]", help="a place in a recipe, such as model.network; unset: the top")
+]
 
 
 def fields(path: Path_ = "") -> None:

@@ -115,7 +115,8 @@ class ClassCondition(Condition):
         wrong = (labels < 0) | (labels >= self.num_classes)
         if not torch.compiler.is_compiling() and wrong.any():
             first = int(labels[wrong][0])
-            raise ValueError(f"class {first} is out of range: the classes are 0 to {self.num_classes - 1}")
+            what = "-1 says no class, which this prior needs" if first == -1 else f"class {first} is out of range"
+            raise ValueError(f"{what}: the classes are 0 to {self.num_classes - 1}")
         return labels
 
     def forward(self, *told: Tensor) -> Context:

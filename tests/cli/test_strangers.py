@@ -17,6 +17,11 @@ TRAIN = ("train", "vqvae-tiny-64", "--out", "{tmp}/r", "data=skimage")
         ((*TRAIN, "model=3"), "model"),
         ((*TRAIN, "optimizer.lr=-0.1"), "optimizer.lr: must not be negative, got -0.1"),
         ((*TRAIN, "optimizer.lr={{kind: linear, begin: 0, end: -1, over: [0, 1]}}"), "must not be negative, got -1"),
+        ((*TRAIN, "optimizer.betas=[1, 1]"), "optimizer.betas.0: input should be less than 1, got 1"),
+        ((*TRAIN, "optimizer.weight_decay=-1"), "optimizer.weight_decay: input should be greater than or equal to 0"),
+        ((*TRAIN, "data.workers=100000"), "data.workers: must be from 0 to 1024, got 100000"),
+        ((*TRAIN, "data.ratio=[1, .inf]"), "data.ratio.1: input should be a finite number, got inf"),
+        ((*TRAIN, "losses.0.weight=-1"), "weight: must not be negative, got -1"),
         ((*TRAIN, "optimizer.lr=.inf"), "optimizer.lr: input should be a finite number"),
         ((*TRAIN, "data.range=[0, .inf]"), "data.range.1: input should be a finite number"),
         (

@@ -149,6 +149,60 @@ def test_a_class_that_is_text_has_one_number_in_all_splits(tmp_path: Path) -> No
             open_stream(DataConfig(path=str(tmp_path / folder), streaming=True))
 
 
+def _named(path: Path, names: list[str]) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    rows = {"image": [{"bytes": png(i), "path": None} for i in range(len(names))], "label": list(range(len(names)))}
+    path.parent.mkdir(exist_ok=True)
+    datasets.Dataset.from_dict(rows, features).to_parquet(path)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_numbers_with_names_are_one_numbering_in_all_splits(tmp_path: Path, kind: str) -> None:
+    _named(tmp_path / "a/train.parquet", ["cat", "dog"])
+    _named(tmp_path / "a/test.parquet", ["dog", "cat", "ant"])
+    path = tmp_path / "a"
+    if kind == "saved":
+        path = tmp_path / "b"
+        parts = {name: datasets.Dataset.from_parquet(str(tmp_path / f"a/{name}.parquet")) for name in ("train", "test")}
+        datasets.DatasetDict(parts).save_to_disk(path)
+    train, test = _open(path, split="train"), _open(path, split="test")
+    assert train.label_names == test.label_names == ("ant", "cat", "dog")
+    assert [item.label for item in train.items(range(2))] == [1, 2]
+    assert [item.label for item in test.items(range(3))] == [2, 1, 0]
+    stream = open_stream(DataConfig(path=str(path), split="test", streaming=True))
+    assert [stream.columns.item(row, 0).label for row in stream.dataset] == [2, 1, 0]
+
+
+def test_files_of_one_split_with_other_columns_are_refused(tmp_path: Path) -> None:
+    """`datasets` would read a class number of one file by the names of another, or leave a column of it out."""
+    image = [png(1)]
+    for number, (one, other, words) in enumerate(
+        (
+            ({"image": image, "label": [1]}, {"image": image}, "classes are in column 'label' of a.parquet, but in no"),
+            ({"image": image}, {"image": image, "label": [1]}, "classes are in no column of a.parquet, but in column"),
+            ({"image": image}, {"image": image, "text": ["x"]}, "captions are in no column of a.parquet"),
+            ({"image": image, "label": [1]}, {"image": image, "label": ["x"]}, "does not name classes as a.parquet"),
+        )
+    ):
+        _table(tmp_path / f"{number}/a.parquet", **one)
+        _table(tmp_path / f"{number}/b.parquet", **other)
+        with pytest.raises(ValueError, match=words):
+            _open(tmp_path / str(number))
+    assert len(_open(tmp_path / "1", label_column="none")) == 2
+    _named(tmp_path / "c/a.parquet", ["cat", "dog"])
+    _named(tmp_path / "c/b.parquet", ["dog", "cat"])
+    with pytest.raises(ValueError, match=r"column 'label' of b.* does not name classes"):
+        _open(tmp_path / "c")
+    _table(tmp_path / "d.parquet", image=pa.array([], pa.binary()))
+    with pytest.raises(ValueError, match="holds no images"):
+        _open(tmp_path / "d.parquet")
+
+
+def test_names_of_columns_in_capitals(tmp_path: Path) -> None:
+    path = _table(tmp_path / "a.parquet", Image=[png(1)], Label=[3], Caption=["a cat"])
+    assert _open(path).items([0])[0][2:] == (3, ("a cat",))
+
+
 def test_several_class_columns_of_unknown_names_are_no_class(tmp_path: Path) -> None:
     names = datasets.ClassLabel(names=["no", "yes"])
     features = datasets.Features({"image": datasets.Image(), "hat": names, "smile": names})
@@ -234,6 +288,7 @@ def test_captions_of_a_folder(tmp_path: Path, kind: str) -> None:
     source = _open(tmp_path)
     assert [item.captions for item in source.items([0, 1])] == [("a cat, grey", 'ein "Kater"'), ()]
     assert "left out" not in source.description
+    assert not _open(tmp_path, split="test").has_captions
     with pytest.raises(ValueError, match=f"metadata.{kind}: no column 'caption' of captions; its columns: text"):
         _open(tmp_path, caption_column="caption")
     assert not _open(tmp_path, caption_column="none").has_captions

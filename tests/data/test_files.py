@@ -54,6 +54,11 @@ def test_files_beside_tables_are_no_data(tmp_path: Path) -> None:
     _put(tmp_path / "c", "00000/000000000.jpg", "00000/000000000.json", "00000/000000000.txt")
     pq.write_table(pa.table({"url": ["u"], "caption": ["c"]}), tmp_path / "c/00000.parquet")
     assert _keys(_open(tmp_path / "c")) == ["00000/000000000.jpg"]
+    _put(tmp_path / "c", "00000_stats.json", "00001_stats.json", "00001/000010000.jpg")
+    shards = _open(tmp_path / "c")
+    assert shards.label_names is None and "no classes, for the folders are img2dataset's shards" in shards.description
+    _put(tmp_path / "c", "3/1.jpg")
+    assert _open(tmp_path / "c").label_names == ("00000", "00001", "3")
 
 
 def test_pictures_beside_tables(tmp_path: Path) -> None:

@@ -56,6 +56,11 @@ def test_folders(names: str, right: Read) -> None:
         ("bus/1.png car/1.png train/cat/1.png", "is train a split or a class beside bus, car"),
         ("train/a.png c.png", "is train a split or a class beside no folder"),
         ("trainA/1.png trainB/1.png testA/1.png", "cannot tell splits from classes in the folders testA, trainA"),
+        (
+            "seg_train/a/1.png seg_test/a/1.png seg_pred/1.png",
+            "cannot tell splits from classes in the folders seg_pred",
+        ),
+        ("train_32x32/1.png val_32x32/1.png x/1.png", "cannot tell splits from classes in the folders train_32x32"),
         ("train2014/1.png train2017/1.png", "split could be each of train2014, train2017"),
     ],
 )

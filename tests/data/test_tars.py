@@ -65,6 +65,26 @@ def test_members_that_could_mean_two_things_are_refused(tmp_path: Path, names: s
         _items(path)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ("a.png b.png a.txt b.txt", "", "a.txt lies apart from the other files of its name"),
+        ("a.png b.png a.cls b.cls", "", "a.cls lies apart from the other files of its name"),
+        ("a.png", "b.png b.cls", "b.cls: the first images have no .cls"),
+        ("a.png", "b.png b.txt", "b.txt: the first images have no .txt"),
+        ("a.tar b.tar", "", "holds archives: unpack it"),
+    ],
+)
+def test_what_would_be_lost_is_refused(tmp_path: Path, first: str, second: str, words: str) -> None:
+    for name, names in (("0.tar", first), ("1.tar", second)):
+        if names:
+            tar(tmp_path / name, {name: b"1" if name.endswith(("txt", "cls")) else png(1) for name in names.split()})
+    with pytest.raises(ValueError, match=words):
+        _items(tmp_path)
+    if second:
+        assert len(_items(tmp_path, label_column="none", caption_column="none")) == 2
+
+
 def test_an_ending_that_is_asked_for(tmp_path: Path) -> None:
     path = tar(
         tmp_path / "a.tar", {f"{i}.{e}": png(10 * i + j) for i in range(2) for j, e in enumerate(("jpg", "b.png"))}

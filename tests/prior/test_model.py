@@ -177,7 +177,7 @@ def test_errors_are_one_line() -> None:
         (lambda: model(tokens.float()), "float32"),
         (lambda: model(tokens + 11), r"outside \[0, 11\)"),
         (lambda: model(tokens, torch.tensor([0, 3])), "class 3 is out of range"),
-        (lambda: model(tokens, -1), "class -1 is out of range"),
+        (lambda: model(tokens, -1), "-1 says no class"),
         (lambda: model(tokens, torch.tensor([0])), "1 classes are given for 2 rows"),
         (lambda: model.sample(0), "ask for 1 or more"),
         (lambda: model.sample(2, None, Sampler(guidance=2.0)), "guidance 2 needs a class"),

@@ -122,6 +122,16 @@ def test_another_recipe_is_refused_by_the_fields_that_differ(tmp_path: Path, sma
     assert f"--init-from {tmp_path / 'run'} --out ANOTHER" in str(no.value) and "\n" not in str(no.value)
 
 
+def test_a_run_goes_on_for_more_steps_with_the_spans_that_it_had(tmp_path: Path, small: list[str]) -> None:
+    """Of a recipe whose spans are shares, other steps are another recipe: the line says what keeps the spans."""
+    run(tmp_path / "run", small, "steps=2", "adversary.start=0.5")
+    with pytest.raises(
+        ValueError, match=r"adversary\.start \(1, now 2\): to go on with it, add adversary\.start=1; else"
+    ):
+        run(tmp_path / "run", small, "steps=4", "adversary.start=0.5")
+    run(tmp_path / "run", small, "steps=4", "adversary.start=1")
+
+
 def test_learning_rate_clip_and_precision_change_in_the_middle_of_a_run_and_it_says_so(
     tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture
 ) -> None:

@@ -28,7 +28,9 @@ def doctor(
     recipe = parse(Recipe, data, str(path))
     lines = read_log(run / "log.jsonl")
     if not lines:
-        raise ValueError(f"{run / 'log.jsonl'} is empty: the first line comes after {recipe.log_every} steps")
+        raise ValueError(
+            f"{run / 'log.jsonl'} holds no line that can be read: the first comes after {recipe.log_every} steps"
+        )
     findings, figures, step = diagnose(recipe, lines), summary(recipe, lines), int(lines[-1]["step"])
     where = f"{run}, step {step} of {recipe.steps}"
     if as_json:

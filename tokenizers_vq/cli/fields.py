@@ -9,7 +9,9 @@ import typer
 if TYPE_CHECKING:
     from tokenizers_vq.config import Config
 
-Path_ = Annotated[str, typer.Argument(metavar="[PATH]", help="a place in a recipe, such as model.quantizer or losses")]
+Path_ = Annotated[
+    str, typer.Argument(metavar="[PATH]", help="a place in a recipe, such as model.quantizer; unset: the top")
+]
 
 
 def fields(path: Path_ = "") -> None:

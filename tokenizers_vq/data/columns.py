@@ -111,7 +111,8 @@ class Columns:
         if self.numbers is not None and label in self.numbers:
             return self.numbers[label]
         whole = isinstance(label, (bool, int)) or (isinstance(label, float) and math.isfinite(label) and label % 1 == 0)
-        if not whole or not -1 <= label < (len(self.label_names) if self.label_names else _LARGEST):
+        most = len(self.label_names) if self.label_names else _LARGEST
+        if not whole or not -1 <= label < (most if self.numbers is None else 0):
             raise ValueError(self.bad_label(label, row))
         return int(label)
 
@@ -140,6 +141,31 @@ class Columns:
         self.label_names = tuple(sorted(set(names)))
         self.numbers = {name: number for number, name in enumerate(self.label_names)}
 
+    def number_as_in_all_splits(self, names: Sequence[str]) -> None:
+        """Numbers that have names are changed to their names' places among these and `names`; none: nothing is."""
+        own = self.label_names
+        if own is not None and names:
+            self.number_texts([*own, *names])
+            places: dict[str, int] = self.numbers or {}
+            self.numbers = {number: places[name] for number, name in enumerate(own)}
+
+    def refuse_other(self, other: Columns, mine: str, its: str) -> None:
+        """Raises `ValueError` where `other`, the columns of the file `its`, are not these, those of the file `mine`."""
+        remedy = "name the column or none, or give a glob of files that are alike"
+        for what, here, there in (
+            ("images are", self.image, other.image),
+            ("classes are", self.label, other.label),
+            ("captions are", self.captions, other.captions),
+            ("keys are", self.key, other.key),
+        ):
+            if here != there:
+                one, two = (f"in column '{name}' of" if name else "in no column of" for name in (here, there))
+                raise ValueError(f"{self.where}: the {what} {one} {mine}, but {two} {its}; {remedy}")
+        if self.label_is_text != other.label_is_text or self.label_names != other.label_names:
+            raise ValueError(
+                f"{self.where}: column '{self.label}' of {its} does not name classes as {mine} does; {remedy}"
+            )
+
 
 def holds_images(features: Mapping[str, Any], wanted: str | None) -> bool:
     """Whether a table with these columns can be the data, not an index or statistics beside them."""
@@ -156,7 +182,7 @@ def caption_column(
     if wanted == NONE:
         return None
     if wanted is None:
-        return next((name for name in CAPTIONS if name in textual), None)
+        return next((name for known in CAPTIONS for name in textual if name.lower() == known), None)
     if wanted not in textual:
         if wanted in (every or ()):
             raise ValueError(f"{where}: column '{wanted}' holds no text; set caption_column to another, or to none")
@@ -201,7 +227,8 @@ def _label_column(features: Mapping[str, Any], wanted: str | None, where: str) -
     if wanted is not None and wanted not in features:
         raise ValueError(f"{where}: no column '{wanted}'{nearest(wanted, features)}")
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    named = [name for name in _LABELS if name in features and _dtype(features[name]) != "null"]
+    cased = {name.lower(): name for name in reversed(list(features))} | {name: name for name in features}
+    named = [cased[name] for name in _LABELS if name in cased and _dtype(features[cased[name]]) != "null"]
     # several of unknown names, such as forty attributes of a face, are no class of the image
     chosen = wanted or next(iter([name for name in named if name in classes] + named), None)
     chosen = chosen or (classes[0] if len(classes) == 1 else None)

@@ -11,6 +11,8 @@ from typing_extensions import Self
 
 from tokenizers_vq.config import Config, ConfigError
 
+_MOST_WORKERS = 1024
+
 
 class DataConfig(Config):
     """What images to read, and how a training view is cut from them."""
@@ -66,8 +68,8 @@ class DataConfig(Config):
                 raise ConfigError(("range",), f"needs black below white, got {list(self.range)}")
         if self.max_pixels is not None and self.max_pixels < 1:
             raise ConfigError(("max_pixels",), f"must be 1 or more, got {self.max_pixels}")
-        if self.workers < 0:
-            raise ConfigError(("workers",), f"must be 0 or more, got {self.workers}")
+        if not 0 <= self.workers <= _MOST_WORKERS:
+            raise ConfigError(("workers",), f"must be from 0 to {_MOST_WORKERS}, got {self.workers}")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(("limit",), f"must be 1 or more, got {self.limit}")
         if self.shuffle_buffer < 1:

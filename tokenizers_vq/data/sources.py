@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -97,7 +98,8 @@ class FolderSource(_Described):
         grouped = splits.of_pictures(found.names, config.split, where)
         split = splits.choose(grouped.parts, config.split, prefer, where)
         parts = grouped.parts[split]
-        names = None if config.label_column == NONE else _class_names(grouped.parts, split)
+        in_shards = _are_shards(found, grouped.parts)
+        names = None if config.label_column == NONE or in_shards else _class_names(grouped.parts, split)
         texts = captions.read(found.root, found.metadata, config.caption_column)
         folder = _folder_of(found.root, parts, split)
         columns = {
@@ -108,13 +110,17 @@ class FolderSource(_Described):
             numbers = {name: number for number, name in enumerate(names)}
             columns["label"] = pa.array([numbers.get(part.classes[0], -1) for part in parts], pa.int64())
         if texts is not None:
+            if not any(name in texts for name in found.names):
+                raise ValueError(f"{where}: none of the pictures is named in {readable(found.metadata[0])}")
+            if config.caption_column is None and not any(part.name in texts for part in parts):
+                texts = None  # they are of another split
+        if texts is not None:
             columns["captions"] = pa.array([texts.get(part.name, ()) for part in parts], pa.list_(pa.string()))
-            if not any(part.name in texts for part in parts):
-                raise ValueError(f"{where}: none of the pictures is named in {found.metadata[0]}")
         self.root, self.inside, self.table = str(found.root), os.path.relpath(folder, found.root), pa.table(columns)
         self.label_names = None if names is None else tuple(readable(name) for name in names)
         self.has_captions = texts is not None
         said = _words(found.left_out, len(grouped.beside), names, parts)
+        said += "; no classes, for the folders are img2dataset's shards" if in_shards else ""
         if found.metadata and texts is None:
             said += f"; no captions of {readable(found.metadata[0])}"
         of_split = "" if split is None else f", split {split}"
@@ -156,6 +162,13 @@ def _class_names(parts: dict[str | None, list[splits.Part]], split: str | None) 
     return names if names and held.get(split, set()) and held[split] <= set(names) else None
 
 
+def _are_shards(found: Found, parts: dict[str | None, list[splits.Part]]) -> bool:
+    """Whether the folders are numbered parts with a file of statistics beside each, as img2dataset writes them."""
+    folders = {part.name.rpartition("/")[0] for group in parts.values() for part in group}
+    numbered = all(re.fullmatch(r"\d+", folder.rpartition("/")[2]) for folder in folders)
+    return numbered and all((found.root / f"{folder}_stats.json").is_file() for folder in folders)
+
+
 def _folder_of(root: Path, parts: Sequence[splits.Part], split: str | None) -> Path:
     """The folder `split` where all its pictures lie in one of that name, else `root`."""
     folders = parts[0].name.split("/")[:-1]
@@ -186,6 +199,8 @@ class TableSource(_Described):
                 raise ValueError(columns.bad_label(labels[bad].as_py(), self._row(bad)))
             if columns.label_is_text:
                 columns.number_texts([*labels.unique().to_pylist(), *table.classes()])
+            elif columns.label_names is not None:
+                columns.number_as_in_all_splits(table.classes())
         columns.use_path = columns.key is None and _distinct_paths(self.dataset, columns.image)
         self.label_names, self.has_captions = columns.label_names, columns.captions is not None
         self.about = about(table, len(self.dataset))
@@ -296,4 +311,5 @@ def open_stream(config: DataConfig, prefer: Sequence[str] = ("train",)) -> Strea
             f"{where}: column '{table.columns.label}' holds classes as text, which a stream cannot number; set "
             "streaming=false, or label_column to a column of whole numbers, or to none"
         )
+    table.columns.number_as_in_all_splits(table.classes() if table.columns.label_names else ())
     return Stream(table.dataset, table.columns, about(table, None), table.files)

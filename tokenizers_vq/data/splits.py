@@ -160,8 +160,12 @@ def _refuse_half_named(
     remedy = f"give split=NAME, split={EVERYTHING} for everything, or the path of one folder"
     if len(splitting) == len(at) > 1:  # train2014 beside train2017
         raise ValueError(f"{where}: split could be each of {_listed(sorted(at))}; {remedy}")
-    spoken = [tuple(_roles(name)) for name in at if _roles(name)]
-    if len(spoken) == len(at) > 1 and len(set(spoken)) > 1:  # trainA, testA
+    spoken: dict[tuple[str, ...], set[tuple[str, ...]]] = {}  # seg_train beside seg_test, but not test_tube
+    for name in at:
+        if roles := tuple(_roles(name)):
+            spoken.setdefault(tuple(word for word in _words(name) if word not in _ROLES), set()).add(roles)
+    alike = any(len(roles) > 1 for roles in spoken.values())
+    if alike or (all(map(_roles, at)) and len(set().union(*spoken.values())) > 1):  # trainA, testB
         raise ValueError(f"{where}: cannot tell splits from classes in the folders {_listed(sorted(at))}; {remedy}")
     others = [name or "no folder" for name in at if name not in splitting]
     if len(splitting) != 1 or not others:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,7 +28,8 @@ class Table(NamedTuple):
     """A `datasets.Dataset` or `IterableDataset` of undecoded images, and what is known of it.
 
     `files` are (name below the chosen folder, path), `where` names the data in errors, `left_out` says what is not
-    read, `classes` gives the names that a column of text holds in the other splits.
+    read, `classes` gives the names of classes in the other splits: those in a column of text, or those that stand for
+    numbers, where they are others than this split's or in another order.
     """
 
     dataset: Any
@@ -112,10 +113,14 @@ def _local(config: DataConfig, prefer: Sequence[str], found: Found, streaming: b
             return [row["label"] for row in rows if row["label"] is not None]
     else:
         columns = _columns(_features(Path(paths[0])), config, where, [str(found.root)])
+        _refuse_other_columns(files, columns, config)
         dataset = ask(where, "parquet", lambda: _parquet(paths, columns, streaming))
 
         def classes() -> list[str]:
-            return _texts([found.root / name for name in others], str(columns.label))
+            files = [found.root / name for name in others]
+            if columns.label_is_text:
+                return _texts(files, str(columns.label))
+            return _other_names((_features(file) for file in files), columns)
 
     return Table(
         undecoded(dataset, columns),
@@ -127,6 +132,26 @@ def _local(config: DataConfig, prefer: Sequence[str], found: Found, streaming: b
         left_out,
         classes,
     )
+
+
+def _refuse_other_columns(files: Sequence[tuple[str, str]], columns: Columns, config: DataConfig) -> None:
+    """Raises `ValueError` for a file whose columns are not those of the first: `datasets` would read them as such."""
+    schemas: list[Any] = []
+    for name, path in files:
+        with parquet_file(path) as opened:
+            schema = opened.schema_arrow
+        if any(schema.equals(known, check_metadata=True) for known in schemas):
+            continue
+        schemas.append(schema)
+        found = _columns(_features(Path(path)), config, readable(path), columns.roots)
+        columns.refuse_other(found, readable(files[0][0]), readable(name))
+
+
+def _other_names(splits_features: Iterable[Mapping[str, Any]], columns: Columns) -> list[str]:
+    """Names of classes of the splits that do not number them as `columns` does."""
+    own = columns.label_names
+    names = [getattr(features.get(str(columns.label)), "names", None) for features in splits_features]
+    return [name for its in names if its is not None and tuple(its) != own for name in its]
 
 
 def _parquet(paths: Sequence[str], columns: Columns, streaming: bool) -> Any:
@@ -242,7 +267,9 @@ def _of_splits(
     columns = _columns(_known_features(dataset), config, where, roots)
 
     def classes() -> list[str]:
-        parts = [part for name, part in loaded.items() if name != split and columns.label in part.features]
+        parts = [part for name, part in loaded.items() if name != split and columns.label in (part.features or {})]
+        if not columns.label_is_text:
+            return _other_names((part.features for part in parts), columns)
         return [name for part in parts for name in part.unique(columns.label) if name is not None]
 
     return Table(undecoded(dataset, columns), columns, where, None, split, _checksums(dataset), "", classes)
@@ -306,6 +333,8 @@ def ask(what: str, kind: str, call: Callable[[], Any], hub: bool = False) -> Any
         while error.__cause__ is not None and isinstance(error.__cause__, Exception):
             error = error.__cause__
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if "corresponds to no data" in reason:  # a table without rows
+            raise ValueError(f"{readable(what)}: holds no images") from None
         if hub:
             raise FileNotFoundError(f"no folder or file {what}, and the Hub did not give it: {reason}") from None
         if isinstance(error, tars.UnreadableTar):  # which says all, and which file

@@ -44,6 +44,7 @@ class Plan(NamedTuple):
     label: str | None
     whole: bool
     caption: str | None
+    absent: tuple[str, ...] = ()  # endings of labels and captions that were looked for in vain
 
 
 class Member(NamedTuple):
@@ -146,6 +147,8 @@ def plan(path: str, config: DataConfig) -> Plan:
         if classes is None and _last(member.name)[1] in labels and member.size < 1000:
             classes = member.read().decode("utf-8", "replace").strip()
     _refuse_splits(names, where)
+    if not names or all(name.lower().endswith((".tar", ".zip")) for name in names):
+        raise UnreadableTar(f"{where}: holds {'archives: unpack it and give the folder' if names else 'no images'}")
     pictures = [name for name in names if _is_picture(_last(name)[1])]
     dotted = len({_first(name)[1] for name in pictures}) > len({_first(name)[0] for name in pictures})
     if config.image_column is not None and "." in config.image_column:
@@ -159,7 +162,9 @@ def plan(path: str, config: DataConfig) -> Plan:
         _refuse_several(pictures, where)
     label = _ending(config.label_column, labels, endings, where)
     caption = _ending(config.caption_column, _TEXTS, endings, where)
-    return Plan(dotted, picture, label, re.fullmatch(r"-?\d+", classes or "0") is not None, caption)
+    absent = [*(labels if label is None and config.label_column is None else ())]
+    absent += _TEXTS if caption is None and config.caption_column is None else ()
+    return Plan(dotted, picture, label, re.fullmatch(r"-?\d+", classes or "0") is not None, caption, tuple(absent))
 
 
 def _ending(wanted: str | None, known: Sequence[str], endings: Counter[str], where: str) -> str | None:
@@ -206,12 +211,18 @@ def read_samples(tars: Sequence[str], stamps: Sequence[str], how: Plan) -> Itera
     no class.
     """
     for path in tars:
-        key, sample = "", dict[str, Any]()
+        key, sample, ended = "", dict[str, Any](), set[int]()
         for member in members(path):
             base, ending = (_last if how.dotted else _first)(member.name)
             if base != key and sample:
                 yield _row(key, sample, how)
                 sample = {}
+                ended.add(hash(key))
+            if base != key and hash(base) in ended:
+                raise UnreadableTar(
+                    f"{readable(path)}: {readable(member.name)} lies apart from the other files of its name, of which "
+                    "it would be lost: pack it again with the files sorted by name"
+                )
             key = base
             _add(sample, ending, member, how, path)
         if sample:
@@ -240,6 +251,11 @@ def _add(sample: dict[str, Any], ending: str, member: Member, how: Plan, path: s
         sample["label"] = int(text) if how.whole else text
     elif ending == how.caption and member.size < 1_000_000:
         sample["captions"] = [text] if (text := member.read().decode("utf-8", "replace").strip()) else []
+    elif ending in how.absent:
+        raise UnreadableTar(
+            f"{place}: the first images have no .{ending}: give label_column={ending} or caption_column={ending} where "
+            "all files have one, else none"
+        )
     elif ending in ("json", *_LABELS, *_TEXTS) or member.name.lower().endswith((".heic", ".heif", ".jxl")):
         sample.setdefault("unread", f"no picture of a kind that can be read, only {readable(member.name)}")
 

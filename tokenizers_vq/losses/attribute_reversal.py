@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tokenizers_vq.batch import Batch, check_labels
-from tokenizers_vq.config import Config, Schedule, schedule_value
+from tokenizers_vq.config import Config, Rate, Schedule, schedule_value
 from tokenizers_vq.losses.record import Record, levels
 from tokenizers_vq.losses.terms import Term
 from tokenizers_vq.tokenizer import Tokenizer
@@ -20,7 +20,7 @@ class AttributeReversalConfig(Config):
     """Cross-entropy of a classifier of the labels, which learns while the encoder learns to mislead it."""
 
     kind: Literal["attribute_reversal"] = "attribute_reversal"
-    weight: Schedule = 1.0
+    weight: Rate = 1.0
     """weight, or a schedule of it; the classifier's and the encoder's"""
     classes: int = Field(ge=2)
     """number of labels: of classes, or of domains"""

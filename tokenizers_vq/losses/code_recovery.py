@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tokenizers_vq.config import Config, Schedule
+from tokenizers_vq.config import Config, Rate
 from tokenizers_vq.losses.record import Record, levels
 from tokenizers_vq.losses.terms import Term
 from tokenizers_vq.tokenizer import Tokenizer
@@ -22,7 +22,7 @@ class CodeRecoveryConfig(Config):
     """
 
     kind: Literal["code_recovery"] = "code_recovery"
-    weight: Schedule = 1.0
+    weight: Rate = 1.0
     """weight, or a schedule of it"""
     target: Literal["features", "codes"] = "features"
     """features before the quantizer, or the codes' vectors (gradient as the quantizer estimates it)"""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq import distributed
-from tokenizers_vq.config import Config, Schedule
+from tokenizers_vq.config import Config, Rate
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.terms import Term
 from tokenizers_vq.tokenizer import Tokenizer
@@ -18,7 +18,7 @@ class FeatureMatchingConfig(Config):
     """Distance of the discriminator's mean features of images and of reconstructions; needs an `adversary`."""
 
     kind: Literal["feature_matching"] = "feature_matching"
-    weight: Schedule = 1.0
+    weight: Rate = 1.0
     """weight, or a schedule of it"""
 
     def build(self, tokenizer: Tokenizer | None = None) -> FeatureMatching:

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tokenizers_vq.config import Config, Schedule
+from tokenizers_vq.config import Config, Rate
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.terms import Term
 from tokenizers_vq.tokenizer import Tokenizer
@@ -18,7 +18,7 @@ class FocalFrequencyConfig(Config):
     """Weighted squared difference of the two-dimensional spectra of image and reconstruction."""
 
     kind: Literal["focal_frequency"] = "focal_frequency"
-    weight: Schedule = 1.0
+    weight: Rate = 1.0
     """weight, or a schedule of it"""
     alpha: float = Field(default=1.0, ge=0)
     """exponent of the difference in a frequency's weight; 0: all weigh the same, which is a quarter of the L2 loss"""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tokenizers_vq.config import Config, Schedule
+from tokenizers_vq.config import Config, Rate
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.terms import Term
 from tokenizers_vq.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ class LogitLaplaceConfig(Config):
     """Negative log likelihood under logit-Laplace densities; needs `decoder.output: logit_laplace`."""
 
     kind: Literal["logit_laplace"] = "logit_laplace"
-    weight: Schedule = 1.0
+    weight: Rate = 1.0
     """weight, or a schedule of it"""
 
     def build(self, tokenizer: Tokenizer | None = None) -> LogitLaplace:

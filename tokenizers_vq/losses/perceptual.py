@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tokenizers_vq.config import Config, Schedule
+from tokenizers_vq.config import Config, Rate
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.stages import Bands, StagesConfig, StagesTerm
 from tokenizers_vq.losses.terms import Term
@@ -33,7 +33,7 @@ class LpipsConfig(Config):
     """LPIPS 0.1 (Zhang et al., arXiv 1801.03924): calibrated distance of trunk features."""
 
     kind: Literal["lpips"] = "lpips"
-    weight: Schedule = 1.0
+    weight: Rate = 1.0
     """weight, or a schedule of it"""
     net: Net = "vgg"
     """trunk: alex, vgg or squeeze"""

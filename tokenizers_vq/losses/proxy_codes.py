@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizers_vq.config import Config, Schedule
+from tokenizers_vq.config import Config, Rate
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.terms import Term
 from tokenizers_vq.models import load
@@ -22,7 +22,7 @@ class ProxyCodesConfig(Config):
     kind: Literal["proxy_codes"] = "proxy_codes"
     tokenizer: str
     """the tokenizer that gives the codes: a folder or name, as `load` takes it (maskgit/imagenet-f16-256)"""
-    weight: Schedule = 1.0
+    weight: Rate = 1.0
     """weight, or a schedule of it"""
 
     def build(self, tokenizer: Tokenizer | None = None) -> ProxyCodes:

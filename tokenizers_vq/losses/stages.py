@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
-from tokenizers_vq.config import Config, ConfigError, Schedule
+from tokenizers_vq.config import Config, ConfigError, Rate
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.terms import Term
 from tokenizers_vq.networks.backbones import Backbone, three_channels
@@ -24,7 +24,7 @@ Bands = tuple[tuple[Index, Index, Index], ...]
 class BackboneConfig(Config):
     """Fields of a term that shows images to a timm backbone."""
 
-    weight: Schedule = 1.0
+    weight: Rate = 1.0
     """weight, or a schedule of it"""
     backbone: str = "tf_efficientnet_lite1"
     """timm model with ImageNet weights; EfficientNet-Lite0 to 2 come as packages, without a download"""

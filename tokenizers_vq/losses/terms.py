@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tokenizers_vq.batch import Batch
-from tokenizers_vq.config import Config, Schedule
+from tokenizers_vq.config import Config, Rate
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.tokenizer import Tokenizer
 
@@ -25,7 +25,7 @@ class Term(nn.Module):
 
     name: str
     """as the log and the message about a non-finite step call it"""
-    weight: Schedule
+    weight: Rate
 
     def check(self, batch: Batch) -> None:
         """Raises `ValueError`, one line, for labels or captions that it cannot take. Asked before step 0."""
@@ -39,7 +39,7 @@ class L1Config(Config):
     """Mean absolute difference of the images in [-1, 1]."""
 
     kind: Literal["l1"] = "l1"
-    weight: Schedule = 1.0
+    weight: Rate = 1.0
     """weight, or a schedule of it"""
 
     def build(self, tokenizer: Tokenizer | None = None) -> L1:
@@ -63,7 +63,7 @@ class L2Config(Config):
     """Mean squared difference of the images in [-1, 1]."""
 
     kind: Literal["l2"] = "l2"
-    weight: Schedule = 1.0
+    weight: Rate = 1.0
     """weight, or a schedule of it"""
 
     def build(self, tokenizer: Tokenizer | None = None) -> L2:
@@ -87,7 +87,7 @@ class HuberConfig(Config):
     """Squared where image and reconstruction are near, absolute where they are far apart (Huber 1964)."""
 
     kind: Literal["huber"] = "huber"
-    weight: Schedule = 1.0
+    weight: Rate = 1.0
     """weight, or a schedule of it"""
     delta: float = Field(default=0.1, gt=0)
     """difference, of images in [-1, 1], at which the squared part ends"""

@@ -26,17 +26,20 @@ from tokenizers_vq.training.loop import LoopConfig
 RECIPES = Path(__file__).parents[1] / "presets" / "recipes"
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Config):
     """AdamW (weight_decay 0 makes it Adam) or plain SGD."""
 
     kind: Literal["adamw", "sgd"] = "adamw"
     lr: Rate = 1e-4
     """learning rate, or a schedule of it"""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Share, Share] = (0.9, 0.99)
     """decay of AdamW's two averages"""
-    eps: float = 1e-8
+    eps: float = Field(default=1e-8, ge=0, allow_inf_nan=False)
     """added to AdamW's denominator"""
-    weight_decay: float = 0.0
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """decoupled weight decay"""
     clip: float | None = Field(default=None, gt=0)
     """largest norm of the whole gradient; null = not clipped"""
@@ -63,7 +66,7 @@ class AdversaryConfig(Config):
     """terms of the discriminator's loss"""
     optimizer: OptimizerConfig | None = None
     """the discriminator's; null = the tokenizer's"""
-    weight: Schedule = 0.8
+    weight: Rate = 0.8
     """weight of the adversarial loss, after the adaptive weight"""
     adaptive: bool = True
     """balance the adversarial gradient against the reconstruction's at the decoder's last layer"""

@@ -138,7 +138,8 @@ def claim(
             differing.remove("data.path")
         if differing:
             raise ValueError(
-                f"{out} holds a run of another recipe, which differs in {_listed(differing, kept, wanted)}: give "
+                f"{out} holds a run of another recipe, which differs in {_listed(differing, kept, wanted)}: "
+                f"{_keep(differing, kept, wanted)}give "
                 f"another --out, or the recipe it began with, {path}{_begin_from(recipe, out)}"
             )
         learnt = [name for name in found if among(name, loop.STEERS)]
@@ -168,6 +169,13 @@ def _listed(names: Sequence[str], before: dict[str, Any], after: dict[str, Any])
     """The fields that differ, a few of them with what they were and what they are asked to be."""
     shown = [f"{name} ({_at(before, name)}, now {_at(after, name)})" for name in names[:3]]
     return ", ".join([*shown, *names[3:8], *(["..."] if len(names) > 8 else [])])
+
+
+def _keep(names: Sequence[str], before: dict[str, Any], after: dict[str, Any]) -> str:
+    """The overrides with which a run goes on for other steps: these stretch every span that is a share of the run."""
+    if before.get("steps") == after.get("steps") or len(names) > 3:
+        return ""
+    return f"to go on with it, add {' '.join(f'{name}={_at(before, name)}' for name in names)}; else "
 
 
 def _at(plain: Any, name: str) -> Any:

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tokenizers_vq.batch import Batch
-from tokenizers_vq.config import Schedule
+from tokenizers_vq.config import Rate
 from tokenizers_vq.discriminators.base import Discriminator, Judgement
 from tokenizers_vq.losses.record import Record
 
@@ -25,7 +25,7 @@ class Regulariser(nn.Module):
 
     name: str
     """as the log calls it"""
-    weight: Schedule
+    weight: Rate
     every: int
     """lazy regularisation (Karras et al., arXiv 1912.04958): computed at each `every`-th step, scaled by it"""
 

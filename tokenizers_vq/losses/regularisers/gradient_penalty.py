@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tokenizers_vq.config import Config, ConfigError, Schedule
+from tokenizers_vq.config import Config, ConfigError, Rate
 from tokenizers_vq.discriminators.base import Discriminator, Judgement
 from tokenizers_vq.losses.objectives import Objective
 from tokenizers_vq.losses.record import Record
@@ -21,7 +21,7 @@ class GradientPenaltyConfig(Config):
     """Gradient penalty between images and reconstructions (Gulrajani et al., arXiv 1704.00028, eq. 3)."""
 
     kind: Literal["gradient_penalty"] = "gradient_penalty"
-    weight: Schedule = 10.0
+    weight: Rate = 10.0
     """lambda"""
     every: Every = 1
     target: float = Field(default=1.0, ge=0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
-from tokenizers_vq.config import Config, Schedule
+from tokenizers_vq.config import Config, Rate
 from tokenizers_vq.discriminators.base import Discriminator, Judgement
 from tokenizers_vq.losses.objectives import Objective
 from tokenizers_vq.losses.record import Record
@@ -19,7 +19,7 @@ class HistoricalAveragingConfig(Config):
     """Distance of the weights to the mean of all their past values (Salimans et al., arXiv 1606.03498, section 3.3)."""
 
     kind: Literal["historical_averaging"] = "historical_averaging"
-    weight: Schedule = 1e-3
+    weight: Rate = 1e-3
     """of the squared distance"""
     every: Every = 1
 

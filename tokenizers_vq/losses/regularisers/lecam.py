@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tokenizers_vq import distributed
-from tokenizers_vq.config import Config, Schedule
+from tokenizers_vq.config import Config, Rate
 from tokenizers_vq.discriminators.base import Discriminator, Judgement
 from tokenizers_vq.losses.objectives import Objective
 from tokenizers_vq.losses.record import Record
@@ -21,7 +21,7 @@ class LeCamConfig(Config):
     """LeCam regularisation towards moving averages of the logits (Tseng et al., arXiv 2104.03310)."""
 
     kind: Literal["lecam"] = "lecam"
-    weight: Schedule = 0.001
+    weight: Rate = 0.001
     """of the squared distances"""
     every: Every = 1
     decay: float = Field(default=0.999, gt=0, lt=1)

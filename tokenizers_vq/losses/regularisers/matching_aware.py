@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.batch import Batch
-from tokenizers_vq.config import Config, ConfigError, Schedule
+from tokenizers_vq.config import Config, ConfigError, Rate
 from tokenizers_vq.discriminators.base import Discriminator, Judgement, ask
 from tokenizers_vq.losses.objectives import Objective
 from tokenizers_vq.losses.record import Record
@@ -19,7 +19,7 @@ class MatchingAwareConfig(Config):
     """An image with the label, caption or code of another is fake: a discriminator must look at its condition."""
 
     kind: Literal["matching_aware"] = "matching_aware"
-    weight: Schedule = 1.0
+    weight: Rate = 1.0
     """of the objective with these in the place of reconstructions"""
     every: Every = 1
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tokenizers_vq.config import Config, Schedule
+from tokenizers_vq.config import Config, Rate
 from tokenizers_vq.discriminators.base import Discriminator, Judgement
 from tokenizers_vq.discriminators.stylegan2 import EqualisedConv2d, EqualisedLinear
 from tokenizers_vq.losses.objectives import Objective
@@ -19,7 +19,7 @@ class OrthogonalConfig(Config):
     """Orthogonal filters of any length (Brock et al., arXiv 1809.11096, eq. 3)."""
 
     kind: Literal["orthogonal"] = "orthogonal"
-    weight: Schedule = 1e-4
+    weight: Rate = 1e-4
     """beta"""
     every: Every = 1
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from tokenizers_vq.config import Config, Schedule
+from tokenizers_vq.config import Config, Rate
 from tokenizers_vq.discriminators.base import Discriminator, Judgement
 from tokenizers_vq.losses.objectives import Objective
 from tokenizers_vq.losses.record import Record
@@ -18,7 +18,7 @@ class R1Config(Config):
     """R1 gradient penalty at the real images (Mescheder et al., arXiv 1801.04406)."""
 
     kind: Literal["r1"] = "r1"
-    weight: Schedule = 10.0
+    weight: Rate = 10.0
     """gamma: the loss is gamma / 2 times the mean squared norm of the logits' gradient"""
     every: Every = 16
 
@@ -47,7 +47,7 @@ class R2Config(Config):
     """R2 gradient penalty at the reconstructions (Mescheder et al., arXiv 1801.04406)."""
 
     kind: Literal["r2"] = "r2"
-    weight: Schedule = 10.0
+    weight: Rate = 10.0
     """gamma: the loss is gamma / 2 times the mean squared norm of the logits' gradient"""
     every: Every = 16
 
