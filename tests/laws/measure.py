@@ -13,13 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.laws.adversaries import (
     DISCRIMINATORS,
     OBJECTIVES,
-    REGULARISERS,
     DiscriminatorCase,
     ObjectiveCase,
-    RegulariserCase,
     make_record,
 )
 from tests.laws.law import Role
+from tests.laws.regularisers import REGULARISERS, RegulariserCase
 from tests.laws.terms import TERMS
 from tokenizers_vq.discriminators.base import Judgement
 from tokenizers_vq.losses.objectives import Hinge

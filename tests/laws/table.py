@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.laws import adversaries, priors, quantizers, terms
+from tests.laws import adversaries, priors, quantizers, regularisers, terms
 from tests.laws.law import Role
 
 ROLES = {
     "quantizers": Role("quantizer", quantizers.CASES, quantizers.LAWS, "test_quantizers.py"),
     "discriminators": adversaries.DISCRIMINATORS,
     "objectives": adversaries.OBJECTIVES,
-    "regularisers": adversaries.REGULARISERS,
+    "regularisers": regularisers.REGULARISERS,
     "terms": terms.TERMS,
     "priors": priors.PRIORS,
 }

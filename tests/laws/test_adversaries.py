@@ -13,16 +13,15 @@ from torch import Tensor, nn
 
 from tests.laws.adversaries import (
     DISCRIMINATORS,
-    REGULARISERS,
-    ROLES,
+    OBJECTIVES,
     SIDE,
     DiscriminatorCase,
-    RegulariserCase,
     make_record,
     tokenizer,
 )
 from tests.laws.law import Role
 from tests.laws.measure import Steps, close, is_slope, own_gradients, two_equal_one
+from tests.laws.regularisers import REGULARISERS, RegulariserCase
 from tokenizers_vq.discriminators import DiscriminatorConfig, saved
 from tokenizers_vq.discriminators.base import Discriminator, judge
 from tokenizers_vq.losses import RegulariserConfig
@@ -41,7 +40,7 @@ def unchanged(module: nn.Module, before: dict[str, Tensor]) -> bool:
     return all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
-@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.noun)
+@pytest.mark.parametrize("role", [DISCRIMINATORS, OBJECTIVES, REGULARISERS], ids=lambda role: role.noun)
 def test_exemptions_name_a_law_and_a_reason(role: Role) -> None:
     role.check()
 
