@@ -26,14 +26,25 @@ class Batch(NamedTuple):
         return cls(**{name: data[name] for name in cls._fields if name in data})
 
 
-def check_labels(labels: Tensor | None, classes: int, user: str) -> Tensor:
-    """The labels, `(B,)` int64, where each is one of 0 to `classes - 1`; else raises `ValueError`, one line."""
+def check_labels(labels: Tensor | None, classes: int, user: str, field: str) -> Tensor:
+    """The labels, `(B,)` int64, where each is one of 0 to `classes - 1`.
+
+    Raises `ValueError`, one line, where the data have none, an image has none, or one is out of range. `user`: what
+    asks for them; `field`: where a recipe says how many classes there are.
+    """
     if labels is None:
-        raise ValueError(f"{user} needs labels, but the data have none: give data.label_column, or take it out")
-    if labels.numel():
-        low, high = (int(bound) for bound in labels.aminmax())
-        if low < 0:
-            raise ValueError(f"{user} needs a label for every image, but some have none: leave these out of the data")
-        if high >= classes:
-            raise ValueError(f"{user}: `classes` is {classes}, but the data have label {high}: give {high + 1} or more")
+        raise ValueError(
+            f"{user} needs a label for each image, and the data have none: give data with labels (folders of "
+            "classes, or `data.label_column`), or take it out"
+        )
+    if without := int((labels < 0).sum()):
+        raise ValueError(
+            f"{user} needs a label for each image; {without} of {len(labels)} images of a batch have none (-1): give "
+            "each one, or take it out"
+        )
+    if labels.numel() and (high := int(labels.max())) >= classes:
+        raise ValueError(
+            f"{field}: label {high} is out of range, {classes} classes have labels 0 to {classes - 1}: "
+            f"set {field.rpartition('.')[2]} to {high + 1} or more"
+        )
     return labels

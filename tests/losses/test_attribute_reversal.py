@@ -64,9 +64,12 @@ def test_an_encoder_forgets_what_the_classifier_reads() -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (None, "attribute_reversal needs labels, but the data have none: give data.label_column"),
-        (torch.tensor([0, -1]), "needs a label for every image, but some have none"),
-        (torch.tensor([0, 4]), "`classes` is 2, but the data have label 4: give 5 or more"),
+        (None, "attribute_reversal needs a label for each image, and the data have none: give data with labels"),
+        (torch.tensor([0, -1]), r"1 of 2 images of a batch have none \(-1\)"),
+        (
+            torch.tensor([0, 4]),
+            "classes: label 4 is out of range, 2 classes have labels 0 to 1: set classes to 5",
+        ),
     ],
 )
 def test_labels_that_it_cannot_take(labels: Tensor | None, message: str) -> None:

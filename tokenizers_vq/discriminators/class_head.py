@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from tokenizers_vq.batch import Batch
+from tokenizers_vq.batch import Batch, check_labels
 from tokenizers_vq.config import Config
 from tokenizers_vq.discriminators.base import Judgement, Wrapper
-from tokenizers_vq.discriminators.labels import check_labels
 
 if TYPE_CHECKING:
     from tokenizers_vq.discriminators import DiscriminatorConfig
@@ -41,17 +40,21 @@ class ClassHead(Wrapper):
 
     def check(self, batch: Batch) -> None:
         super().check(batch)
-        check_labels("class_head", self.config.num_classes, batch)
+        self._check_labels(batch)
 
     @property
     def conditional(self) -> bool:
         """The inner one's alone: labels do not reach the logits."""
         return self.inner.conditional
 
+    def _check_labels(self, batch: Batch) -> None:
+        where = "adversary.discriminator"
+        check_labels(batch.labels, self.config.num_classes, f"{where}: class_head", f"{where}.num_classes")
+
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """Images, labels, then what the inner discriminator asks for."""
         # Data may be labelled here and not there: the first batch says nothing of the others.
-        record.once(("class_head", id(self)), lambda: check_labels("class_head", self.config.num_classes, record.batch))
+        record.once(("class_head", id(self)), lambda: self._check_labels(record.batch))
         images, *others = self.inner.inputs(record, images)
         return (images, record.batch.labels, *others)
 

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from tokenizers_vq.batch import Batch
+from tokenizers_vq.batch import Batch, check_labels
 from tokenizers_vq.config import Config
 from tokenizers_vq.discriminators.base import Judgement, Wrapper
-from tokenizers_vq.discriminators.labels import check_labels
 
 if TYPE_CHECKING:
     from tokenizers_vq.discriminators import DiscriminatorConfig
@@ -40,12 +39,16 @@ class Projection(Wrapper):
 
     def check(self, batch: Batch) -> None:
         super().check(batch)
-        check_labels("projection", self.config.num_classes, batch)
+        self._check_labels(batch)
+
+    def _check_labels(self, batch: Batch) -> None:
+        where = "adversary.discriminator"
+        check_labels(batch.labels, self.config.num_classes, f"{where}: projection", f"{where}.num_classes")
 
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """Images, labels, then what the inner discriminator asks for."""
         # Data may be labelled here and not there: the first batch says nothing of the others.
-        record.once(("projection", id(self)), lambda: check_labels("projection", self.config.num_classes, record.batch))
+        record.once(("projection", id(self)), lambda: self._check_labels(record.batch))
         images, *others = self.inner.inputs(record, images)
         return (images, record.batch.labels, *others)
 

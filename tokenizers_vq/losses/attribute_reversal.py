@@ -45,16 +45,17 @@ class AttributeReversal(Term):
         super().__init__()
         config = AttributeReversalConfig(**fields)
         self.weight, self.reversal, self.classes = config.weight, config.reversal, config.classes
+        self.place = f"losses.{self.name}", f"losses.{self.name}.classes"
         self.hidden = nn.ModuleList(nn.Linear(each.in_dim, config.width) for each in tokenizer.quantizers)
         self.head = nn.Linear(config.width, config.classes)
 
     def check(self, batch: Batch) -> None:
         """Raises `ValueError` for data without labels, images without one, and labels from `classes` on."""
-        check_labels(batch.labels, self.classes, f"losses.{self.name}")
+        check_labels(batch.labels, self.classes, *self.place)
 
     def forward(self, record: Record) -> Tensor:
         """Raises `ValueError` as `check` does."""
-        labels = check_labels(record.batch.labels, self.classes, f"losses.{self.name}")
+        labels = check_labels(record.batch.labels, self.classes, *self.place)
         factor = schedule_value(self.reversal, record.step)
         seen = []
         for layer, features in zip(self.hidden, levels(record.features), strict=True):
