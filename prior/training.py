@@ -15,6 +15,7 @@ from prior.conditions import ClassCondition, ClassConfig
 from prior.data import Data, frequencies, read_rows
 from prior.decoding import decode, grid, open_tokenizer, short, spread
 from prior.evaluation import Measured, bits_per_token, entropies, unigram
+from prior.identity import check_codes, keep_codes
 from prior.model import Prior, PriorConfig
 from prior.recipe import PriorRecipe
 from prior.sampling import Sampler
@@ -23,7 +24,7 @@ from tokenizers_vq.config import read_yaml, schedule_value
 from tokenizers_vq.folders import lasting_name
 from tokenizers_vq.tokenizer import Tokenizer
 from tokenizers_vq.training import loop
-from tokenizers_vq.training.runs import alone, claim, claim_data
+from tokenizers_vq.training.runs import alone, claim
 
 MAY_CHANGE = (*loop.MAY_CHANGE, "evaluate_every", "tokenizer")
 PICTURED = 16
@@ -181,8 +182,10 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto") -> Measured:
     tokenizer = _tokenizer(recipe, data, accelerator)
     config = configure(recipe, data, tokenizer)
     with accelerator.main_process_first():
-        changed = claim(recipe, out, write=accelerator.is_main_process, may_change=MAY_CHANGE)
-        claim_data(out, len(data.rows), recipe.codes, write=accelerator.is_main_process)
+        may_change = (*MAY_CHANGE, *check_codes(recipe, data, out))
+        changed = claim(recipe, out, write=accelerator.is_main_process, may_change=may_change)
+        if accelerator.is_main_process:
+            keep_codes(recipe, data, out)
     if changed:
         accelerator.print(changed)
     loop.seed_everything(recipe.seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from prior.sequences import Sequence
 from prior.training import PriorTask, configure, train
 from tests.prior.conftest import SMALL, save_tokenizer
 from tests.processes import in_processes
+from tokenizers_vq.config import read_yaml
 from tokenizers_vq.data.shards import read_codes
 from tokenizers_vq.quantizers import Quantizer
 
@@ -363,3 +365,32 @@ def test_a_network_that_is_fed_vectors_keeps_the_tokenizer_s_quantizer(
         config.replace(network=fed)
     with pytest.raises(ValueError, match="book: a gpt network takes no quantizer"):
         config.replace(book=tvq.load(tokenizer).config.quantizer)
+
+
+def test_a_prior_goes_on_with_its_codes_wherever_they_lie(
+    write_codes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = write_codes(tmp_path / "codes", 60)
+    out = run(codes, tmp_path / "run", "steps=2")
+    monkeypatch.chdir(tmp_path)
+    run(Path("./run/../codes"), out, "steps=3")  # the same folder in other words
+    shutil.copytree(codes, tmp_path / "moved")
+    run(tmp_path / "moved", out, "steps=4")
+    assert read_yaml(out / "recipe.yaml")["codes"] == str(tmp_path / "moved")
+    before = (out / "recipe.yaml").read_bytes()
+    other = write_codes(tmp_path / "other", 60, seed=9)
+    with pytest.raises(ValueError, match=rf"^{other} holds other codes than the run .* began with: codes-.*parquet"):
+        run(other, out, "steps=5")
+    assert (out / "recipe.yaml").read_bytes() == before
+
+
+def test_a_prior_of_before_goes_on_where_its_codes_were(codes: Path, write_codes, tmp_path: Path) -> None:
+    """Older runs kept the number of rows alone."""
+    out = run(codes, tmp_path / "run", "steps=2")
+    size = json.loads((out / "data.json").read_text())["size"]
+    (out / "data.json").write_text(json.dumps({"size": size}) + "\n")
+    shutil.copytree(codes, tmp_path / "moved")
+    with pytest.raises(ValueError, match="differs in codes"):
+        run(tmp_path / "moved", out, "steps=3")
+    run(codes, out, "steps=3")
+    assert json.loads((out / "data.json").read_text())["codes"]["files"] == len(list(codes.glob("*.parquet")))

@@ -212,7 +212,7 @@ def claim_data(out: Path, size: int | None, what: str, *, data: Batches | None =
     path = out / "data.json"
     record = {} if data is None else data.record()
     if path.exists() and has_checkpoint(out):
-        before = _kept_record(path)
+        before = kept_record(path)
         remedy = "restore them, or give another --out (--init-from begins with this run's weights)"
         if before["size"] != size:
             raise ValueError(f"{what} holds {size} images, the run {out} began with {before['size']}: {remedy}")
@@ -227,7 +227,7 @@ def claim_data(out: Path, size: int | None, what: str, *, data: Batches | None =
 def _check_moved(recipe: Recipe, began: str | None, out: Path) -> None:
     """Raises `ValueError` where `data.path` does not hold the files that the run began with, at another path."""
     path, data = out / "data.json", recipe.data
-    if not path.exists() or "blocks" not in _kept_record(path):
+    if not path.exists() or "blocks" not in kept_record(path):
         raise ValueError(
             f"the run {out} keeps no record of its images, so that nobody knows whether {data.path} holds the same: "
             f"give data.path={began}, with which it began"
@@ -237,7 +237,7 @@ def _check_moved(recipe: Recipe, began: str | None, out: Path) -> None:
     claim_data(out, size, data.path, data=Batches(list, data, opened), write=False)
 
 
-def _kept_record(path: Path) -> dict[str, Any]:
+def kept_record(path: Path) -> dict[str, Any]:
     """What `data.json` says. Raises `ValueError`, which names it, where it is damaged."""
     try:
         record = parse_json(path.read_text(encoding="utf-8"))
