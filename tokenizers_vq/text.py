@@ -153,3 +153,10 @@ def printable(text: object) -> str:
         else letter
         for letter in str(text)
     )
+
+
+def cell(text: object) -> Any:
+    """`text` for a table of rich: `printable`, and its square brackets no markup."""
+    from rich.text import Text
+
+    return Text(printable(text))

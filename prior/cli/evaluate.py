@@ -27,6 +27,7 @@ def evaluate(
 
     from prior.evaluation import evaluate as measure
     from tokenizers_vq.folders import write_atomically
+    from tokenizers_vq.text import cell
 
     found = measure(model, codes, device=device, batch_size=batch_size)
     per_image = found.tokens // found.images
@@ -40,7 +41,7 @@ def evaluate(
     for stream, entropy in enumerate(found.entropies):
         which = f", stream {stream}" if len(found.entropies) > 1 else ""
         rows.append((f"Entropy{which}", entropy, "bits per token, by the frequencies of these codes"))
-    table = Table("what", "value", "how", title=f"{model}, {found.images:,} images", title_justify="left")
+    table = Table("what", "value", "how", title=cell(f"{model}, {found.images:,} images"), title_justify="left")
     for name, value, how in rows:
         table.add_row(name, f"{value:.3f}", how)
     Console().print(table)

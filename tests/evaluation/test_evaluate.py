@@ -179,3 +179,11 @@ def test_originals_are_looked_at_once_for_several_evaluations() -> None:
     )
     assert list(originals) == ["feature_distance"] and originals["feature_distance"].compute()[2] == 4
     assert first == second == alone
+
+
+def test_names_in_tables_are_text_alone(capsys) -> None:
+    """Square brackets of a path are no markup, and a control character does not reach the terminal."""
+    evaluation = evaluate(ToyTokenizer(), batches(torch.rand(2, 3, 16, 16) * 2 - 1), backbone=None)
+    print_table(evaluation, "photos[red] [/]\x1b[2J")
+    shown = capsys.readouterr().out
+    assert "photos[red] [/]\\x1b[2J" in shown and "\x1b" not in shown

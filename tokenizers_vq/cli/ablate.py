@@ -56,6 +56,8 @@ def _print_plan(plan: Plan) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
+    from tokenizers_vq.text import cell
+
     training = plan.rows[0].recipe
     seeds = ", ".join(map(str, plan.table.seeds))
     title = (
@@ -67,11 +69,11 @@ def _print_plan(plan: Plan) -> None:
         count = row.parameters
         flag = f" (networks {row.differs:+.1%} of the first row's: not of equal size)" if row.unequal else ""
         shown.add_row(
-            row.name,
+            cell(row.name),
             f"{count.tokenizer:,}{flag}",
             f"{count.codebook:,}",
             f"{count.discriminator:,}" if count.discriminator else "-",
         )
     console = Console(stderr=True)
-    console.print(title, soft_wrap=True, highlight=False, markup=False)
+    console.print(cell(title), soft_wrap=True, highlight=False)
     console.print(shown)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from tokenizers_vq.evaluation import figures, pages
 from tokenizers_vq.evaluation.compare import Comparison, Example, Row
 from tokenizers_vq.evaluation.tables import definition, label
+from tokenizers_vq.text import cell
 
 
 class Table(NamedTuple):
@@ -66,14 +67,14 @@ def print_comparison(comparison: Comparison) -> None:
     if not console.is_terminal:
         console = Console(width=180)  # a file has no width to keep to
     headers, rows = table(comparison)
-    shown = RichTable(title=describe(comparison), title_justify="left")
+    shown = RichTable(title=cell(describe(comparison)), title_justify="left")
     for index, header in enumerate(headers):
         shown.add_column(header, justify="right" if index else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*row)
-    console.print(shown, markup=False)
+        shown.add_row(*map(cell, row))
+    console.print(shown)
     for line in (speed_text(comparison), *comparison.notes, *missing(comparison)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(cell(line), highlight=False, soft_wrap=True)
 
 
 def describe(comparison: Comparison) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from tokenizers_vq.evaluation.evaluate import Evaluation
 from tokenizers_vq.evaluation.measures import Metric
+from tokenizers_vq.text import cell
 
 LABELS = {
     "psnr": "PSNR",
@@ -101,13 +102,13 @@ def print_table(evaluation: Evaluation, title: str = "Evaluation") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("metric", "value", "what it is", title=title, title_justify="left")
+    table = Table("metric", "value", "what it is", title=cell(title), title_justify="left")
     for row in rows(evaluation):
-        table.add_row(*row)
+        table.add_row(*map(cell, row))
     console = Console()
     console.print(table)
     for name, reason in evaluation.skipped.items():
-        console.print(f"left out {label(name)}: {reason}", markup=False)
+        console.print(cell(f"left out {label(name)}: {reason}"))
 
 
 def _plain(value: Any) -> str:

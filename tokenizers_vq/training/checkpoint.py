@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenizers_vq import distributed
+from tokenizers_vq.text import printable
 from tokenizers_vq.training.state_dicts import pack, unpack
 from tokenizers_vq.writing import naming, remove, sync, write_atomically, write_tensors
 
@@ -116,7 +117,7 @@ class Checkpoints:
             )
         if chosen:
             for reason in damaged:
-                self.accelerator.print(f"passed over: {reason}")
+                self.accelerator.print(f"passed over: {printable(reason)}")
             if damaged:
                 self.accelerator.print(f"going on from the older checkpoint {self.folder / str(chosen)}")
             self._fill(self._read(chosen) if found is None else found, chosen)
