@@ -78,4 +78,4 @@ def test_what_is_no_run_is_one_line(tvq_command, tmp_path) -> None:
     (tmp_path / "log.jsonl").write_text("")
     empty = tvq_command("doctor", tmp_path)
     assert (empty.status, empty.err.count("\n")) == (2, 1)
-    assert "the first line comes after 20 steps" in empty.err
+    assert "the first comes after 20 steps" in empty.err

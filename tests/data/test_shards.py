@@ -302,7 +302,8 @@ def test_codes_are_in_memory_once(tmp_path) -> None:
         shutil.copy(tmp_path / shard_name(0, shards), tmp_path / shard_name(part, shards))
     (attempt,) = harness.attempts([0], lambda number: tmp_path, read_codes, ())
     assert attempt.fault is None
-    assert 0.9 * megabytes * 2**20 < attempt.memory < 1.7 * megabytes * 2**20
+    # What the process had let go of before serves again: the growth can lie below the codes' own size.
+    assert 0.5 * megabytes * 2**20 < attempt.memory < 1.7 * megabytes * 2**20
 
 
 def test_datasets_reads_the_shards(pictures, tmp_path) -> None:
