@@ -8,11 +8,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tokenizers_vq.batch import Batch
-from tokenizers_vq.config import Config
 from tokenizers_vq.discriminators.base import Discriminator, Judgement
 from tokenizers_vq.discriminators.layers import (
-    Downsampling,
-    NormName,
+    ConvolutionFields,
     Reference,
     Width,
     bounded,
@@ -22,7 +20,7 @@ from tokenizers_vq.discriminators.layers import (
 from tokenizers_vq.discriminators.patchgan import conv_block
 
 
-class DCGANConfig(Config):
+class DCGANConfig(ConvolutionFields):
     """Strided 4x4 convolutions down to a shorter side of 4 to 7, leaky ReLU of slope 0.2, one logit of all the rest."""
 
     kind: Literal["dcgan"] = "dcgan"
@@ -30,12 +28,6 @@ class DCGANConfig(Config):
     """channels after the first convolution; doubled by each one, to 8 times at most"""
     depth: Annotated[int, Field(ge=1, le=12)] | None = None
     """strided convolutions; null = as many as leave 4 pixels at the shorter side"""
-    norm: NormName = "batch"
-    """batch, group, virtual batch norm (half of a kept batch, half of the current one), spectral, or none"""
-    downsampling: Downsampling = "stride"
-    """stride of the convolutions, or blur: they keep the size, and a blur before every second pixel halves it"""
-    reference_size: Annotated[int, Field(ge=2)] = 16
-    """images of the reference batch that virtual batch norm keeps"""
 
     def build(self, channels: int = 3, image_size: tuple[int, int] = (256, 256)) -> DCGAN:
         return DCGAN(channels, image_size, **self.arguments())

@@ -12,12 +12,25 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from tokenizers_vq import distributed
 from tokenizers_vq.batch import Batch
+from tokenizers_vq.config import Config
 from tokenizers_vq.networks.normalisation import BatchNorm2d
 
 Width = Annotated[int, Field(ge=1, le=4096)]
 NormName = Literal["batch", "group", "none", "virtual", "spectral"]
 Downsampling = Literal["stride", "blur"]
 M = TypeVar("M", bound=nn.Module)
+
+
+class ConvolutionFields(Config):
+    """Norm and halving, which the discriminators of 4x4 convolutions share."""
+
+    norm: NormName = "batch"
+    """batch, group, virtual (arXiv 1606.03498: half of a kept batch, half of the current one), spectral norm of every
+    convolution (arXiv 1802.05957), or none"""
+    downsampling: Downsampling = "stride"
+    """stride of the convolutions, or blur: they keep the size, and a blur before every second pixel halves it"""
+    reference_size: Annotated[int, Field(ge=2)] = 16
+    """images of the reference batch that virtual batch norm keeps"""
 
 
 def bounded(module: M, spectral: bool = True) -> M:

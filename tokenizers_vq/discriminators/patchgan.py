@@ -8,12 +8,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tokenizers_vq.batch import Batch
-from tokenizers_vq.config import Config
 from tokenizers_vq.discriminators.base import Discriminator, Judgement, check_channels
 from tokenizers_vq.discriminators.layers import (
     Blur,
-    Downsampling,
-    NormName,
+    ConvolutionFields,
     Reference,
     bounded,
     check_reference,
@@ -22,7 +20,7 @@ from tokenizers_vq.discriminators.layers import (
 )
 
 
-class PatchGANConfig(Config):
+class PatchGANConfig(ConvolutionFields):
     """Strided 4x4 convolutions; one logit a patch, of 70x70 pixels with 3 layers."""
 
     kind: Literal["patchgan"] = "patchgan"
@@ -30,12 +28,6 @@ class PatchGANConfig(Config):
     """channels after the first convolution; doubled by each layer, to 8 times at most"""
     layers: Annotated[int, Field(ge=1)] = 3
     """strided convolutions: its depth"""
-    norm: NormName = "batch"
-    """batch, group, virtual (arXiv 1606.03498), spectral norm of every convolution (arXiv 1802.05957), or none"""
-    downsampling: Downsampling = "stride"
-    """stride of the convolutions, or blur: they keep the size, and a blur before every second pixel halves it"""
-    reference_size: Annotated[int, Field(ge=2)] = 16
-    """images of the reference batch that virtual batch norm keeps"""
 
     def build(self, channels: int = 3, image_size: tuple[int, int] = (256, 256)) -> PatchGAN:
         return PatchGAN(channels, image_size, **self.arguments())
