@@ -54,7 +54,9 @@ class MaskedSampler(sampling.Sampler):
     order: Literal["confidence", "halton", "random"] = "confidence"
     """which codes are kept first: the likeliest, those far from each other, or any"""
     choice_temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 4.5
-    """Gumbel noise on the confidence (log-probability), falling to 0 at the last step"""
+    """Gumbel noise on the confidence, falling to 0 at the last step"""
+    confidence: Literal["probability", "logit"] = "probability"
+    """a code's confidence: its log-probability, or its logit as it is (TiTok's generators)"""
 
 
 def left_masked(unknown: Tensor, now: Tensor, step: int, sampler: MaskedSampler) -> Tensor:
@@ -172,7 +174,8 @@ class Masked(Network):
 
 
 def _confidence(logits: Tensor, drawn: Tensor, sampler: MaskedSampler, step: int, noise: Noise) -> Tensor:
-    """float32 `(B, N)`, finite: log-probabilities of the drawn codes, with noise that falls to 0."""
-    confidence = logits.log_softmax(dim=-1).gather(-1, drawn[..., None])[..., 0]
+    """float32 `(B, N)`, finite: how sure the drawn codes are, with noise that falls to 0."""
+    sure = logits.log_softmax(dim=-1) if sampler.confidence == "probability" else logits
+    confidence = sure.gather(-1, drawn[..., None])[..., 0]
     gumbel = -noise(2 * step + 1, drawn.shape[1]).clamp(min=2**-24).log().neg().log()
     return confidence + sampler.choice_temperature * (1 - (step + 1) / sampler.steps) * gumbel
