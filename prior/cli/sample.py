@@ -94,7 +94,7 @@ class _Drawn(NamedTuple):
 def _open(model: str, tokenizer: str | None, device: str) -> _Opened:
     """The prior and its tokenizer."""
     from prior.decoding import open_tokenizer
-    from prior.model import load
+    from prior.models import load
     from tokenizers_vq.devices import resolve_device
 
     place = resolve_device(device)
