@@ -15,7 +15,8 @@ import prior
 from prior.conditions import ClassConfig, Context, NoneConfig
 from prior.conditions.base import chosen
 from prior.model import Prior, PriorConfig
-from prior.networks.gpt import GptConfig, rotary_angles, rotate
+from prior.networks.gpt import GptConfig
+from prior.networks.rotary import rotary_angles, rotate, turns_of
 from prior.sampling import Sampler
 from prior.sequences import LayoutConfig
 from tokenizers_vq.codes import CodeLayout
@@ -85,10 +86,10 @@ def test_rotary_keeps_relative_places() -> None:
     layout = CodeLayout(((5, 5),), 1, (2,))
     angles = rotary_angles(layout.positions(), 8, 10000.0)
     q, k = torch.randn(8).expand(25, 8), torch.randn(8).expand(25, 8)
-    scores = rotate(q, angles) @ rotate(k, angles).T
+    scores = rotate(q, turns_of(angles)) @ rotate(k, turns_of(angles)).T
     grid = scores.view(5, 5, 5, 5)
     torch.testing.assert_close(grid[0, 1, 2, 3], grid[1, 0, 3, 2])
-    torch.testing.assert_close(rotate(q, torch.zeros(25, 4)), q)
+    torch.testing.assert_close(rotate(q, turns_of(torch.zeros(25, 4))), q)
     assert not torch.allclose(grid[0, 1, 2, 3], grid[0, 1, 3, 2])
 
 
