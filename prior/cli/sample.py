@@ -67,6 +67,7 @@ def sample(
     opened = _open(model, tokenizer, device)
     opened = opened._replace(told=_told(opened.prior, classes, text, total))
     sampler = opened.prior.network.Sampler(**{**plain.to_dict(), **apply_overrides({}, settings or ())})
+    common.show_notes("prior.networks.autoregressive")
     drawn = _draw(opened, sampler, total, batch_size)
     together = out if alone else out / "grid.png"
     _write_grid(together, drawn, min(columns, total))
