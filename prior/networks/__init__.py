@@ -9,7 +9,8 @@ from pydantic import Field
 from prior.networks.base import Network
 from prior.networks.gpt import GptConfig
 from prior.networks.maskgit import MaskGitConfig
+from prior.networks.var import VarConfig
 
-NetworkConfig = Annotated[GptConfig | MaskGitConfig, Field(discriminator="kind")]
+NetworkConfig = Annotated[GptConfig | MaskGitConfig | VarConfig, Field(discriminator="kind")]
 
 __all__ = ["Network", "NetworkConfig"]
