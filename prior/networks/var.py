@@ -1,10 +1,11 @@
-"""VAR: a transformer that predicts the codes of each scale at once, from those of all coarser ones (arXiv 2404.02905)."""
+"""VAR: a transformer that predicts the codes of a scale at once, from those of all coarser ones (arXiv 2404.02905)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -154,13 +155,13 @@ class Var(Exact):
         super().__init__(sequence, _checked(sequence, book))
         self.config = config = VarConfig(**fields)
         grids, dim = sequence.layout.grids, config.dim
-        ends = torch.tensor([math.prod(grid) for grid in grids]).cumsum(0).tolist()
-        self.places = [slice(first, last) for first, last in zip([0, *ends[:-1]], ends, strict=True)]
+        ends = [0, *accumulate(math.prod(grid) for grid in grids)]
+        self.places = [slice(first, last) for first, last in pairwise(ends)]
         self.enter = nn.Linear(self.book.dim, dim)
-        self.begin = nn.Parameter(torch.empty(ends[0], dim))
+        self.begin = nn.Parameter(torch.empty(ends[1], dim))
         self.positions = nn.Parameter(torch.empty(ends[-1], dim))
         self.scales = nn.Embedding(len(grids), dim)
-        drops = torch.linspace(0, config.drop_path, config.layers).tolist()
+        drops = [config.drop_path * layer / max(config.layers - 1, 1) for layer in range(config.layers)]
         self.shared = nn.Linear(dim, 6 * dim) if config.shared_aln else None
         self.blocks = nn.ModuleList(Block(config, drop) for drop in drops)
         self.norm = nn.LayerNorm(dim, config.eps, elementwise_affine=False)

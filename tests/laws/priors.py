@@ -18,11 +18,13 @@ from prior.model import Prior, PriorConfig
 from prior.networks.autoregressive import Autoregressive
 from prior.networks.gpt import GptConfig
 from prior.networks.maskgit import MaskGitConfig
+from prior.networks.rq import RqConfig
 from prior.networks.var import Var, VarConfig, VarState
 from prior.sequences import LayoutConfig
 from tests.laws.law import Role
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.quantizers.multiscale import MultiscaleQuantizerConfig
+from tokenizers_vq.quantizers.residual import ResidualQuantizerConfig
 from tokenizers_vq.quantizers.vector import VectorQuantizerConfig
 
 LAWS = {
@@ -83,7 +85,7 @@ class Case:
     sees: Callable[[CodeLayout], Tensor] = before
     """bool `(N, N)`: the codes (columns) that a place (row) may depend on"""
     embedded: Callable[[Prior], nn.Module] | None = lambda prior: prior.network.tokens  # type: ignore[return-value]
-    """the module that gives vectors `(B, n, D)` of the first n codes; None where it is fed the tokenizer's own vectors"""
+    """the module that gives vectors `(B, n, D)` of the first n codes; None where those are the tokenizer's own"""
     book: Callable[[CodeLayout], Any] = lambda layout: None
     """the quantizer's config of a layout, where the network is fed its vectors"""
     steps: int = 150
@@ -137,6 +139,12 @@ def multiscale(layout: CodeLayout) -> Any:
     books = tuple(VectorQuantizerConfig(num_codes=size, dim=5) for size in layout.sizes[:: layout.levels])
     scales = tuple(grid if len(grid) == 2 else (1, *grid) for grid in layout.grids)
     return MultiscaleQuantizerConfig(scales=scales, book=books, phis=2)
+
+
+def residual(layout: CodeLayout) -> Any:
+    """A residual quantizer of the layout's sizes; of other layouts the nearest there is."""
+    books = tuple(VectorQuantizerConfig(num_codes=size, dim=5) for size in layout.sizes[: layout.levels])
+    return ResidualQuantizerConfig(levels=layout.levels, book=books)
 
 
 def rows(layout: CodeLayout, count: int) -> Tensor:
@@ -196,6 +204,13 @@ CASES = [
         embedded=None,
         book=multiscale,
         stepwise=scale_by_scale,
+    ),
+    *cases(
+        "rq",
+        RqConfig(layers=2, depth_layers=2, dim=32, heads=2, residual_dropout=0.0),
+        refused=dict.fromkeys(("grid", "row", "scales"), "predicts codes of several levels on one grid"),
+        embedded=None,
+        book=residual,
     ),
 ]
 
