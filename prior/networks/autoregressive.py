@@ -7,13 +7,12 @@ from abc import ABC, abstractmethod
 from typing import Annotated, ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from prior import sampling
 from prior.conditions.base import Context
-from prior.networks.base import Network, Noise
+from prior.networks.base import Exact, Noise
 from prior.networks.speculative import report, speculate
 from prior.sampling import draw, guidance_at, guide
 
@@ -39,27 +38,17 @@ class State(ABC):
         """Read the code `(B,)` that comes next -> `logits` of the one after it, without gradient."""
 
 
-class Autoregressive(Network):
+class Autoregressive(Exact):
     """Codes in the order of `CodeLayout.flatten`, each given those before it.
 
     A network writes `forward` (all places at once, for training) and `start` (place by place, for drawing); they agree.
     """
 
-    exact = True
     Sampler: ClassVar[type[AutoregressiveSampler]] = AutoregressiveSampler
 
     @abstractmethod
     def start(self, tokens: Tensor, context: Context) -> State:
         """Read the first codes `(B, n)`, 0 <= n < N, in eval mode."""
-
-    def loss(self, tokens: Tensor, context: Context) -> Tensor:
-        """Mean cross-entropy, nats a code."""
-        return F.cross_entropy(self.logits(tokens, context).float().flatten(0, 1), tokens.flatten())
-
-    def log_likelihood(self, tokens: Tensor, context: Context) -> Tensor:
-        """The sum over the row of log p(code | those before), `(B,)` nats."""
-        logits = self.logits(tokens, context).float()
-        return -F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape).sum(dim=1)
 
     def look(self, state: State, codes: Tensor, context: Context, first: Tensor, count: int) -> Tensor:
         """Logits `(B, count, K)` of places `first, first + 1, ...` of each row of codes `(B, N)`; `first` >= 1.

@@ -53,9 +53,15 @@ def test_a_layout_is_taken_or_refused(case: Case) -> None:
 
 @PRIORS.law("causality")
 def test_logits_depend_on_what_they_may_see(case: Case) -> None:
-    model, layout = case.spread(), case.layout
-    vectors: list[Tensor] = []
-    hook = case.embedded(model).register_forward_hook(lambda module, given, out: vectors.append(out))
+    model = case.spread()
+    found = _by_change(model) if case.embedded is None else _by_gradient(model, case.embedded(model))
+    assert torch.equal(found, case.sees(case.layout))
+
+
+def _by_gradient(model: Prior, embedded: nn.Module) -> Tensor:
+    """Bool `(N, N)`: the logits of a place (row) have a gradient to the vector of a code (column)."""
+    layout, vectors = model.layout, []
+    hook = embedded.register_forward_hook(lambda module, given, out: vectors.append(out))
     logits = model.logits(rows(layout, 1))
     hook.remove()
     finite = logits.masked_fill(logits.isinf(), 0)
@@ -66,7 +72,20 @@ def test_logits_depend_on_what_they_may_see(case: Case) -> None:
         for gradient in gradients:
             if gradient is not None:
                 found[place, : gradient.shape[1]] += gradient[0].abs().sum(dim=-1)
-    assert torch.equal(found > 0, case.sees(layout))
+    return found > 0
+
+
+@torch.no_grad()
+def _by_change(model: Prior) -> Tensor:
+    """Bool `(N, N)`: the logits of a place (row) change with a code (column)."""
+    layout = model.layout
+    tokens, sizes = rows(layout, 1), torch.tensor(layout.sizes)[layout.streams()]
+    logits, found = model.logits(tokens), torch.zeros(layout.length, layout.length, dtype=torch.bool)
+    for place in range(layout.length):
+        other = tokens.clone()
+        other[0, place] = (tokens[0, place] + 1) % sizes[place]
+        found[:, place] = (model.logits(other) != logits)[0].any(dim=-1)
+    return found
 
 
 @PRIORS.law("cache")
