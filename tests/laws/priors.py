@@ -19,6 +19,7 @@ from prior.networks.autoregressive import Autoregressive
 from prior.networks.gpt import GptConfig
 from prior.networks.maskgit import MaskGitConfig
 from prior.networks.rq import RqConfig
+from prior.networks.uvit import UvitConfig
 from prior.networks.var import Var, VarConfig, VarState
 from prior.sequences import LayoutConfig
 from tests.laws.law import Role
@@ -192,6 +193,13 @@ CASES = [
     *cases(
         "maskgit",
         MaskGitConfig(layers=2, dim=32, heads=2, dropout=0.0, label_smoothing=0.0),
+        _MASKED,
+        sees=everything,
+        steps=400,
+    ),
+    *cases(
+        "uvit",
+        UvitConfig(layers=3, dim=32, heads=2, dropout=0.0, label_smoothing=0.0),
         _MASKED,
         sees=everything,
         steps=400,
