@@ -59,8 +59,8 @@ def _book(recipe: PriorRecipe, tokenizer: Tokenizer | None) -> QuantizerConfig |
         return None
     if (found := getattr(tokenizer.config, "quantizer", None)) is None:
         raise ValueError(
-            f"a {network.kind} network is fed the vectors of one quantizer, and this tokenizer ({tokenizer.config.kind}) "
-            "has one for each grid: take another kind of network"
+            f"a {network.kind} network is fed the vectors of one quantizer, and this tokenizer, which is "
+            f"{tokenizer.config.kind}, has one for each grid: take another kind of network"
         )
     return found
 

@@ -13,9 +13,6 @@ from prior.networks.rq import RqConfig
 from prior.networks.uvit import UvitConfig
 from prior.networks.var import VarConfig
 
-NetworkConfig = Annotated[
-    GptConfig | MaskGitConfig | UvitConfig | VarConfig | RqConfig,
-    Field(discriminator="kind"),
-]
+NetworkConfig = Annotated[GptConfig | MaskGitConfig | UvitConfig | VarConfig | RqConfig, Field(discriminator="kind")]
 
 __all__ = ["Network", "NetworkConfig"]

@@ -1,9 +1,10 @@
-"""RQ-Transformer: a transformer over positions, and one over the levels of a position (arXiv 2203.01941, section 3.2)."""
+"""RQ-Transformer: one transformer over positions, one over the levels of each (arXiv 2203.01941, section 3.2)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence as Listed
+from collections.abc import Callable
+from collections.abc import Sequence as Listed
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 

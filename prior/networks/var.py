@@ -18,7 +18,7 @@ from prior import sampling
 from prior.conditions.base import Context
 from prior.networks.base import BaseNetworkConfig, Exact, Noise
 from prior.networks.cache import Cache
-from prior.sampling import draw, guide
+from prior.sampling import draw, guidance_at, guide
 from prior.sequences import Sequence
 from tokenizers_vq.config import ConfigError
 from tokenizers_vq.quantizers import Quantizer
@@ -65,12 +65,8 @@ class VarConfig(BaseNetworkConfig):
 class VarSampler(sampling.Sampler):
     """How the codes of a scale are drawn: each by itself, given the coarser scales."""
 
-    guidance_schedule: Literal["constant", "linear"] = "linear"
-    """guidance of every scale the same, or rising from 1 at the coarsest to `guidance` at the finest"""
-
-    def guidance_at(self, share: float) -> float:
-        """The factor of `uncond + factor (cond - uncond)`; `share` of the scales lie before."""
-        return 1 + (self.guidance - 1) * (share if self.guidance_schedule == "linear" else 1.0)
+    guidance_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """guidance over the scales: the same, or rising from 1 at the coarsest to `guidance` at the finest"""
 
 
 class Attention(nn.Module):
@@ -269,7 +265,7 @@ class Var(Exact):
             if scale:
                 state.step(codes[:, self.places[scale - 1]].repeat(copies, 1))
             logits = self.sequence.mask(state.logits, places.start).float()
-            logits = guide(logits, sampler.guidance_at(scale / last)) if guided else logits
+            logits = guide(logits, guidance_at(sampler, scale / last)) if guided else logits
             drawn = draw(logits.flatten(0, 1), sampler, uniforms[:, places].flatten()).view(known.shape[0], -1)
             codes[:, places] = torch.where(known[:, places] >= 0, known[:, places], drawn)
         return codes

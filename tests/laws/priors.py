@@ -72,6 +72,19 @@ def step_by_step(prior: Prior, tokens: Tensor, condition: Any, start: int) -> Te
     return prior.sequence.mask(torch.stack(logits, dim=1), start)
 
 
+@torch.no_grad()
+def dependence(prior: Prior, condition: Any = None) -> Tensor:
+    """Bool `(N, N)`: the logits of a place (row) change with a code (column)."""
+    layout, tokens = prior.layout, rows(prior.layout, 1)
+    sizes = torch.tensor(layout.sizes)[layout.streams()]
+    logits, found = prior.logits(tokens, condition), torch.zeros(layout.length, layout.length, dtype=torch.bool)
+    for place in range(layout.length):
+        other = tokens.clone()
+        other[0, place] = (tokens[0, place] + 1) % sizes[place]
+        found[:, place] = (prior.logits(other, condition) != logits)[0].any(dim=-1)
+    return found
+
+
 @dataclass(frozen=True)
 class Case:
     """A network on a kind of layout."""

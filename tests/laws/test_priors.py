@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prior.model import Prior
 from prior.sampling import Sampler
-from tests.laws.priors import CASES, PRIORS, TINY, Case, all_rows, by_name, rows
+from tests.laws.priors import CASES, PRIORS, TINY, Case, all_rows, by_name, dependence, rows
 from tests.processes import in_processes
 
 
@@ -54,7 +54,7 @@ def test_a_layout_is_taken_or_refused(case: Case) -> None:
 @PRIORS.law("causality")
 def test_logits_depend_on_what_they_may_see(case: Case) -> None:
     model = case.spread()
-    found = _by_change(model) if case.embedded is None else _by_gradient(model, case.embedded(model))
+    found = dependence(model) if case.embedded is None else _by_gradient(model, case.embedded(model))
     assert torch.equal(found, case.sees(case.layout))
 
 
@@ -73,19 +73,6 @@ def _by_gradient(model: Prior, embedded: nn.Module) -> Tensor:
             if gradient is not None:
                 found[place, : gradient.shape[1]] += gradient[0].abs().sum(dim=-1)
     return found > 0
-
-
-@torch.no_grad()
-def _by_change(model: Prior) -> Tensor:
-    """Bool `(N, N)`: the logits of a place (row) change with a code (column)."""
-    layout = model.layout
-    tokens, sizes = rows(layout, 1), torch.tensor(layout.sizes)[layout.streams()]
-    logits, found = model.logits(tokens), torch.zeros(layout.length, layout.length, dtype=torch.bool)
-    for place in range(layout.length):
-        other = tokens.clone()
-        other[0, place] = (tokens[0, place] + 1) % sizes[place]
-        found[:, place] = (model.logits(other) != logits)[0].any(dim=-1)
-    return found
 
 
 @PRIORS.law("cache")
