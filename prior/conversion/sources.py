@@ -20,6 +20,7 @@ class Source(NamedTuple):
 
 
 SOURCES: dict[str, Source] = {
+    "halton-maskgit": Source("halton_maskgit", r"last_norm\.norm_final\.", ("model_state_dict",)),
     "maskgit-transformer": Source("maskgit_transformer", r"model\.embeddings\.word_embeddings\.|in_blocks\.\d+\."),
     "rq-transformer": Source("rq_transformer", r"(body|head)_transformer\.blocks\.\d+\."),
     "var-transformer": Source("var_transformer", r"(trainer\.var_wo_ddp\.)?pos_1LC$", ("trainer", "var_wo_ddp")),

@@ -207,6 +207,26 @@ _RAR = _LEARNED.replace(
     order="random", begin=True, qk_norm=True, entry=("prefix", "adaln"), adaln_places=True, eps=1e-6
 )
 
+ADALN = MaskGitConfig(
+    layers=2,
+    dim=32,
+    heads=3,
+    head_dim=10,
+    mlp="swiglu",
+    multiple=16,
+    norm="rms",
+    norm_first=True,
+    bias=False,
+    qk_norm="width",
+    registers=2,
+    tied=True,
+    entry=("adaln",),
+    eps=1e-5,
+    dropout=0.0,
+    label_smoothing=0.0,
+)
+"""MaskGIT with what Halton-MaskGIT chose"""
+
 CASES = [
     *cases("gpt", _GPT),
     *cases("rar", _RAR),
@@ -218,6 +238,10 @@ CASES = [
         _MASKED,
         sees=everything,
         steps=400,
+    ),
+    *(
+        Case("maskgit with AdaLN", ADALN, layout, dict(_MASKED), sees=everything, steps=250)
+        for layout in ("grid", "scales")
     ),
     *cases(
         "uvit",
