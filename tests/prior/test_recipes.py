@@ -34,7 +34,7 @@ def test_errors_of_recipes(arguments: tuple, says: str) -> None:
 @pytest.mark.parametrize("name", [name for name in list_recipes() if name != "demo"])
 def test_recipes_that_ship(name: str) -> None:
     recipe = load_recipe(name, "codes")
-    assert recipe.optimizer.betas == (0.9, 0.96 if name == "maskgit" else 0.95)
+    assert recipe.optimizer.betas == (0.9, 0.96 if name in ("maskgit", "maskbit") else 0.95)
     assert recipe.model.network.kind == name.split("-")[0]
     assert recipe.model.label_dropout == 0.1
 
