@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from prior.conditions import ClassCondition, ClassConfig
 from prior.data import Data, frequencies, read_rows
@@ -23,7 +24,7 @@ from prior.sequences import LayoutConfig
 from tokenizers_vq.config import read_yaml, schedule_value
 from tokenizers_vq.folders import lasting_name
 from tokenizers_vq.tokenizer import Tokenizer
-from tokenizers_vq.training import loop
+from tokenizers_vq.training import anneal, loop
 from tokenizers_vq.training.runs import alone, claim
 
 MAY_CHANGE = (*loop.MAY_CHANGE, "evaluate_every", "tokenizer")
@@ -79,13 +80,17 @@ class PriorTask:
         if recipe.ema is not None:
             self.ema = ModelEmaV3(prior, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup, exclude_buffers=True)
             self.state["ema"] = self.ema
-        if recipe.compile:
-            for block in prior.network.trunk_blocks():
+        anneal.check(recipe.anneal, prior, "prior")
+        for block in prior.network.trunk_blocks():
+            if recipe.compile:
                 block.compile()
+            if recipe.gradient_checkpointing:
+                _compute_anew(block)
 
     def step(self, batch: dict[str, Any], step: int, accelerator: Accelerator) -> dict[str, Tensor]:
         """One micro-batch `{tokens (B, N), labels (B,), captions}`."""
         model, optimizer = self.modules["prior"], self.optimizers["prior"]
+        anneal.move(self.recipe.anneal, self.prior, step)
         with accelerator.accumulate(model):
             loss = model(batch["tokens"], self.prior.condition.take(batch, draw=True))
             loop.check_finite(step, {"the loss": loss})
@@ -157,6 +162,18 @@ class PriorTask:
             "figures": {} if self.bits.value.isnan() else figures,
         }
         self.trained.save_pretrained(folder, card=card)
+
+
+def _compute_anew(block: nn.Module) -> None:
+    """Keep of a block's forward its inputs alone (arXiv 1604.06174); gradients and what is dropped stay the same."""
+    forward = block.forward
+
+    def checkpointed(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    block.forward = checkpointed
 
 
 def _spare_vectors(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -158,14 +158,7 @@ def test_damaged_folders_say_so_in_one_line(tmp_path: Path) -> None:
         prior.load("nothing-here")
 
 
-def test_presets() -> None:
-    names = prior.list_models()
-    assert names == ["gpt-b", "gpt-l", "gpt-tiny", "gpt-xl", "maskgit", "maskgit-tiny"]
-    with torch.device("meta"):
-        models = {name: prior.create(name, LAYOUTS["grid"], {"kind": "class", "num_classes": 2}) for name in names}
-    sizes = {name: sum(p.numel() for p in model.network.blocks.parameters()) for name, model in models.items()}
-    assert [round(sizes[name] / 1e6) for name in ("gpt-b", "gpt-l", "gpt-xl")] == [85, 308, 731]
-    assert sizes["gpt-tiny"] < 3e6
+def test_an_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean 'gpt-tiny'"):
         prior.create("gpt-tinny", LAYOUTS["grid"])
 
