@@ -128,6 +128,8 @@ class Gpt(Autoregressive):
     embedding of a token's stream is added.
     """
 
+    of_codes = ("tokens", "streams", "head")
+    of_places = ("positions", "targets", "places")
     random_order: Tensor
 
     def __init__(self, sequence: Sequence, **fields: Any) -> None:
