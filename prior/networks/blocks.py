@@ -215,6 +215,12 @@ class Block(nn.Module):
             x = x + self._drop(self.cross(x, *self.cross.read(told.vectors), told.mask))
         return self._branch(x, self.mlp_norm, self._mlp, second)
 
+    def begin_untold(self) -> None:
+        """Let AdaLN change nothing at first, as DiT begins."""
+        if self.modulation is not None:
+            nn.init.zeros_(self.modulation.weight)
+            nn.init.zeros_(self.modulation.bias)
+
     def modulations(self, pooled: Tensor | None) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
         """Shift, scale and gate of attention and of MLP, each `(B, 1 or n, D)`; None without AdaLN."""
         if self.modulation is None or pooled is None:
@@ -273,6 +279,7 @@ def initialise(network: nn.Module, blocks: Sequence[Block], std: float = 0.02) -
     for block in blocks:
         for branch in (block.out, block.down):
             nn.init.normal_(branch.weight, std=std / (2 * len(blocks)) ** 0.5)
+        block.begin_untold()
     for module in network.modules():
-        if isinstance(module, (Block, LastNorm)) and module.modulation is not None:
+        if isinstance(module, LastNorm):
             nn.init.zeros_(module.modulation.weight)

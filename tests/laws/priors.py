@@ -177,6 +177,17 @@ CASES = [
     ),
 ]
 
+CASES.append(
+    Case(
+        "maskgit told aside",
+        MaskGitConfig(layers=2, dim=32, heads=2, dropout=0.0, label_smoothing=0.0, entry=("cross", "adaln")),
+        "levels",
+        _MASKED,
+        sees=everything,
+        steps=200,
+    )
+)
+
 PRIORS = Role("prior, layout", CASES, LAWS, "test_priors.py")
 
 
