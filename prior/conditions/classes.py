@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from prior.conditions.base import Condition, Context
 from tokenizers_vq.config import Config, ConfigError, nearest
@@ -27,6 +28,12 @@ class ClassConfig(Config):
     """probability in training that a label is replaced by the null class"""
     label_names: tuple[str, ...] | None = None
     """names of the classes; filled in from the codes"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.label_names is not None and self.num_classes not in (None, len(self.label_names)):
+            raise ConfigError(("label_names",), f"{len(self.label_names)} names for {self.num_classes} classes")
+        return self
 
     def build(self, dim: int) -> ClassCondition:
         """The module, for a network of width `dim`."""
