@@ -131,10 +131,9 @@ def _under(key: str, parts: tuple[str, ...]) -> bool:
     return any(key == part or key.startswith(part if part.endswith(".") else f"{part}.") for part in parts)
 
 
-def _told(prior: Prior) -> Any:
-    told = prior.config.condition.to_dict()
-    told.pop("dropout", None)
-    return told, prior.config.label_names
+def _told(prior: Prior) -> dict[str, Any]:
+    """What the condition is; how often it was left out is nothing to its weights."""
+    return {key: value for key, value in prior.config.condition.to_dict().items() if key != "dropout"}
 
 
 def _shape(layout: CodeLayout) -> str:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from prior.conditions import ClassCondition, ClassConfig
+from prior.conditions import ClassCondition
 from prior.data import Data, frequencies, read_rows
 from prior.decoding import decode, grid, open_tokenizer, short, spread
 from prior.evaluation import Measured, bits_per_token, entropies, unigram
@@ -41,16 +41,13 @@ def configure(recipe: PriorRecipe, data: Data, tokenizer: Tokenizer | None = Non
     shards = data.shards
     sets = {recipe.codes: shards, recipe.held_out_codes or recipe.codes: data.held}
     labelled = all(bool((codes.labels >= 0).all()) for codes in sets.values())
-    condition = recipe.model.told(labelled).fit(sets)
-    classes = condition.num_classes if isinstance(condition, ClassConfig) else None
     fed = recipe.model.network.fed_vectors
     return PriorConfig(
         network=recipe.model.network,
-        condition=condition,
+        condition=recipe.model.told(labelled).fit(sets),
         layout=LayoutConfig.of(shards.layout),
         tokenizer=lasting_name(recipe.tokenizer) if recipe.tokenizer else shards.tokenizer,
         fingerprint=shards.fingerprint,
-        label_names=shards.label_names if len(shards.label_names or ()) == classes else None,
         book=tokenizer.config.quantizer if fed and tokenizer is not None else None,
     )
 
@@ -147,7 +144,7 @@ class PriorTask:
             return None
         condition = self.trained.condition
         if isinstance(condition, ClassCondition):
-            told = spread(list(range(condition.num_classes)), PICTURED)
+            told = spread(condition.every(), PICTURED)
         else:
             rows = np.resize(self.data.held_rows, PICTURED)
             told = condition.take(read_rows(self.data.held, rows))

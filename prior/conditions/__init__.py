@@ -9,9 +9,10 @@ from pydantic import Field
 from prior.conditions.base import Condition, Context
 from prior.conditions.classes import ClassCondition, ClassConfig
 from prior.conditions.nothing import NoCondition, NoneConfig
+from prior.conditions.several import SeveralCondition, SeveralConfig
 from prior.conditions.text import TextCondition, TextConfig
 
-ConditionConfig = Annotated[NoneConfig | ClassConfig | TextConfig, Field(discriminator="kind")]
+ConditionConfig = Annotated[NoneConfig | ClassConfig | TextConfig | SeveralConfig, Field(discriminator="kind")]
 
 __all__ = [
     "ClassCondition",
@@ -21,6 +22,8 @@ __all__ = [
     "Context",
     "NoCondition",
     "NoneConfig",
+    "SeveralCondition",
+    "SeveralConfig",
     "TextCondition",
     "TextConfig",
 ]
