@@ -53,6 +53,10 @@ class Data:
             if not len(rows):
                 raise ValueError(f"{folder} holds no codes: encode some images")
 
+    def folders(self, recipe: PriorRecipe) -> dict[str, CodeShards]:
+        """The folders by name: the one that is trained on, then the one that is measured on."""
+        return {recipe.codes: self.shards, recipe.held_out_codes or recipe.codes: self.held}
+
     def batches(self, recipe: PriorRecipe, start: int, rank: int, world: int) -> Iterator[dict[str, Any]]:
         """This process's micro-batches, as `read_rows` gives them, from optimizer step `start` on, endlessly."""
         order = MicroBatches(
@@ -72,11 +76,12 @@ def read_rows(shards: CodeShards, rows: np.ndarray) -> dict[str, Any]:
     """Rows as a batch: `tokens` int64 `(B, N)`, `labels` int64 `(B,)`, -1 for none, and all `captions` of each image.
 
     `captions`: B tuples of strings, None where the codes have none. `classes`: the labels of every column of them, by
-    its name.
+    its name. `label_names`: the names of `labels`, where they have any.
     """
     return {
         "tokens": shards[rows],
         "labels": shards.labels_of(rows),
+        "label_names": shards.label_names,
         "classes": {name: shards.labels_of(rows, name) for name in shards.label_columns},
         "captions": shards.captions_of(rows),
     }

@@ -38,8 +38,7 @@ def configure(recipe: PriorRecipe, data: Data, tokenizer: Tokenizer | None = Non
 
     Raises `ValueError` where the codes lack what the condition needs.
     """
-    shards = data.shards
-    sets = {recipe.codes: shards, recipe.held_out_codes or recipe.codes: data.held}
+    shards, sets = data.shards, data.folders(recipe)
     labelled = all(bool((codes.labels >= 0).all()) for codes in sets.values())
     fed = recipe.model.network.fed_vectors
     return PriorConfig(
@@ -215,6 +214,8 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto", init_from: st
     elif init_from is not None:
         accelerator.print(f"{out} goes on from its checkpoint: --init-from {init_from} is for a new run")
     prior = prior.to(accelerator.device)
+    with accelerator.main_process_first():
+        prior.condition.prepare(data.folders(recipe))
     accelerator.print(
         f"training on {accelerator.device}, {recipe.precision}: {len(data.rows)} rows of {prior.layout.length} "
         f"codes, {len(data.held_rows)} held out; the run is {out}"

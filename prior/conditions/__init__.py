@@ -11,8 +11,11 @@ from prior.conditions.classes import ClassCondition, ClassConfig
 from prior.conditions.nothing import NoCondition, NoneConfig
 from prior.conditions.several import SeveralCondition, SeveralConfig
 from prior.conditions.text import TextCondition, TextConfig
+from prior.conditions.text_encoder import TextEncoderCondition, TextEncoderConfig
 
-ConditionConfig = Annotated[NoneConfig | ClassConfig | TextConfig | SeveralConfig, Field(discriminator="kind")]
+ConditionConfig = Annotated[
+    NoneConfig | ClassConfig | TextConfig | TextEncoderConfig | SeveralConfig, Field(discriminator="kind")
+]
 
 __all__ = [
     "ClassCondition",
@@ -26,4 +29,6 @@ __all__ = [
     "SeveralConfig",
     "TextCondition",
     "TextConfig",
+    "TextEncoderCondition",
+    "TextEncoderConfig",
 ]
