@@ -191,6 +191,8 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto") -> Measured:
     prior = prior.to(accelerator.device)
     with accelerator.main_process_first():
         prior.condition.prepare(data.folders(recipe))
+    if tokenizer is not None:
+        prior.condition.adopt(tokenizer)
     accelerator.print(
         f"training on {accelerator.device}, {recipe.precision}: {len(data.rows)} rows of {prior.layout.length} "
         f"codes, {len(data.held_rows)} held out; the run is {out}"
