@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prior.digests import digests, places
 from tokenizers_vq.config import read_json
 from tokenizers_vq.writing import replacing
 
@@ -127,25 +128,17 @@ class Kept:
 
     def find(self, texts: Sequence[str]) -> np.ndarray:
         """int64 `(n,)`: the places of texts, -1 where one is not there."""
-        wanted = digests(texts)
-        places = np.searchsorted(self.digests, wanted).clip(max=max(0, len(self.digests) - 1))
-        return np.where(self.digests[places] == wanted, places, -1) if len(self.digests) else places * 0 - 1
+        return places(self.digests, texts)
 
-    def read(self, places: np.ndarray, length: int) -> Features:
+    def read(self, found: np.ndarray, length: int) -> Features:
         """The features of texts by their places."""
-        vectors = torch.zeros(len(places), length, self.values.shape[1])
-        mask = torch.zeros(len(places), length, dtype=torch.bool)
-        for row, place in enumerate(places):
+        vectors = torch.zeros(len(found), length, self.values.shape[1])
+        mask = torch.zeros(len(found), length, dtype=torch.bool)
+        for row, place in enumerate(found):
             first, last = int(self.starts[place]), int(self.starts[place + 1])
             vectors[row, length - (last - first) :] = torch.from_numpy(np.array(self.values[first:last])).float()
             mask[row, length - (last - first) :] = True
         return Features(vectors, mask)
-
-
-def digests(texts: Sequence[str]) -> np.ndarray:
-    """uint64 `(n,)`, of 8 bytes of BLAKE2b each."""
-    found = [int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") for text in texts]
-    return np.array(found, dtype=np.uint64)
 
 
 def keep(encoder: TextEncoder, texts: set[str], length: int, codes: Path, device: torch.device | str) -> Kept:

@@ -8,13 +8,14 @@ from pydantic import Field
 
 from prior.conditions.base import Condition, Context
 from prior.conditions.classes import ClassCondition, ClassConfig
+from prior.conditions.image import ImageCondition, ImageConfig
 from prior.conditions.nothing import NoCondition, NoneConfig
 from prior.conditions.several import SeveralCondition, SeveralConfig
 from prior.conditions.text import TextCondition, TextConfig
 from prior.conditions.text_encoder import TextEncoderCondition, TextEncoderConfig
 
 ConditionConfig = Annotated[
-    NoneConfig | ClassConfig | TextConfig | TextEncoderConfig | SeveralConfig, Field(discriminator="kind")
+    NoneConfig | ClassConfig | TextConfig | TextEncoderConfig | ImageConfig | SeveralConfig, Field(discriminator="kind")
 ]
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "Condition",
     "ConditionConfig",
     "Context",
+    "ImageCondition",
+    "ImageConfig",
     "NoCondition",
     "NoneConfig",
     "SeveralCondition",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tokenizers_vq.config import nearest
 from tokenizers_vq.data.shards import CodeShards
+from tokenizers_vq.tokenizer import Tokenizer
 
 
 class Context(NamedTuple):
@@ -101,6 +102,9 @@ class Condition(nn.Module):
 
     def prepare(self, shards: Mapping[str, CodeShards]) -> None:
         """Before training or measuring on folders of codes, by name: compute what is computed once."""
+
+    def adopt(self, tokenizer: Tokenizer) -> None:
+        """A tokenizer that is at hand, for what is told by codes of the same one."""
 
     def read(self, text: str) -> list[Any]:
         """What an option of the command says -> values that are told in turn. Raises `ValueError`."""
