@@ -159,7 +159,7 @@ def test_damaged_folders_say_so_in_one_line(tmp_path: Path) -> None:
 
 def test_presets() -> None:
     names = prior.list_models()
-    assert names == ["gpt-b", "gpt-l", "gpt-tiny", "gpt-xl", "maskgit", "maskgit-tiny"]
+    assert names == ["gpt-b", "gpt-l", "gpt-tiny", "gpt-xl", "maskgit", "maskgit-tiny", "titok-maskgit", "titok-uvit"]
     with torch.device("meta"):
         models = {name: prior.create(name, LAYOUTS["grid"], {"kind": "class", "num_classes": 2}) for name in names}
     sizes = {name: sum(p.numel() for p in model.network.blocks.parameters()) for name, model in models.items()}
