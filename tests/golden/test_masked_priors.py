@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from prior.networks.masked import MaskedSampler, halton_order, left_masked
+from prior.sampling import Sampler, guidance_at
 from tests.conftest import SHARED
 from tokenizers_vq.codes import CodeLayout
 
@@ -36,3 +39,14 @@ def test_halton_s_order_is_the_recorded_one() -> None:
         size = int(name.split("_")[2].split("x")[0])
         found = halton_order(CodeLayout(((size, size),), 1, (2,)))
         assert torch.equal(torch.stack((found // size, found % size), dim=1), order.long()), name
+
+
+def test_guidance_rises_as_recorded_of_rar() -> None:
+    for folder in sorted((SHARED / "golden" / "rar").iterdir()):
+        meta = json.loads((folder / "meta.json").read_text())
+        recorded = load_file(folder / "io.safetensors")["guidance_schedule"]
+        sampler = Sampler(
+            guidance=meta["guidance_scale"], guidance_schedule="cosine", guidance_power=meta["guidance_scale_pow"]
+        )
+        found = [guidance_at(sampler, step / len(recorded)) for step in range(len(recorded))]
+        torch.testing.assert_close(torch.tensor(found), recorded.float(), atol=1e-5, rtol=1e-5)
