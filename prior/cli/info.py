@@ -102,6 +102,9 @@ def _where(published: Published) -> str:
 
 
 def _published(published: Published) -> Rows:
+    import json
+    import shlex
+
     from prior.conversion import catalogue
     from prior.model import load_folder
     from tokenizers_vq import folders
@@ -126,7 +129,11 @@ def _published(published: Published) -> Rows:
     if not published.gfid:
         rows.append(("gFID", UNKNOWN))
     if published.sampler:
-        fields = " ".join(f"{name}={value}" for name, value in published.sampler.items())
+        given = [
+            f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+            for name, value in published.sampler.items()
+        ]
+        fields = " ".join(map(shlex.quote, given))
         rows.append(("to draw so", f"tvq-prior sample {published.name} {fields} --out samples/"))
     if published.note:
         rows.append(("note", published.note))

@@ -14,6 +14,8 @@ from prior.cli import main
 from prior.conversion import SOURCES, catalogue
 from prior.conversion.classes import class_names
 from prior.models import PRESETS
+from prior.networks.masked import MaskedSampler
+from prior.sampling import Sampler
 from tests.prior.published import bert_folder, row_tokenizer
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.config import read_yaml
@@ -44,7 +46,9 @@ def test_the_facts_hold_together(name: str) -> None:
     assert published.tokenizer is None or published.tokenizer in tokenizers.entries()
     assert published.preset is None or (PRESETS / f"{published.preset}.yaml").is_file()
     assert published.hub is None or published.checkpoint is not None
-    assert (published.sampler is None) <= (published.sampling is None or "guidance" in published.sampling)
+    assert published.sampler is None or published.sampling is not None
+    settings = published.sampler or {}
+    assert (MaskedSampler if "steps" in settings else Sampler)(**settings)
     if published.hub is None:
         message = catalogue.by_hand(published)
         assert f"`tvq-prior convert {published.source} " in message and "\n" not in message

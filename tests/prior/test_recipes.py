@@ -31,7 +31,9 @@ def test_errors_of_recipes(arguments: tuple, says: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["gpt-tiny", "gpt-b", "gpt-l", "gpt-xl", "maskgit", "maskgit-tiny", "titok-maskgit", "titok-uvit"])
+@pytest.mark.parametrize(
+    "name", ["gpt-tiny", "gpt-b", "gpt-l", "gpt-xl", "maskgit", "maskgit-tiny", "titok-maskgit", "titok-uvit"]
+)
 def test_recipes_that_ship(name: str) -> None:
     recipe = load_recipe(name, "codes")
     assert recipe.optimizer.betas == (0.9, 0.96 if name == "maskgit" or name.startswith("titok") else 0.95)
