@@ -20,7 +20,10 @@ class Source(NamedTuple):
 
 
 SOURCES: dict[str, Source] = {
+    "llamagen-gpt": Source("llamagen_gpt", r"layers\.\d+\.attention\.wqkv\.|cls_embedding\."),
     "maskgit-transformer": Source("maskgit_transformer", r"model\.embeddings\.word_embeddings\.|in_blocks\.\d+\."),
+    "rar": Source("rar", r"target_aware_pos_embed$"),
+    "taming-gpt": Source("taming_gpt", r"(?:transformer\.)?blocks\.\d+\.attn\.(?:query|key)\.|transformer\.tok_emb\."),
 }
 """`convert`'s source -> how it is read"""
 
