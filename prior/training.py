@@ -25,6 +25,7 @@ from prior.sampling import Sampler
 from prior.sequences import LayoutConfig
 from tokenizers_vq.config import read_yaml, schedule_value
 from tokenizers_vq.folders import lasting_name
+from tokenizers_vq.quantizers import QuantizerConfig
 from tokenizers_vq.tokenizer import Tokenizer
 from tokenizers_vq.training import anneal, loop
 from tokenizers_vq.training.runs import alone, claim, has_checkpoint
@@ -43,7 +44,6 @@ def configure(recipe: PriorRecipe, data: Data, tokenizer: Tokenizer | None = Non
     labelled = all(bool((codes.labels >= 0).all()) for codes in sets.values())
     condition = recipe.model.told(labelled).fit(sets)
     classes = condition.num_classes if isinstance(condition, ClassConfig) else None
-    fed = recipe.model.network.fed_vectors
     return PriorConfig(
         network=recipe.model.network,
         condition=condition,
@@ -51,8 +51,21 @@ def configure(recipe: PriorRecipe, data: Data, tokenizer: Tokenizer | None = Non
         tokenizer=lasting_name(recipe.tokenizer) if recipe.tokenizer else shards.tokenizer,
         fingerprint=shards.fingerprint,
         label_names=shards.label_names if len(shards.label_names or ()) == classes else None,
-        book=tokenizer.config.quantizer if fed and tokenizer is not None else None,
+        book=_book(recipe, tokenizer),
     )
+
+
+def _book(recipe: PriorRecipe, tokenizer: Tokenizer | None) -> QuantizerConfig | None:
+    """The quantizer whose vectors the network is fed, if it is fed any."""
+    network = recipe.model.network
+    if not network.fed_vectors or tokenizer is None:
+        return None
+    if (found := getattr(tokenizer.config, "quantizer", None)) is None:
+        raise ValueError(
+            f"a {network.kind} network is fed the vectors of one quantizer, and this tokenizer, which is "
+            f"{tokenizer.config.kind}, has one for each grid: take another kind of network"
+        )
+    return found
 
 
 class _Bits(nn.Module):

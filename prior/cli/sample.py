@@ -66,7 +66,7 @@ def sample(
     plain = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, guidance=guidance, seed=seed)
     opened = _open(model, tokenizer, device)
     opened = opened._replace(told=_told(opened.prior, classes, text, total))
-    sampler = opened.prior.network.Sampler(**{**plain.to_dict(), **apply_overrides({}, settings or ())})
+    sampler = opened.prior.network.Sampler(**{**plain.to_dict(defaults=False), **apply_overrides({}, settings or ())})
     drawn = _draw(opened, sampler, total, batch_size)
     together = out if alone else out / "grid.png"
     _write_grid(together, drawn, min(columns, total))

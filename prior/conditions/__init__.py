@@ -10,8 +10,9 @@ from prior.conditions.base import Condition, Context
 from prior.conditions.classes import ClassCondition, ClassConfig
 from prior.conditions.nothing import NoCondition, NoneConfig
 from prior.conditions.text import TextCondition, TextConfig
+from prior.conditions.tokens import TokensCondition, TokensConfig
 
-ConditionConfig = Annotated[NoneConfig | ClassConfig | TextConfig, Field(discriminator="kind")]
+ConditionConfig = Annotated[NoneConfig | ClassConfig | TextConfig | TokensConfig, Field(discriminator="kind")]
 
 __all__ = [
     "ClassCondition",
@@ -23,4 +24,6 @@ __all__ = [
     "NoneConfig",
     "TextCondition",
     "TextConfig",
+    "TokensCondition",
+    "TokensConfig",
 ]

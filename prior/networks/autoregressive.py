@@ -5,11 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from prior.conditions.base import Context
-from prior.networks.base import Network, Noise
+from prior.networks.base import Exact, Noise
 from prior.sampling import Sampler, draw, guidance_at, guide
 
 
@@ -24,26 +23,15 @@ class State(ABC):
         """Read the code `(B,)` that comes next -> `logits` of the one after it, without gradient."""
 
 
-class Autoregressive(Network):
+class Autoregressive(Exact):
     """Codes in the order of `CodeLayout.flatten`, each given those before it.
 
     A network writes `forward` (all places at once, for training) and `start` (place by place, for drawing); they agree.
     """
 
-    exact = True
-
     @abstractmethod
     def start(self, tokens: Tensor, context: Context) -> State:
         """Read the first codes `(B, n)`, 0 <= n < N, in eval mode."""
-
-    def loss(self, tokens: Tensor, context: Context) -> Tensor:
-        """Mean cross-entropy, nats a code."""
-        return F.cross_entropy(self.logits(tokens, context).float().flatten(0, 1), tokens.flatten())
-
-    def log_likelihood(self, tokens: Tensor, context: Context) -> Tensor:
-        """The sum over the row of log p(code | those before), `(B,)` nats."""
-        logits = self.logits(tokens, context).float()
-        return -F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape).sum(dim=1)
 
     def generate(self, known: Tensor, context: Context, sampler: Sampler, noise: Noise) -> Tensor:
         """Code by code; a code is drawn given those before it, also where later ones are known."""

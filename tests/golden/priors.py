@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors.torch import load_file
 from torch import Tensor
 
+import tokenizers_vq
 from prior.conversion import Book
+from tokenizers_vq.quantizers.residual import ResidualQuantizerConfig
+from tokenizers_vq.quantizers.vector import VectorQuantizerConfig
 
 Meta = Mapping[str, Any]
 
@@ -30,6 +35,37 @@ class How(NamedTuple):
     """logits beyond the codes, such as that of the mask, which are left out here"""
     parameters: Callable[[Any, Meta], int] | None = lambda prior, meta: sum(p.numel() for p in prior.parameters())
     """our parameters as the reference counts them; None where that says nothing"""
+
+
+def trainable(prior: Any, meta: Meta) -> int:
+    """Parameters, without those of the tokenizer's quantizer."""
+    return sum(p.numel() for p in prior.parameters() if p.requires_grad)
+
+
+def scales_book(folder: Path) -> Book | None:
+    """VAR's quantizer, where it is a file of its own."""
+    file = folder / "vae.safetensors"
+    if not file.exists():
+        return None
+    config = json.loads((folder / "config.json").read_text())
+    tokenizer = tokenizers_vq.convert("var", file, {"v_patch_nums": config["patch_nums"]})
+    return Book(tokenizer.config.quantizer, tokenizer.quantizer.state_dict())
+
+
+def levels_book(folder: Path) -> Book:
+    """RQ-VAE's quantizer: the last row of each table is padding."""
+    tensors = load_file(folder / "stage1_quantizer.safetensors")
+    tables = [tensors[key][:-1] for key in sorted(tensors) if key.endswith(".weight")]
+    books = [VectorQuantizerConfig(num_codes=len(table), dim=table.shape[1]) for table in tables]
+    state = {f"codebooks.{level}.weight": table for level, table in enumerate(tables)}
+    return Book(ResidualQuantizerConfig(levels=len(tables), book=tuple(books)), state)
+
+
+def levels_parameters(prior: Any, meta: Meta) -> int:
+    """Ours, and the head that predicts the text, where there is one. The null class stands for their place."""
+    text = prior.config.condition.kind == "tokens"
+    dim = prior.config.network.dim
+    return trainable(prior, meta) + (2 * dim + (dim + 1) * prior.config.condition.vocabulary if text else 0)
 
 
 HOW: dict[str, How] = {
@@ -67,4 +103,8 @@ HOW: dict[str, How] = {
     ),
     # Its classes are rows of the table of codes.
     "taming-gpt": How(parameters=lambda prior, meta: sum(p.numel() for p in prior.network.parameters())),
+    "rq-transformer": How(book=levels_book, parameters=levels_parameters),
+    "var-transformer": How(
+        guidance=lambda meta: {"guidance": 1 + meta["guidance_scale"]}, book=scales_book, parameters=trainable
+    ),
 }

@@ -148,6 +148,11 @@ class MultiscaleQuantizer(Quantizer):
             raise ValueError(f"codes must be of the first {upto} to {self.depth} scales, got {len(parts)}")
         return self._sum(parts[:upto])
 
+    def addend(self, codes: Tensor, level: int) -> Tensor:
+        """`(B, D, h, w)`, the last scale's size, of codes `(B, h_k, w_k)` of scale k; see `Quantizer.addend`."""
+        with torch.autocast(codes.device.type, enabled=False):
+            return self._enlarged(self.books[level].lookup(codes), level)
+
     def _sum(self, parts: Sequence[Tensor]) -> Tensor:
         wanted, got = list(self.config.grids[: len(parts)]), [tuple(part.shape[1:]) for part in parts]
         if got != wanted:
