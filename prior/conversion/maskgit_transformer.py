@@ -44,7 +44,6 @@ _UVIT = [
     (r"\.attn\.proj\.", ".out."),
     (r"\.mlp\.fc1\.", ".up."),
     (r"\.mlp\.fc2\.", ".down."),
-    (r"\.skip_linear\.", ".skip."),
 ]
 
 
@@ -83,6 +82,7 @@ def _uvit(given: Given) -> Converted:
 
     def numbered(key: str) -> str:
         key = re.sub(r"^in_blocks\.", "network.blocks.", re.sub(r"^mid_block\.", f"network.blocks.{half}.", key))
+        key = re.sub(r"^out_blocks\.(\d{1,6})\.skip_linear\.", r"network.skips.\1.", key)
         return re.sub(r"^out_blocks\.(\d{1,6})\.", lambda match: f"network.blocks.{half + 1 + int(match[1])}.", key)
 
     rest = {key: tensor for key, tensor in tensors.items() if key not in ("embeddings.weight", "pos_embed")}
@@ -91,7 +91,7 @@ def _uvit(given: Given) -> Converted:
     # Of an even number of layers it has one more than it says.
     said = whole(_generator(given), "num_hidden_layers", 2 * half)
     sizes = {"num_hidden_layers": said if said // 2 == half else 2 * half, "intermediate_size": mlp}
-    network = UvitConfig(layers=2 * half + 1, mlp=mlp, **_shared(given, table.shape[1]))
+    network = UvitConfig(layers=2 * half + 1, hidden=mlp, **_shared(given, table.shape[1]))
     return _converted(given, network, tables, ours, sizes)
 
 
