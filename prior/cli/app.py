@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from prior.cli.convert import convert
 from prior.cli.evaluate import evaluate
+from prior.cli.export import export
 from prior.cli.fields import fields
 from prior.cli.info import info
 from prior.cli.models import models
@@ -15,7 +16,7 @@ from tokenizers_vq.cli.common import make_app, run_app
 
 app = make_app(
     "Priors over the codes of an image tokenizer: trained, measured, sampled for new images.",
-    [models, info, fields, train, evaluate, sample, convert],
+    [models, info, fields, train, evaluate, sample, convert, export],
 )
 
 
