@@ -95,6 +95,39 @@ def _trained(folder: Path) -> Rows:
     return [("kind", f"trained, in {folder}"), *_described(load_folder(folder))]
 
 
+def outline(published: Published) -> Prior | None:
+    """An empty prior of its architecture, which takes no memory; None where preset, codes or classes are not known."""
+    from prior.models import create
+    from tokenizers_vq.codes import CodeLayout
+    from tokenizers_vq.conversion import catalogue as tokenizers
+    from tokenizers_vq.devices import without_memory
+    from tokenizers_vq.models import preset_config
+
+    made = tokenizers.entries().get(published.tokenizer or "")
+    if made is None or made.grids is None or made.codes is None or published.preset is None or not published.classes:
+        return None
+    larger = (published.image_size or 1) / (made.image_size or 1)
+    grids = tuple(tuple(round(side * larger) for side in grid) for grid in made.grids)
+    layout = CodeLayout(grids, made.levels, (made.codes,) * (len(grids) * made.levels))
+    condition = {"kind": "class", "num_classes": 1000}
+    with without_memory():
+        try:
+            return create(published.preset, layout, condition)
+        except ValueError:  # fed with the vectors of codes
+            if made.preset is None:
+                return None
+            book = preset_config(made.preset).to_dict()["quantizer"]
+            return create(published.preset, layout, condition, book=book)
+
+
+def _parameters(published: Published) -> str:
+    empty = outline(published)
+    if empty is None:
+        return published.parameters or UNKNOWN
+    count = sum(parameter.numel() for parameter in empty.parameters() if parameter.requires_grad)
+    return f"{count:,}, of the preset {published.preset}, which has its architecture"
+
+
 def _where(published: Published) -> str:
     if published.hub is None:
         return f"by hand, {published.page}"
@@ -122,7 +155,7 @@ def _published(published: Published) -> Rows:
         ("where", _where(published)),
         *(("file", f"{file.name}, sha256: {file.sha256 or UNKNOWN}") for file in published.files),
         ("images", size),
-        ("parameters", published.parameters or UNKNOWN),
+        ("parameters", _parameters(published)),
         ("settings", published.sampling or UNKNOWN),
         *(("gFID", f"{score.value:g}: {score.protocol} [{score.said_by}]") for score in published.gfid),
     ]

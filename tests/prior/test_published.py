@@ -11,6 +11,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 import prior
 from prior.cli import main
+from prior.cli.info import outline
 from prior.conversion import SOURCES, catalogue
 from prior.conversion.classes import class_names
 from prior.models import PRESETS
@@ -57,6 +58,19 @@ def test_the_facts_hold_together(name: str) -> None:
         assert published.hub is not None or str(published.page).startswith("https://")
     else:
         assert "nobody published weights" in catalogue.by_hand(published)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, published in ENTRIES.items() if published.preset))
+def test_presets_have_the_published_number_of_parameters(name: str) -> None:
+    published, empty = ENTRIES[name], outline(ENTRIES[name])
+    if empty is None or published.parameters is None:
+        assert empty is not None or published.classes is None or published.tokenizer is None
+        return
+    number, unit, *_ = published.parameters.split(",")[0].split()
+    scale = {"million": 1e6, "billion": 1e9}[unit]
+    rounding = 0.5 * 10 ** -len(number.partition(".")[2]) * scale
+    count = sum(parameter.numel() for parameter in empty.parameters() if parameter.requires_grad)
+    assert abs(count - float(number) * scale) <= max(rounding, 0.002 * count)
 
 
 def test_what_nobody_may_use_or_publishes_is_said() -> None:
@@ -173,6 +187,7 @@ def test_info_lists_all_and_knows_folders(tmp_path, capsys, monkeypatch) -> None
     said = capsys.readouterr().out
     assert "gFID                3.07: ImageNet, generated at 384 px, scored at 256 px" in said
     assert "tvq-prior sample llamagen/c2i-l-384 guidance=2.0" in said
+    assert "parameters          342,910,976, of the preset gpt-l" in said
     assert call("info", "gpt-tiny-imagenet-64") == 0
     assert "vit-vqgan-tiny-64, fingerprint ce5e90ec" in capsys.readouterr().out
     assert call("info", "titok/l23") == 2
