@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from prior.conditions import ClassCondition, ClassConfig, NoCondition, NoneConfig
 from prior.model import Prior
+from prior.networks.blocks import RMSNorm
 from prior.networks.gpt import Gpt, GptConfig
 from tokenizers_vq.config import nearest
 from tokenizers_vq.writing import replacing, write_atomically
@@ -41,10 +43,12 @@ def export(prior: Prior, to: str, out: str | Path) -> dict[str, Any]:
     condition), then the begin vector where there is one: `prompt` says which tokens stand before the codes. Tokens that
     are no codes have logits of 0 and are suppressed in `generation_config.json`. What was written is loaded and
     compared before `out` appears, at once and whole. Raises `ValueError` for an unknown format, for a prior that Llama
-    cannot hold, with the reason, for logits that differ, and where `out` holds anything but an earlier export.
+    cannot hold, with the reason, for logits that differ, without transformers, and where `out` holds anything but an earlier export.
     """
     if to not in FORMATS:
         raise ValueError(f"no format '{to}' of priors{nearest(to, FORMATS)}; there are: {', '.join(FORMATS)}")
+    if importlib.util.find_spec("transformers") is None:
+        raise ValueError("transformers is not installed, which writes the folder: pip install transformers")
     if problem := _problem(prior):
         raise ValueError(f"transformers' Llama {problem}")
     out = Path(out)
@@ -98,24 +102,22 @@ def _config(prior: Prior, vocabulary: int, lead: int) -> Any:
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.base}
     if (scale := config.rotary_scale[0] * config.rotary_scale[1]) != 1:
         rope |= {"rope_type": "linear", "factor": 1 / scale}
-    return LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=config.dim,
-        intermediate_size=config.mlp_width,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.heads,
-        rms_norm_eps=config.eps,
-        max_position_embeddings=lead + prior.layout.length,
-        rope_theta=config.base,
-        rope_scaling=rope,
-        tie_word_embeddings=False,
-        attention_bias=False,
-        mlp_bias=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
+    fields: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": config.dim,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.heads,
+        "rms_norm_eps": config.eps,
+        "max_position_embeddings": lead + prior.layout.length,
+        # As transformers has named both before and since its version 5.
+        "rope_theta": config.base,
+        "rope_scaling": rope,
+        "tie_word_embeddings": False,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+    }
+    return LlamaConfig(**fields)
 
 
 def _halves(weight: Tensor, heads: int) -> Tensor:
@@ -125,10 +127,10 @@ def _halves(weight: Tensor, heads: int) -> Tensor:
 
 def _state(prior: Prior, table: Tensor) -> dict[str, Tensor]:
     network = prior.network
-    assert isinstance(network, Gpt)
+    assert isinstance(network, Gpt) and isinstance(network.norm, RMSNorm) and network.norm.weight is not None
     head = torch.zeros_like(table)
     head[: len(network.head.weight)] = network.head.weight
-    found = {
+    found: dict[str, Tensor] = {
         "model.embed_tokens.weight": table,
         "model.norm.weight": network.norm.weight,
         "lm_head.weight": head,
@@ -136,7 +138,8 @@ def _state(prior: Prior, table: Tensor) -> dict[str, Tensor]:
     for layer, block in enumerate(network.stack):
         q, k, v = block.qkv.weight.chunk(3)
         gate, up = block.gate_up.weight.chunk(2)
-        parts = {
+        assert isinstance(block.attention_norm, RMSNorm) and isinstance(block.mlp_norm, RMSNorm)
+        parts: dict[str, Any] = {
             "input_layernorm": block.attention_norm.weight,
             "self_attn.q_proj": _halves(q, block.heads),
             "self_attn.k_proj": _halves(k, block.heads),
