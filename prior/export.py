@@ -42,8 +42,9 @@ def export(prior: Prior, to: str, out: str | Path) -> dict[str, Any]:
     Codes keep their numbers, 0 to K - 1; behind them stand the classes and the null class (or one token for no
     condition), then the begin vector where there is one: `prompt` says which tokens stand before the codes. Tokens that
     are no codes have logits of 0 and are suppressed in `generation_config.json`. What was written is loaded and
-    compared before `out` appears, at once and whole. Raises `ValueError` for an unknown format, for a prior that Llama
-    cannot hold, with the reason, for logits that differ, without transformers, and where `out` holds anything but an earlier export.
+    compared before `out` appears, at once and whole. Raises `ValueError` for an unknown format, without transformers,
+    for a prior that Llama cannot hold, with the reason, for logits that differ, and where `out` holds anything but an
+    earlier export.
     """
     if to not in FORMATS:
         raise ValueError(f"no format '{to}' of priors{nearest(to, FORMATS)}; there are: {', '.join(FORMATS)}")
