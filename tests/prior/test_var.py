@@ -78,6 +78,17 @@ def test_variants_draw_as_they_predict(fields: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
+def test_attention_without_norms_has_the_references_scale() -> None:
+    made = build(attn_l2_norm=False).network.stack[0].attention
+    x = torch.randn(2, 5, 32)
+    bias = torch.cat((made.q_bias, torch.zeros(32), made.v_bias))
+    q, k, v = (part.view(2, 5, 2, 16).transpose(1, 2) for part in F.linear(x, made.qkv.weight, bias).chunk(3, dim=-1))
+    weights = (0.25 / 4 * q @ k.mT).softmax(dim=-1)  # 0.25 / sqrt(head_dim)
+    wanted = made.out((weights @ v).transpose(1, 2).reshape(2, 5, 32))
+    torch.testing.assert_close(made(x, None, None), wanted, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_guidance_rises_over_the_scales() -> None:
     model = build()
     network, off = model.network, model.sample(4, 1, temperature=0)
