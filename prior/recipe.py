@@ -12,7 +12,7 @@ from typing_extensions import Self
 from prior.conditions import ClassConfig, ConditionConfig, NoneConfig
 from prior.models import PRESETS, list_models
 from prior.networks import NetworkConfig
-from tokenizers_vq.config import Config, ConfigError, apply_overrides, nearest, parse, read_yaml
+from tokenizers_vq.config import Config, ConfigError, Schedule, apply_overrides, nearest, parse, read_yaml
 from tokenizers_vq.training.loop import LoopConfig
 from tokenizers_vq.training.recipe import EmaConfig, OptimizerConfig
 
@@ -31,7 +31,7 @@ class ModelConfig(Config):
         Annotated[Literal["auto", "class", "none"], Tag("word")] | Annotated[ConditionConfig, Tag("config")],
         Discriminator(lambda value: "word" if value in _WORDS else "config"),
     ] = "auto"
-    """what it is told beforehand; auto: the class, where every image has one; or a kind with its fields"""
+    """what it is told; auto: the class, where every image has one; or a kind with its fields, or a list of these"""
     label_dropout: float = Field(default=0.1, ge=0, le=1)
     """probability in training that the class is left out, which guidance needs; a kind with fields has its own"""
 
@@ -39,6 +39,9 @@ class ModelConfig(Config):
     @classmethod
     def _kinds_by_name(cls, data: Any) -> Any:
         told = data.get("condition") if isinstance(data, Mapping) else None
+        if isinstance(told, (list, tuple)):
+            parts = [{"kind": part} if isinstance(part, str) else part for part in told]
+            return {**data, "condition": {"kind": "several", "conditions": parts}}
         return {**data, "condition": {"kind": told}} if isinstance(told, str) and told not in _WORDS else data
 
     def told(self, classes: bool) -> ConditionConfig:
@@ -73,6 +76,10 @@ class PriorRecipe(LoopConfig):
     """weight decay acts on matrices alone"""
     ema: EmaConfig | None = EmaConfig()
     """average of the weights, which is what is saved; null = none"""
+    anneal: dict[str, Schedule] = Field(default_factory=dict)
+    """scalar buffers of the prior that a schedule sets at every step, by name: `network.random_order`"""
+    gradient_checkpointing: bool = False
+    """blocks are computed anew in the backward pass, which takes less memory and a third more time"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -15,6 +15,7 @@ from tokenizers_vq.cli.common import make_app, run_app
 app = make_app(
     "Priors over the codes of an image tokenizer: trained, measured, sampled for new images.",
     [models, fields, train, evaluate, sample, convert],
+    open_to=[sample],
 )
 
 

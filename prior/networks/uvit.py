@@ -77,6 +77,9 @@ class Block(nn.Module):
 class Uvit(Masked):
     """The context as a prefix, then codes with learned positions; every place sees every other."""
 
+    of_codes = ("tokens", "head")
+    of_places = ("positions",)
+
     def __init__(self, sequence: Sequence, **fields: Any) -> None:
         config = UvitConfig(**fields)
         super().__init__(sequence, config.schedule, config.label_smoothing)

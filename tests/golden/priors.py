@@ -67,6 +67,7 @@ def levels_parameters(prior: Any, meta: Meta) -> int:
 
 
 HOW: dict[str, How] = {
+    "llamagen-gpt": How(),
     "maskgit-transformer": How(
         sampler=lambda meta: {
             "steps": meta["num_sample_steps"],
@@ -78,7 +79,18 @@ HOW: dict[str, How] = {
         # Its positions count the class, its types of tokens are folded into them, and one of two is never used.
         parameters=None,
     ),
+    "rar": How(
+        guidance=lambda meta: {
+            "guidance": meta["guidance_scale"],
+            "guidance_schedule": "cosine",
+            "guidance_power": meta["guidance_scale_pow"],
+        },
+        # Its tables have rows beyond the places, and for a mask, that are never read: tests/prior/test_presets.py.
+        parameters=lambda prior, meta: sum(p.numel() for p in prior.parameters()) + 2148 * prior.config.network.dim,
+    ),
     "rq-transformer": How(book=levels_book, parameters=levels_parameters),
+    # Its classes are rows of the table of codes.
+    "taming-gpt": How(parameters=lambda prior, meta: sum(p.numel() for p in prior.network.parameters())),
     "var-transformer": How(
         guidance=lambda meta: {"guidance": 1 + meta["guidance_scale"]}, book=scales_book, parameters=trainable
     ),

@@ -201,8 +201,17 @@ _MASKED = {
     "processes": "each process draws which codes it masks",
 }
 
+_GPT = GptConfig(layers=2, dim=32, heads=2, multiple=16)
+_LEARNED = _GPT.replace(norm="layer", mlp="gelu", bias=True, head_bias=True, positions="learned")
+_RAR = _LEARNED.replace(
+    order="random", begin=True, qk_norm=True, entry=("prefix", "adaln"), adaln_places=True, eps=1e-6
+)
+
 CASES = [
-    *cases("gpt", GptConfig(layers=2, dim=32, heads=2, multiple=16)),
+    *cases("gpt", _GPT),
+    *cases("rar", _RAR),
+    Case("gpt of taming", _LEARNED, "levels"),
+    Case("gpt told aside", _GPT.replace(entry=("cross", "adaln"), positions="llamagen", qk_norm=True), "scales"),
     *cases(
         "maskgit",
         MaskGitConfig(layers=2, dim=32, heads=2, dropout=0.0, label_smoothing=0.0),
@@ -234,6 +243,17 @@ CASES = [
         book=residual,
     ),
 ]
+
+CASES.append(
+    Case(
+        "maskgit told aside",
+        MaskGitConfig(layers=2, dim=32, heads=2, dropout=0.0, label_smoothing=0.0, entry=("cross", "adaln")),
+        "levels",
+        _MASKED,
+        sees=everything,
+        steps=200,
+    )
+)
 
 PRIORS = Role("prior, layout", CASES, LAWS, "test_priors.py")
 
