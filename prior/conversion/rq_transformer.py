@@ -136,16 +136,15 @@ def _network(tensors: Mapping[str, Tensor], arch: Mapping[str, Any], given: Give
         raise ValueError(f"{given.path}: {heads} heads in its body, {other} in its head: no published model has it")
     if layers < 1 or depth_layers < 1:
         raise ValueError(f"{given.path} has {layers} blocks in its body and {depth_layers} in its head: both need some")
-    gelus = {str(block.get("gelu", "v1")) for block in (body, head)}
-    if not gelus <= {"v1"} and gelus != {"v2"}:
-        raise ValueError(f"{given.path}: gelu {' and '.join(sorted(gelus))}: v1 or v2 in both parts are known")
+    for block in (body, head):
+        if (gelu := block.get("gelu", "v1")) != "v1":
+            raise ValueError(f"{given.path}: gelu {gelu}: no published model has it, it is not supported")
     return RqConfig(
         layers=layers,
         depth_layers=depth_layers,
         dim=dim,
         heads=heads,
         shared_head=shared,
-        activation="quick_gelu" if gelus == {"v2"} else "gelu",
         token_dropout=number(arch, "embd_pdrop", 0.0),
         residual_dropout=number(body, "resid_pdrop", 0.1),
     )
