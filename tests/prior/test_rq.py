@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import prior
 import tokenizers_vq as tvq
@@ -16,6 +17,7 @@ from prior.decoding import decode
 from prior.model import Prior, PriorConfig
 from prior.networks.rq import RqConfig
 from prior.recipe import load_recipe
+from prior.retarget import begin
 from prior.sequences import LayoutConfig
 from prior.training import train
 from tests.laws.priors import before, dependence, multiscale, residual, rows, step_by_step
@@ -118,6 +120,20 @@ def test_a_text_as_numbers() -> None:
         model.sample(2, told, guidance=2)
     with pytest.raises(ValueError, match="this prior cannot be trained on them; use text"):
         TokensConfig(vocabulary=9, length=4).fit({})
+
+
+def test_another_grid_stretches_the_places_of_positions() -> None:
+    old, new = build(), build(CodeLayout(((4, 3),), 3, (7, 7, 7)))
+    new.network.book.load_state_dict(old.network.book.state_dict())
+    old.config = old.config.replace(fingerprint="a" * 64)
+    said: list[str] = []
+    begin(new, old, "P", said.append)
+    assert said == ["begins with the weights of P: places stretched from 2x3 x 3 levels to 4x3 x 3 levels"]
+    table = old.network.positions.detach().view(1, 2, 3, 32).permute(0, 3, 1, 2)
+    wanted = F.interpolate(table, (4, 3), mode="bicubic")[0].permute(1, 2, 0).reshape(12, 32)
+    torch.testing.assert_close(new.network.positions.detach(), wanted)
+    kept = [key for key in old.state_dict() if key != "network.positions"]
+    assert all(torch.equal(new.state_dict()[key], old.state_dict()[key]) for key in kept)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from prior.decoding import decode
 from prior.model import Prior, PriorConfig
 from prior.networks.var import VarConfig, VarSampler, VarState
 from prior.recipe import load_recipe
+from prior.retarget import begin
 from prior.sampling import Sampler
 from prior.sequences import LayoutConfig
 from prior.training import train
@@ -165,6 +166,32 @@ def test_what_it_cannot_take_is_refused() -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="heads: 3 heads do not divide the width 32"):
         VarConfig(layers=1, dim=32, heads=3)
+
+
+def test_another_grid_keeps_all_but_the_places_and_another_tokenizer_all_but_what_knows_codes() -> None:
+    old, wide = build(), CodeLayout(((1, 2), (2, 3), (4, 6)), 1, (7, 7, 7))
+    for book, whose in ((old.config.book, "a"), (old.config.book, "b"), (multiscale(LAYOUT), "c")):
+        new = build(wide, book.replace(scales=wide.grids))
+        if whose != "c":  # the same vectors, whatever the fingerprint: that of other scales is another
+            new.network.book.load_state_dict(old.network.book.state_dict())
+        before = {name: value.clone() for name, value in new.state_dict().items()}
+        for model, name in ((old, "a"), (new, whose)):
+            model.config = model.config.replace(fingerprint=name * 64)
+        said: list[str] = []
+        begin(new, old, "P", said.append)
+        state, fresh = (
+            new.state_dict(),
+            ("network.book.", *(("network.enter.", "network.head.") if whose == "c" else ())),
+        )
+        assert "places stretched from 1x2 + 2x2 + 3x4 to 1x2 + 2x3 + 4x6" in said[0]
+        assert ("new embedding and head" in said[0]) == (whose == "c")
+        assert state["network.positions"].shape == (2 + 6 + 24, 32)
+        for key, value in old.state_dict().items():
+            if key.startswith(fresh):
+                assert torch.equal(state[key], before[key])
+            elif key != "network.positions":
+                assert torch.equal(state[key], value)
+    assert torch.allclose(state["network.positions"][:2], old.state_dict()["network.positions"][:2], atol=1e-6)
 
 
 @pytest.fixture(scope="module")
