@@ -201,9 +201,11 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
         for networks with learned positions, which take other sizes by themselves.
         """
         changes: dict[str, Any] = {"image_size": image_size}
-        grid = self.encoder.grid(*((image_size, image_size) if isinstance(image_size, int) else image_size))
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
         if isinstance(self.config, TokenizerConfig):
-            changes["quantizer"] = self.config.quantizer.resized(grid)
+            changes["quantizer"] = self.config.quantizer.resized(self.encoder.grid(*size))
+        else:
+            self.code_layout(*size)
         made = self.config.replace(**changes).build()
         try:
             made.load_state_dict(self.state_dict())
