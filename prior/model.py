@@ -69,7 +69,7 @@ class PriorConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.network.fed_vectors != (self.book is not None):
-            needs = "needs the tokenizer's quantizer" if self.book is None else "takes no quantizer"
+            needs = "needs the tokenizer's quantizer: give its config" if self.book is None else "takes no quantizer"
             raise ConfigError(("book",), f"a {self.network.kind} network {needs}")
         return self
 

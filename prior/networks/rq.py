@@ -227,9 +227,10 @@ def _checked(sequence: Sequence, book: Quantizer | None) -> Quantizer:
     """The book. Raises `ValueError` for codes of one level, of several grids, or of another quantizer."""
     layout = sequence.layout
     if len(layout.grids) > 1 or layout.levels == 1 or book is None:
+        grids = " + ".join("x".join(map(str, grid)) for grid in layout.grids)
         raise ValueError(
-            f"an rq network predicts codes of several levels on one grid, such as a residual quantizer's; these are of "
-            f"{len(layout.grids)} grids x {layout.levels} levels: take another kind of network"
+            "an rq network predicts codes of several levels on one grid, such as a residual quantizer's; these stand on "
+            f"{grids}, {layout.levels} at a position: take another kind of network"
         )
     if book.layout(layout.grids[0]) != layout:
         raise ValueError(f"the quantizer's codes have layout {book.layout(layout.grids[0]).to_dict()}, not this one")

@@ -308,10 +308,10 @@ def _checked(sequence: Sequence, book: Quantizer | None) -> MultiscaleQuantizer:
     """The book. Raises `ValueError` for codes that are not those of a multi-scale quantizer, of this one."""
     layout = sequence.layout
     if len(layout.grids) < 2 or layout.levels > 1 or not isinstance(book, MultiscaleQuantizer):
-        grids = ", ".join("x".join(map(str, grid)) for grid in layout.grids)
+        grids = " + ".join("x".join(map(str, grid)) for grid in layout.grids)
         raise ValueError(
-            f"a var network predicts the codes of a multi-scale quantizer, scale by scale; these are of grids {grids} "
-            f"x {layout.levels} levels: take another kind of network"
+            f"a var network predicts the codes of a multi-scale quantizer, scale by scale; these stand on {grids}, "
+            f"{layout.levels} at a position: take another kind of network"
         )
     if book.layout(layout.grids[-1]) != layout:
         raise ValueError(f"the quantizer's codes have layout {book.layout(layout.grids[-1]).to_dict()}, not this one")

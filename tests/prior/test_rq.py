@@ -145,7 +145,8 @@ def test_published_sizes(preset: str, count: int) -> None:
     with torch.device("meta"):
         tokenizer = tvq.create("rqvae-f32")
         condition = {"kind": "class", "num_classes": 1000}
-        made = prior.create(preset, tokenizer.code_layout(), condition, book=tokenizer.config.quantizer)
+        layout, book = tokenizer.code_layout(), tokenizer.config.quantizer
+        made = prior.create(preset, layout, condition, book=book)
     network = made.config.network
     width, blocks, codes = network.dim, network.layers + network.depth_layers, 16384
     block = 12 * width**2 + 13 * width
@@ -157,8 +158,8 @@ def test_published_sizes(preset: str, count: int) -> None:
 def test_what_it_cannot_take_is_refused() -> None:
     scales = CodeLayout(((1, 1), (2, 2)), 1, (7, 7))
     for layout, book, says in (
-        (CodeLayout(((2, 3),), 1, (7,)), residual(LAYOUT), "these are of 1 grids x 1 levels"),
-        (scales, multiscale(scales), "these are of 2 grids x 1 levels"),
+        (CodeLayout(((2, 3),), 1, (7,)), residual(LAYOUT), "these stand on 2x3, 1 at a position"),
+        (scales, multiscale(scales), r"these stand on 1x1 \+ 2x2, 1 at a position"),
         (CodeLayout(((2, 3),), 2, (7, 7)), residual(LAYOUT), "the quantizer's codes have layout"),
         (CodeLayout(((2, 3),), 3, (7, 7, 6)), residual(LAYOUT), "the quantizer's codes have layout"),
     ):

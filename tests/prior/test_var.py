@@ -142,7 +142,8 @@ def test_published_sizes(preset: str, count: int) -> None:
     with torch.device("meta"):
         tokenizer = tvq.create("var-f16")
         condition = {"kind": "class", "num_classes": 1000}
-        made = prior.create(preset, tokenizer.code_layout(), condition, book=tokenizer.config.quantizer)
+        layout, book = tokenizer.code_layout(), tokenizer.config.quantizer
+        made = prior.create(preset, layout, condition, book=book)
     depth, codes, places, scales = made.config.network.layers, 4096, 680, 10
     width = 64 * depth
     attention = 3 * width**2 + 2 * width + depth + width**2 + width
@@ -154,8 +155,8 @@ def test_published_sizes(preset: str, count: int) -> None:
 def test_what_it_cannot_take_is_refused() -> None:
     levels = CodeLayout(((2, 2),), 2, (7, 7))
     for layout, book, says in (
-        (CodeLayout(((2, 2),), 1, (7,)), multiscale(LAYOUT), "these are of grids 2x2 x 1 levels"),
-        (levels, multiscale(LAYOUT), "these are of grids 2x2 x 2 levels"),
+        (CodeLayout(((2, 2),), 1, (7,)), multiscale(LAYOUT), "these stand on 2x2, 1 at a position"),
+        (levels, multiscale(LAYOUT), "these stand on 2x2, 2 at a position"),
         (LAYOUT, VectorQuantizerConfig(num_codes=7, dim=4), "predicts the codes of a multi-scale quantizer"),
         (CodeLayout(LAYOUT.grids, 1, (7, 7, 6)), multiscale(LAYOUT), "the quantizer's codes have layout"),
         (CodeLayout(((1, 1), (3, 4)), 1, (7, 7)), multiscale(LAYOUT), "the quantizer's codes have layout"),
@@ -223,6 +224,20 @@ def test_a_run_is_saved_with_the_quantizer_and_needs_no_tokenizer(
     assert all(torch.equal(value, kept[name]) for name, value in tokenizer.quantizer.state_dict().items())
     tokens: Tensor = model.sample(2, ["cat", "fox"], guidance=3)
     assert decode(tokenizer, model, tokens).shape == (2, 3, 16, 16)
+
+
+def test_a_prior_is_created_for_a_tokenizer(scales: Path, tokenizer: Path) -> None:
+    opened = tvq.load(scales)
+    made = prior.create("var-tiny", opened, {"kind": "class", "num_classes": 3})
+    assert made.config.fingerprint == opened.fingerprint and made.layout == opened.code_layout()
+    kept = made.network.book.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in opened.quantizer.state_dict().items())
+    plain = prior.create("gpt-tiny", tvq.load(tokenizer))
+    assert plain.network.book is None and plain.config.fingerprint == tvq.load(tokenizer).fingerprint
+    with pytest.raises(ValueError, match="book: a var network needs the tokenizer's quantizer: give its config"):
+        prior.create("var-tiny", opened.code_layout())
+    with pytest.raises(ValueError, match="these stand on 4x4, 1 at a position"):
+        prior.create("rq-tiny", tvq.load(tokenizer))
 
 
 def test_a_tokenizer_of_several_quantizers_is_refused(write_codes: Callable[..., Path], tmp_path: Path) -> None:
