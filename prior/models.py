@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import TypeAdapter
 
 from prior import model
+from prior.book import book_config, fill_book
 from prior.conditions import ConditionConfig
 from prior.conversion import catalogue
 from prior.model import Prior, PriorConfig, load_folder
+from prior.networks import NetworkConfig
+from prior.networks.base import BaseNetworkConfig
 from prior.sequences import LayoutConfig
 from tokenizers_vq import folders
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.config import nearest, parse, read_yaml
+
+if TYPE_CHECKING:
+    from tokenizers_vq.tokenizer import Tokenizer
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -34,18 +41,29 @@ def list_models(kind: str = "preset") -> list[str]:
 
 
 def create(
-    preset: str, layout: CodeLayout, condition: ConditionConfig | dict[str, Any] | None = None, **fields: Any
+    preset: str,
+    layout: CodeLayout | Tokenizer,
+    condition: ConditionConfig | dict[str, Any] | None = None,
+    **fields: Any,
 ) -> Prior:
-    """An untrained prior of a preset's size for a layout. `fields`: tokenizer, fingerprint, label_names.
+    """An untrained prior of a preset's size for codes of a layout, or of a tokenizer.
 
-    Raises `ValueError` for an unknown preset, with the nearest name.
+    A network that is fed the vectors of codes (var, rq) needs the tokenizer. `fields`: tokenizer (its name),
+    fingerprint. Raises `ValueError` for an unknown preset, with the nearest name, and for codes that it cannot take.
     """
     if preset not in list_models():
         raise ValueError(f"no preset '{preset}' of a prior{nearest(preset, list_models())}")
     data = read_yaml(PRESETS / f"{preset}.yaml")
     if condition is not None:
         data["condition"] = condition
-    return Prior(parse(PriorConfig, {**data, "layout": LayoutConfig.of(layout), **fields}, f"preset {preset}"))
+    tokenizer = None if isinstance(layout, CodeLayout) else layout
+    if tokenizer is not None:
+        network: BaseNetworkConfig = TypeAdapter(NetworkConfig).validate_python(data["network"])
+        own = {"book": book_config(network, tokenizer), "fingerprint": tokenizer.fingerprint}
+        data, layout = {**data, **own}, tokenizer.code_layout()
+    made = Prior(parse(PriorConfig, {**data, "layout": LayoutConfig.of(layout), **fields}, f"preset {preset}"))
+    fill_book(made, tokenizer)
+    return made
 
 
 def load(name: Path | str, *, device: str | torch.device | None = None) -> Prior:

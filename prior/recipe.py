@@ -31,7 +31,7 @@ class ModelConfig(Config):
         Annotated[Literal["auto", "class", "none"], Tag("word")] | Annotated[ConditionConfig, Tag("config")],
         Discriminator(lambda value: "word" if value in _WORDS else "config"),
     ] = "auto"
-    """what it is told beforehand; auto: the class, where every image has one; or a kind with its fields"""
+    """what it is told; auto: the class, where every image has one; or a kind with its fields, or a list of these"""
     label_dropout: float = Field(default=0.1, ge=0, le=1)
     """probability in training that the class is left out, which guidance needs; a kind with fields has its own"""
 
@@ -39,6 +39,9 @@ class ModelConfig(Config):
     @classmethod
     def _kinds_by_name(cls, data: Any) -> Any:
         told = data.get("condition") if isinstance(data, Mapping) else None
+        if isinstance(told, (list, tuple)):
+            parts = [{"kind": part} if isinstance(part, str) else part for part in told]
+            return {**data, "condition": {"kind": "several", "conditions": parts}}
         return {**data, "condition": {"kind": told}} if isinstance(told, str) and told not in _WORDS else data
 
     def told(self, classes: bool) -> ConditionConfig:

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from prior.conditions import ClassCondition, ClassConfig
+from prior.book import book_config, fill_book
+from prior.conditions import ClassCondition
 from prior.data import Data, frequencies, read_rows
 from prior.decoding import decode, grid, open_tokenizer, short, spread
 from prior.evaluation import Measured, bits_per_token, entropies, unigram
@@ -25,7 +26,6 @@ from prior.sampling import Sampler
 from prior.sequences import LayoutConfig
 from tokenizers_vq.config import read_yaml, schedule_value
 from tokenizers_vq.folders import lasting_name
-from tokenizers_vq.quantizers import QuantizerConfig
 from tokenizers_vq.tokenizer import Tokenizer
 from tokenizers_vq.training import anneal, loop
 from tokenizers_vq.training.runs import alone, claim, has_checkpoint
@@ -42,30 +42,14 @@ def configure(recipe: PriorRecipe, data: Data, tokenizer: Tokenizer | None = Non
     shards = data.shards
     sets = {recipe.codes: shards, recipe.held_out_codes or recipe.codes: data.held}
     labelled = all(bool((codes.labels >= 0).all()) for codes in sets.values())
-    condition = recipe.model.told(labelled).fit(sets)
-    classes = condition.num_classes if isinstance(condition, ClassConfig) else None
     return PriorConfig(
         network=recipe.model.network,
-        condition=condition,
+        condition=recipe.model.told(labelled).fit(sets),
         layout=LayoutConfig.of(shards.layout),
         tokenizer=lasting_name(recipe.tokenizer) if recipe.tokenizer else shards.tokenizer,
         fingerprint=shards.fingerprint,
-        label_names=shards.label_names if len(shards.label_names or ()) == classes else None,
-        book=_book(recipe, tokenizer),
+        book=book_config(recipe.model.network, tokenizer),
     )
-
-
-def _book(recipe: PriorRecipe, tokenizer: Tokenizer | None) -> QuantizerConfig | None:
-    """The quantizer whose vectors the network is fed, if it is fed any."""
-    network = recipe.model.network
-    if not network.fed_vectors or tokenizer is None:
-        return None
-    if (found := getattr(tokenizer.config, "quantizer", None)) is None:
-        raise ValueError(
-            f"a {network.kind} network is fed the vectors of one quantizer, and this tokenizer, which is "
-            f"{tokenizer.config.kind}, has one for each grid: take another kind of network"
-        )
-    return found
 
 
 class _Bits(nn.Module):
@@ -160,7 +144,7 @@ class PriorTask:
             return None
         condition = self.trained.condition
         if isinstance(condition, ClassCondition):
-            told = spread(list(range(condition.num_classes)), PICTURED)
+            told = spread(condition.every(), PICTURED)
         else:
             rows = np.resize(self.data.held_rows, PICTURED)
             told = condition.take(read_rows(self.data.held, rows))
@@ -224,8 +208,7 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto", init_from: st
         accelerator.print(changed)
     loop.seed_everything(recipe.seed)
     prior = Prior(config)
-    if prior.network.book is not None and tokenizer is not None:
-        prior.network.book.load_state_dict(tokenizer.quantizer.state_dict())
+    fill_book(prior, tokenizer)
     if trained is not None and init_from is not None:
         begin(prior, trained, init_from, accelerator.print)
     elif init_from is not None:

@@ -9,10 +9,13 @@ from pydantic import Field
 from prior.conditions.base import Condition, Context
 from prior.conditions.classes import ClassCondition, ClassConfig
 from prior.conditions.nothing import NoCondition, NoneConfig
+from prior.conditions.several import SeveralCondition, SeveralConfig
 from prior.conditions.text import TextCondition, TextConfig
 from prior.conditions.tokens import TokensCondition, TokensConfig
 
-ConditionConfig = Annotated[NoneConfig | ClassConfig | TextConfig | TokensConfig, Field(discriminator="kind")]
+ConditionConfig = Annotated[
+    NoneConfig | ClassConfig | TextConfig | SeveralConfig | TokensConfig, Field(discriminator="kind")
+]
 
 __all__ = [
     "ClassCondition",
@@ -22,6 +25,8 @@ __all__ = [
     "Context",
     "NoCondition",
     "NoneConfig",
+    "SeveralCondition",
+    "SeveralConfig",
     "TextCondition",
     "TextConfig",
     "TokensCondition",

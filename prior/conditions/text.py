@@ -34,7 +34,7 @@ class TextConfig(Config):
     dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
     """probability in training that a text is replaced by the empty one, which guidance needs"""
 
-    def build(self, dim: int, label_names: tuple[str, ...] | None = None) -> TextCondition:
+    def build(self, dim: int) -> TextCondition:
         """The module, for a network of width `dim`."""
         if dim % self.heads:
             raise ConfigError(("condition", "heads"), f"{self.heads} heads do not divide the width {dim}")
@@ -69,13 +69,12 @@ class TextCondition(Condition):
     Texts stand at the right of their row, so that the last place is always the end; the empty text is no condition.
     """
 
-    noun = "a prompt"
+    noun, name = "a prompt", "text"
 
     def __init__(self, dim: int, **fields: Any) -> None:
         super().__init__()
         config = TextConfig(**fields)
         self.length, self.dropout = config.length, config.dropout
-        self.guidable = config.dropout > 0
         self.bytes = nn.Embedding(BYTES, dim)
         self.positions = nn.Parameter(torch.empty(config.length, dim).normal_(std=0.02))
         nn.init.normal_(self.bytes.weight, std=0.02)
@@ -106,23 +105,17 @@ class TextCondition(Condition):
             row[self.length - len(kept) :] = torch.tensor(kept)
         return (found.to(self.positions.device),)
 
-    def forward(self, *told: Tensor) -> Context:
+    def nothing(self, n: int) -> tuple[Tensor, ...]:
+        """The empty text: an end alone."""
+        empty = torch.full((n, self.length), -1, device=self.positions.device)
+        empty[:, -1] = END
+        return (empty,)
+
+    def encode(self, *told: Tensor) -> Context:
         """Bytes `(B, length)` -> one vector each, padding masked."""
         (rows,) = told
-        empty = torch.full_like(rows[:1], -1)
-        empty[:, -1] = END
-        if self.training and self.dropout > 0:
-            dropped = torch.rand(len(rows), 1, device=rows.device) < self.dropout
-            rows = torch.where(dropped, empty, rows)
-        vectors = self._encode(rows)
-        if not self.guidable:
-            return Context(vectors, rows >= 0)
-        null = Context(self._encode(empty).expand_as(vectors), (empty >= 0).expand_as(rows))
-        return Context(vectors, rows >= 0, null)
-
-    def _encode(self, rows: Tensor) -> Tensor:
         x = self.bytes(rows.clamp(min=0)) + self.positions
-        return self.encoder(x, src_key_padding_mask=rows < 0)
+        return Context(self.encoder(x, src_key_padding_mask=rows < 0), rows >= 0)
 
     def take(self, batch: Mapping[str, Any], draw: bool = False) -> Any:
         """One caption of each image."""

@@ -7,7 +7,7 @@ blocks, or pooled, as shift, scale and gate of every branch (AdaLN, DiT, arXiv 2
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from prior.networks.rotary import rotate
 from tokenizers_vq.config import Config, ConfigError
 
 Entry = Literal["prefix", "cross", "adaln"]
+Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""keys and values `(B, heads, n, head_dim)` of these places -> those that they look at"""
 
 
 class EntryFields(Config):
@@ -204,9 +206,9 @@ class Block(nn.Module):
         turns: Tensor | None = None,
         mask: Tensor | None = None,
         told: Told = Told(),
-        store: Callable[[Tensor, Tensor], Any] | None = None,
+        store: Store | None = None,
     ) -> Tensor:
-        """`(B, n, D)` -> `(B, n, D)`; keys and values of the attention are handed to `store`.
+        """`(B, n, D)` -> `(B, n, D)`; keys and values of the attention go through `store`.
 
         `turns`: of rotary positions, as `rotate` takes them. `mask`: bool, broadcast to `(B, heads, n, n)`, True where
         a place (row) sees another (column); None: all, or itself and those before where it is causal.
@@ -249,7 +251,11 @@ class Block(nn.Module):
         return F.dropout(x, self.config.dropout, self.training)
 
     def _attend(
-        self, x: Tensor, turns: Tensor | None, mask: Tensor | None, store: Callable[[Tensor, Tensor], Any] | None
+        self,
+        x: Tensor,
+        turns: Tensor | None,
+        mask: Tensor | None,
+        store: Store | None,
     ) -> Tensor:
         b, n, d = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -258,9 +264,9 @@ class Block(nn.Module):
         if turns is not None:
             q, k = rotate(q, turns), rotate(k, turns)
         if store is not None:
-            store(k, v)
+            k, v = store(k, v)
         dropout = self.config.attention_dropout if self.training else 0.0
-        causal = self.config.causal and mask is None
+        causal = self.config.causal and mask is None and n > 1  # one place sees all that is kept
         mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)
         return self.out(mixed.transpose(1, 2).reshape(b, n, d))
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from prior.conditions.base import Context
-from prior.networks.autoregressive import Autoregressive
+from prior.networks.autoregressive import Autoregressive, State
 from prior.networks.base import BaseNetworkConfig
 from prior.networks.blocks import Block, BlockConfig, EntryFields, LastNorm, initialise, make_norm, tell
 from prior.networks.cache import Cache
@@ -302,6 +302,11 @@ class Gpt(Autoregressive):
         else:
             state.logits = logits
         return state
+
+    def look(self, state: State, codes: Tensor, context: Context, first: Tensor, count: int) -> Tensor:
+        """As `Autoregressive.look`, from the keys and values of the state."""
+        assert isinstance(state, BlocksState)
+        return state.look(codes, first, count)
 
 
 def _visible(real: Tensor | None, first: int, count: int, opened: bool, device: torch.device) -> Tensor | None:

@@ -101,9 +101,9 @@ HOW: dict[str, How] = {
         # Its tables have rows beyond the places, and for a mask, that are never read: tests/prior/test_presets.py.
         parameters=lambda prior, meta: sum(p.numel() for p in prior.parameters()) + 2148 * prior.config.network.dim,
     ),
+    "rq-transformer": How(book=levels_book, parameters=levels_parameters),
     # Its classes are rows of the table of codes.
     "taming-gpt": How(parameters=lambda prior, meta: sum(p.numel() for p in prior.network.parameters())),
-    "rq-transformer": How(book=levels_book, parameters=levels_parameters),
     "var-transformer": How(
         guidance=lambda meta: {"guidance": 1 + meta["guidance_scale"]}, book=scales_book, parameters=trainable
     ),

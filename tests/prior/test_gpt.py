@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prior.conditions import ClassConfig, Context, TextConfig
-from prior.model import Prior, PriorConfig, load
+from prior.model import Prior, PriorConfig
+from prior.models import load
 from prior.networks.blocks import pool
 from prior.networks.gpt import Gpt, GptConfig
 from prior.recipe import load_recipe

@@ -48,7 +48,13 @@ def test_a_condition_with_its_fields(codes: Path, write_codes, tmp_path: Path) -
         return configure(recipe, Data(recipe)).condition
 
     told = condition(codes, "model.condition={kind: class, dropout: 0.5}")
-    assert told.to_dict() == {"kind": "class", "num_classes": 3, "dropout": 0.5}
+    assert told.to_dict() == {
+        "kind": "class",
+        "name": None,
+        "num_classes": 3,
+        "dropout": 0.5,
+        "label_names": ["cat", "dog", "fox"],
+    }
     assert condition(codes, "model.condition={kind: class, num_classes: 10}").num_classes == 10
     with pytest.raises(ValueError, match=r"has class 2, model\.condition\.num_classes says 0 to 1"):
         condition(codes, "model.condition={kind: class, num_classes: 2}")
