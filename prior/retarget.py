@@ -36,7 +36,7 @@ def begin(prior: Prior, trained: Prior, name: str, say: Callable[[str], None]) -
         news.append(f"new embedding and head for codes of another tokenizer ({short(prior.config.fingerprint)})")
     regridded = _shape(prior.layout) != _shape(trained.layout)
     if regridded:
-        news.append(f"places stretched from {_shape(trained.layout)} to {_shape(prior.layout)}")
+        news.append(f"positions stretched from {_shape(trained.layout)} to {_shape(prior.layout)}")
     state, kept = trained.network.state_dict(), {}
     for key, tensor in network.state_dict().items():
         if _under(key, (*fresh, _BOOK)):
@@ -54,7 +54,8 @@ def begin(prior: Prior, trained: Prior, name: str, say: Callable[[str], None]) -
         prior.condition.load_state_dict(trained.condition.state_dict())
     else:
         news.append("its condition is another one and begins untrained")
-    if other := differences(trained.config.network.to_dict(), config.to_dict()):
+    other = differences(trained.config.network.to_dict(), config.to_dict())
+    if other := [field for field in other if not field.startswith("rotary_scale")]:
         news.append(f"the recipe's network differs in {', '.join(other)}, and the recipe's holds")
     say(f"begins with the weights of {name}{': ' if news else ''}{'; '.join(news)}")
 
@@ -120,7 +121,7 @@ def interpolated(recipe: PriorRecipe, layout: CodeLayout, trained: Prior | None,
     """
     network = recipe.model.network
     said = getattr(network, "rotary_scale", None)
-    if said != (1.0, 1.0):
+    if said != (1.0, 1.0) or getattr(network, "positions", None) == "learned":
         return recipe
     scale = said
     if has_checkpoint(out):

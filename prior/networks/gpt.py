@@ -25,6 +25,7 @@ from tokenizers_vq.config import ConfigError
 from tokenizers_vq.quantizers import Quantizer
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class GptConfig(EntryFields, BaseNetworkConfig):
@@ -55,9 +56,9 @@ class GptConfig(EntryFields, BaseNetworkConfig):
     """rotary by row and column; rope_1d: rotary by the place in the sequence, whose first vector is 0, as Llama has it;
     llamagen: as rope, but queries and keys of what stands before the codes vanish, as in LlamaGen's files; learned: a
     vector added at each place"""
-    base: float = 10000.0
+    base: Positive = 10000.0
     """wavelength base of the rotary positions"""
-    rotary_scale: tuple[float, float] = (1.0, 1.0)
+    rotary_scale: tuple[Positive, Positive] = (1.0, 1.0)
     """factors of row and column (rope_1d: their product): old grid / new grid lets a trained network read a larger
     one"""
     order: Literal["raster", "random"] = "raster"
@@ -245,7 +246,8 @@ class Gpt(Autoregressive):
         """Vectors `(count, D)` that AdaLN is told of each place, `first` of which stand before the codes."""
         if self.places is None:
             return None
-        return self.places[(torch.arange(count, device=self.places.device) - first + 2).clamp(min=0)]
+        rows = torch.arange(count, device=self.places.device) - first + 2
+        return self.places[rows.clamp(0, self.sequence.length)]
 
     def _noised(self, tokens: Tensor, order: Tensor | None) -> Tensor:
         """The codes as training reads them."""

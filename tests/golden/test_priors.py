@@ -26,7 +26,7 @@ def cases() -> list[str]:
     return sorted(
         f"{path.parent.parent.name}/{path.parent.name}"
         for path in (SHARED / "golden").glob("*/*/io.safetensors")
-        if path.parent.parent.name in SOURCES and weights(path.parent) is not None and path.parent.name != "t2i"
+        if path.parent.parent.name in SOURCES and weights(path.parent) is not None
     )
 
 

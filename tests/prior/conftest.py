@@ -51,6 +51,18 @@ def other_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tokenizer(tmp_path_factory.mktemp("tokenizers") / "b", 2)
 
 
+@pytest.fixture(scope="session")
+def lively(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer as `tokenizer`, whose codes tell pictures apart."""
+    folder = save_tokenizer(tmp_path_factory.mktemp("tokenizers") / "lively", 3)
+    made = tvq.load(folder)
+    drawn = made.encode_features(torch.rand(16, 3, 16, 16) * 2 - 1).movedim(1, -1).flatten(0, -2)
+    with torch.no_grad():
+        made.quantizer.codebook.copy_(drawn[:: len(drawn) // 16][:16])
+    made.save_pretrained(folder)
+    return folder
+
+
 def chains(layout: CodeLayout, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Codes `(count, N)`, labels: nine times in ten a code follows from the one before by a rule of the class."""
     random = np.random.default_rng(seed)

@@ -73,7 +73,7 @@ def test_codes_of_another_tokenizer_get_a_new_embedding_and_head(network: Any, s
 
 def test_another_grid_stretches_tables_of_places() -> None:
     state, said = filled(new := build(RAR, LARGE_GRID, seed=1), old := build(RAR))
-    assert said == "begins with the weights of P: places stretched from 4x4 to 6x8"
+    assert said == "begins with the weights of P: positions stretched from 4x4 to 6x8"
     for name in ("positions", "targets"):
         wanted = torch.nn.functional.interpolate(
             getattr(old.network, name).detach().view(1, 4, 4, 32).permute(0, 3, 1, 2), (6, 8), mode="bicubic"
@@ -111,6 +111,10 @@ def test_rotary_positions_are_interpolated(codes: Path, tmp_path: Path) -> None:
     assert interpolated(recipe, LARGE_GRID, None, tmp_path) == recipe
     said = load_recipe("gpt-tiny", codes, ["model.network.rotary_scale=[0.9, 0.9]"])
     assert interpolated(said, LARGE_GRID, old, tmp_path) == said
+    learned = load_recipe("taming-gpt", codes)
+    assert interpolated(learned, LARGE_GRID, build(RAR), tmp_path) == learned
+    _, words = filled(build(ROPE.replace(rotary_scale=(0.5, 0.5)), LARGE_GRID), build())
+    assert words == "begins with the weights of P: positions stretched from 4x4 to 6x8"
     wide = Prior(build(layout=LARGE_GRID).config.replace(network=ROPE.replace(rotary_scale=(0.5, 0.5)))).network
     assert isinstance(wide, Gpt)
     torch.testing.assert_close(wide.angles(0)[8 * 4 + 6], build().network.angles(0)[4 * 2 + 3])  # type: ignore[operator]
