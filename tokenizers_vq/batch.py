@@ -26,6 +26,25 @@ class Batch(NamedTuple):
         return cls(**{name: data[name] for name in cls._fields if name in data})
 
 
+def check_captions(captions: Sequence[tuple[str, ...]] | None, user: str) -> list[tuple[str, ...]]:
+    """The captions of each image that say anything, one or more.
+
+    Raises `ValueError`, one line, where the data have none, or an image has none. `user`: what asks for them.
+    """
+    if captions is None:
+        raise ValueError(
+            f"{user} needs a caption for each image, and the data have none: give data with captions "
+            "(`data.caption_column`), or take it out"
+        )
+    said = [tuple(text for text in texts if text.strip()) for texts in captions]
+    if without := sum(not texts for texts in said):
+        raise ValueError(
+            f"{user} needs a caption for each image; {without} of {len(said)} images of a batch have none: give each "
+            "one, or take it out"
+        )
+    return said
+
+
 def check_labels(labels: Tensor | None, classes: int, user: str, field: str) -> Tensor:
     """The labels, `(B,)` int64, where each is one of 0 to `classes - 1`.
 

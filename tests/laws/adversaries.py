@@ -20,15 +20,18 @@ from tokenizers_vq.batch import Batch
 from tokenizers_vq.discriminators import (
     AttentionConfig,
     AugmentedConfig,
+    BottleneckConfig,
     ClassHeadConfig,
     DCGANConfig,
     JointConfig,
+    MinibatchConfig,
     MultiscaleConfig,
     PairConfig,
     PatchGANConfig,
     ProjectionConfig,
     SeveralConfig,
     StyleGAN2Config,
+    TextConfig,
     UNetConfig,
     VisionAidedConfig,
 )
@@ -179,6 +182,16 @@ DISCRIMINATORS = Role(
             (8, 32),
         ),
         DiscriminatorCase("augmented-ada", AugmentedConfig(discriminator=INNER, p="ada"), (8, 32)),
+        DiscriminatorCase("text", TextConfig(discriminator=INNER, length=16, buckets=64, width=8), (8, 32)),
+        DiscriminatorCase("bottleneck", BottleneckConfig(discriminator=INNER, rate=0.1), (8, 32)),
+        DiscriminatorCase(
+            "projection-bottleneck-unet",
+            ProjectionConfig(
+                discriminator=BottleneckConfig(discriminator=UNetConfig(width=4, depth=2)), num_classes=LABELS
+            ),
+            (30, 32),
+        ),
+        DiscriminatorCase("minibatch", MinibatchConfig(discriminator=INNER, kernels=8, dim=3), (8, 32)),
     ],
     {
         "step": "one step is finite, with a gradient on every trainable parameter and at the output",

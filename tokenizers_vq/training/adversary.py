@@ -85,8 +85,11 @@ class Adversary:
             "gradient/last_adversary": torch.linalg.vector_norm(adv),
         }
 
-    def own_loss(self, wrapped: nn.Module, record: Record) -> tuple[Tensor, dict[str, Tensor]]:
-        """The discriminator's loss on fresh judgements through its wrapper, and figures."""
+    def own_loss(self, wrapped: nn.Module, record: Record, logged: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
+        """The discriminator's loss on fresh judgements through its wrapper, and figures.
+
+        `logged`: whether somebody reads those of the balance between the two sides.
+        """
         fakes = record.reconstructions.detach()
         real: Judgement = wrapped(*self.discriminator.inputs(record, record.images))
         fake: Judgement = wrapped(*self.discriminator.inputs(record, fakes))
@@ -103,14 +106,27 @@ class Adversary:
                 if value.requires_grad:
                     loss = loss + weight * regulariser.every * value
                 figures[f"adversary/{regulariser.name}"] = value.detach()
-        for judgement, which in ((real, "real"), (fake, "fake")):
-            means = [part.detach().float().mean() for part in judgement.logits]
-            figures[f"adversary/logits_{which}"] = torch.stack(means).mean()
-        # Of a critic, its estimate of Wasserstein's distance.
-        figures["adversary/gap"] = figures["adversary/logits_real"] - figures["adversary/logits_fake"]
-        return loss, figures
+        return loss, {**figures, **(self.balance(real, fake) if logged else {})}
+
+    @torch.no_grad()
+    def balance(self, real: Judgement, fake: Judgement) -> dict[str, Tensor]:
+        """How the discriminator stands: its mean logits, their gap, how often it is right."""
+        means = [torch.stack([part.float().mean() for part in side.logits]).mean() for side in (real, fake)]
+        accuracy = self.config.objective.accuracy(real, fake)
+        return {
+            "adversary/logits_real": means[0],
+            "adversary/logits_fake": means[1],
+            "adversary/gap": means[0] - means[1],  # of a critic, its estimate of Wasserstein's distance
+            "adversary/accuracy_real": accuracy.real,
+            "adversary/accuracy_fake": accuracy.fake,
+        }
+
+    def state_figures(self) -> dict[str, Tensor]:
+        """What the discriminator's own state says: ADA's probability, a bottleneck's multiplier."""
+        return {f"adversary/{name}": value for name, value in self.discriminator.figures().items()}
 
     def after_step(self) -> None:
         """Called after the discriminator's optimizer step."""
+        self.discriminator.after_step()
         for regulariser in self.regularisers:
             regulariser.after_step(self.discriminator)

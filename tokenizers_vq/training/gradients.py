@@ -6,10 +6,12 @@ loss speaks of them. What a loss does not look at has the gradient None.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from tokenizers_vq import distributed
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -39,3 +41,15 @@ def carried(values: Sequence[Tensor], gradients: Gradients) -> Tensor:
     """`sum_i <x_i, g_i>`: its gradient at the values x_i is g_i, so that one backward carries all of them on."""
     products = [(value * g).sum() for value, g in zip(values, gradients, strict=True) if g is not None]
     return sum(products, torch.zeros((), device=values[0].device))
+
+
+def shares(output: Tensor, weight: Tensor, sides: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`|J g_t| / sum over s of |J g_s|`: each loss's share of the gradient at `weight`, scalars that sum to 1.
+
+    `sides`: its gradient g_t at `output`, weighted as the step has it. J carries what lies at `output` to `weight`, a
+    parameter of the last layer; gradients are averaged over processes first. All are 0 where none has a gradient.
+    """
+    pulled = [torch.autograd.grad(output, weight, side, retain_graph=True)[0].float() for side in sides.values()]
+    norms = torch.linalg.vector_norm(distributed.mean(torch.stack(pulled)).flatten(1), dim=1)
+    parts = norms / norms.sum().clamp(min=torch.finfo(norms.dtype).tiny)
+    return dict(zip(sides, parts, strict=True))
