@@ -93,7 +93,7 @@ def test_captions_that_are_missing_are_refused(captions: Any, problem: str) -> N
 def test_matching_tells_captions_apart() -> None:
     adversary = make_adversary(discriminator=CONFIG, regularisers=(MatchingAwareConfig(),))
     record = make_record(adversary.discriminator)
-    loss, figures = adversary.own_loss(adversary.discriminator, record)
+    _, figures = adversary.own_loss(adversary.discriminator, record)
     assert figures["adversary/matching_aware"] > 0
     record.batch = record.batch._replace(captions=[("the same",)] * 8)
     record._shared.clear()

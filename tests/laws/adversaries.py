@@ -289,10 +289,11 @@ OBJECTIVES = Role(
     {
         "formula": "both losses are those of their formulas in float64, averaged over scales",
         "chance": "`chance` is the least loss of a discriminator that answers the same to all, `best` that of any",
+        "accuracy": "a discriminator is right at what is pulled apart, wrong at the reverse, and half right at chance",
         "descent": "the generator raises the logits of its images; the discriminator does the reverse",
         "finite": "finite with finite gradients at logits of +-10,000",
         "precision": "float32 inside bf16 autocast",
-        "processes": "gradients of two processes are those of one",
+        "processes": "gradients and accuracy of two processes are those of one",
         "described": "its config is of the union and can be written and read",
     },
     "test_objectives.py",

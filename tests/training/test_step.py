@@ -25,6 +25,7 @@ from tokenizers_vq.training.loop import make_accelerator
 from tokenizers_vq.training.recipe import RECIPES, Recipe
 from tokenizers_vq.training.runs import train
 from tokenizers_vq.training.step import TokenizerTask
+from tokenizers_vq.training.tracking import read_log
 
 
 class ColoursConfig(Config):
@@ -145,6 +146,9 @@ SGD = [
     "model.quantizer.revive_after=null",
     "steps=3",
     "checkpoint_every=3",
+    "log_every=1",
+    ADVERSARY,
+    f"adversary.discriminator={{kind: bottleneck, rate: 0.1, discriminator: {PLAIN}}}",
 ]
 
 
@@ -161,7 +165,9 @@ def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert parameters_of_terms(found)
     for name, tensor in found.items():
         if not name.endswith("quantizer.age"):  # counts updates
-            torch.testing.assert_close(tensor.double(), expected[name].double(), rtol=1e-4, atol=2e-5, msg=name)
+            torch.testing.assert_close(
+                tensor.double(), expected[name].double(), rtol=1e-4, atol=2e-5, msg=name, equal_nan=True
+            )
 
 
 def test_two_processes_and_micro_batches_give_terms_the_gradients_of_one(pictures: Path, tmp_path: Path) -> None:
@@ -169,6 +175,11 @@ def test_two_processes_and_micro_batches_give_terms_the_gradients_of_one(picture
     assert_near(run(tmp_path / "parts", recipe(pictures, *SGD, "accumulate=4")), alone)
     assert in_processes(2, together, pictures, tmp_path / "both") == [2, 2]
     assert_near(everything(tmp_path / "both"), alone)
+    lines = [read_log(tmp_path / name / "log.jsonl") for name in ("alone", "both")]
+    for one, two in zip(*lines, strict=True):
+        names = [name for name in one if name.startswith(("share/", "adversary/"))]
+        assert {"share/l1", "share/generator", "adversary/kl", "adversary/accuracy_real"} <= set(names)
+        assert two == pytest.approx({**two, **{name: one[name] for name in names}}, rel=1e-3, abs=1e-4)
 
 
 def test_what_a_part_cannot_take_is_said_before_step_0(pictures: Path, tmp_path: Path) -> None:
