@@ -140,8 +140,8 @@ class Code(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.mean, self.log_deviation = nn.Conv1d(width, width, 1), nn.Conv1d(width, width, 1)
-        nn.init.zeros_(self.log_deviation.weight)  # begins at deviation 1, however large embeddings are
-        nn.init.zeros_(self.log_deviation.bias)
+        for parameter in self.log_deviation.parameters():  # begins at deviation 1, however large embeddings are
+            nn.init.zeros_(parameter)
 
     def forward(self, embedding: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """`(B, D)` or `(B, D, h, w)`; `noise` of its shape, positions in a row; without it the mean is given."""

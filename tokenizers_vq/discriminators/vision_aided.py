@@ -67,12 +67,13 @@ class VisionAided(Split):
                 f"vision_aided with stage {config.stages[-1]} needs images of at least {smallest}x{smallest}, got "
                 f"{height}x{width}: take finer `stages` or enlarge `image_size`"
             )
-        self.heads = nn.ModuleList(
+        heads = [
             nn.Sequential(
                 nn.Conv2d(info["num_chs"], config.width, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(config.width, 1, 1)
             )
             for info in chosen
-        )
+        ]
+        self.heads: Any = nn.ModuleList(heads)
         self.feature_width = chosen[-1]["num_chs"]
         self.embedding_widths = [config.width for _ in chosen]
 
