@@ -73,7 +73,7 @@ def test_one_of_several_captions_is_drawn_by_key_and_step() -> None:
     ("captions", "problem"),
     [
         (None, "the data have none: give data with captions (`data.caption_column`), or take it out"),
-        ([("a",), (), ("", " ")], "2 of 3 images of a batch have none: give each one, or take it out"),
+        ([("a",), (), ("", " ")], "2 of 3 images have none: give each one, or take it out"),
     ],
 )
 def test_captions_that_are_missing_are_refused(captions: Any, problem: str) -> None:

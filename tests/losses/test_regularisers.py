@@ -295,7 +295,10 @@ def test_matching_needs_a_condition_and_two_images() -> None:
             "none: take it out of adversary.regularisers, or choose a discriminator with a condition"
         )
     adversary = make_adversary(discriminator=LABELLED, regularisers=(MatchingAwareConfig(),))
-    with pytest.raises(ValueError, match=r"^matching_aware needs two images a micro-batch, .* lower accumulate$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^adversary\.regularisers: matching_aware needs two images a micro-batch, .* lower accumulate$",
+    ):
         adversary.check(Batch(torch.zeros(1, 3, 32, 32), ["a"], torch.tensor([0])))
 
 

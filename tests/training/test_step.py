@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -185,6 +186,35 @@ def test_two_processes_and_micro_batches_give_terms_the_gradients_of_one(picture
 def test_what_a_part_cannot_take_is_said_before_step_0(pictures: Path, tmp_path: Path) -> None:
     given = recipe(pictures, "losses=[{kind: l1}, {kind: colours, labelled: true}]")
     with pytest.raises(ValueError, match=r"^losses\.colours: needs labels"):
+        train(given, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "problem"),
+    [
+        ("kind: projection, num_classes: 2", "num_classes: label 2 is out of range, 2 classes have labels 0 to 1"),
+        ("kind: class_head, num_classes: 1001", None),
+        ("kind: text", "text needs a caption for each image; 1 of 19 images have none"),
+    ],
+)
+def test_one_image_that_a_part_cannot_take_is_found_before_step_0(
+    wrapper: str, problem: str | None, pictures: Path, tmp_path: Path
+) -> None:
+    """Also where the first batches do not hold it."""
+    lines = ["file_name,caption"]
+    for i, picture in enumerate(sorted(pictures.iterdir())):
+        name = f"{'c' if i == 18 else 'ab'[i % 2]}/{picture.name}"
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, tmp_path / "data" / name)
+        lines.append(f"{name},{'' if i == 18 else 'a picture'}")
+    (tmp_path / "data" / "metadata.csv").write_text("\n".join(lines))
+    asked = f"adversary={{discriminator: {{{wrapper}, discriminator: {PLAIN}}}, start: 0}}"
+    given = recipe(tmp_path / "data", asked, "batch_size=2", "accumulate=1", "steps=1")
+    if problem is None:
+        train(given, tmp_path / "run", device="cpu")
+        return
+    with pytest.raises(ValueError, match=rf"^adversary\.discriminator.*{problem}"):
         train(given, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run" / "checkpoints").exists()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from tokenizers_vq import distributed
 from tokenizers_vq.batch import Batch
-from tokenizers_vq.config import schedule_value
+from tokenizers_vq.config import ConfigError, schedule_value
 from tokenizers_vq.discriminators.base import Discriminator, Judgement
 from tokenizers_vq.losses.objectives import adaptive_weight
 from tokenizers_vq.losses.record import Record
@@ -35,14 +37,26 @@ class GeneratorLoss(NamedTuple):
     """for the log"""
 
 
+@contextmanager
+def _placed() -> Iterator[None]:
+    """What a discriminator refuses gets the recipe's field in front, where it names none."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith("adversary."):
+            raise
+        raise ConfigError(("adversary", "discriminator"), str(error)) from None
+
+
 class Adversary:
     """Built by a recipe for a tokenizer. Raises `ValueError` where the discriminator cannot judge its images."""
 
     def __init__(self, config: AdversaryConfig, optimizer: OptimizerConfig, tokenizer: Tokenizer) -> None:
         self.config, self.optimizer = config, config.optimizer or optimizer
-        self.discriminator: Discriminator = config.discriminator.build(
-            channels=tokenizer.config.channels, image_size=tokenizer.config.size
-        )
+        with _placed():
+            self.discriminator: Discriminator = config.discriminator.build(
+                channels=tokenizer.config.channels, image_size=tokenizer.config.size
+            )
         self.discriminator.check_tokenizer(tokenizer)
         self.regularisers: list[Regulariser] = [
             regulariser.build(self.discriminator, config.objective) for regulariser in config.regularisers
@@ -53,7 +67,8 @@ class Adversary:
 
     def check(self, batch: Batch) -> None:
         """Raises `ValueError`, one line, for what discriminator or regularisers cannot take."""
-        self.discriminator.check(batch)
+        with _placed():
+            self.discriminator.check(batch)
         for regulariser in self.regularisers:
             regulariser.check(batch)
 

@@ -20,6 +20,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tokenizers_vq import distributed
 from tokenizers_vq.batch import Batch
 from tokenizers_vq.config import nearest, schedule_value
+from tokenizers_vq.data.told import Told
 from tokenizers_vq.losses.record import Record, levels
 from tokenizers_vq.losses.terms import Term
 from tokenizers_vq.tokenizer import Tokenizer
@@ -72,6 +73,8 @@ class TokenizerTask:
             self.state["start"] = self.adversary.start
             self._keep("regularisers", self.adversary.regularisers)
         self._keep("terms", self.terms)
+        self.told: Told | None = None
+        """what the data say of all their images, where somebody knows; parts are asked about it before step 0"""
         self._checked = False
         if recipe.compile:
             compile_in_place(tokenizer)
@@ -127,6 +130,8 @@ class TokenizerTask:
 
     def _check(self, batch: Batch) -> None:
         """Raises `ValueError` where a part cannot take the labels, captions or sizes that the data have."""
+        if self.told is not None:
+            batch = batch._replace(labels=self.told.labels, captions=self.told.captions)
         for part in (*self.terms, *((self.adversary,) if self.adversary else ())):
             part.check(batch)
         self._checked = True
