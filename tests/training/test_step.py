@@ -124,6 +124,34 @@ def test_mixing_is_the_formula_in_its_docstring() -> None:
     assert torch.equal(back[0], rec) and torch.equal(back[1], adv)
 
 
+def test_an_adaptive_term_is_as_long_as_the_others_at_the_encoders_last_layer(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = recipe(pictures, ADVERSARY, "accumulate=1", "optimizer.clip=null", "model.quantizer.revive_after=null")
+    images = torch.rand(8, 3, 16, 16) * 2 - 1
+    found: dict[bool, dict[str, Tensor]] = {}
+    for adaptive in (False, True):
+        torch.manual_seed(3)
+        task = TokenizerTask(given, tvq.Tokenizer(given.model))
+        task.terms[1].adaptive = adaptive
+        named = {parameter: name for name, parameter in task.tokenizer.named_parameters()}
+        last = named[weight := task.tokenizer.encoder.last]
+        out = task.tokenizer(images)
+        record = Record(images, out.images)
+        record.features = out.features
+        (rec,) = torch.autograd.grad((out.images - images).abs().mean(), weight, retain_graph=True)
+        (colours,) = torch.autograd.grad(0.5 * task.terms[1](record), weight)
+        with monkeypatch.context() as patched:
+            found[adaptive] = one_step(task, {"images": images}, patched)
+    factor = (rec.norm() / (colours.norm() + 1e-4)).detach()
+    assert not 0.9 < factor < 1.1
+    more = found[True][last] - found[False][last]
+    torch.testing.assert_close(more, (factor - 1) * colours, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(found[True]["term 0"], factor * found[False]["term 0"], rtol=1e-4, atol=1e-7)
+    head = "decoder.head.weight"
+    torch.testing.assert_close(found[True][head], found[False][head])
+
+
 def run(out: Path, given: Recipe) -> dict[str, Tensor]:
     train(given, out, device="cpu")
     return everything(out)

@@ -21,6 +21,7 @@ from tokenizers_vq import distributed
 from tokenizers_vq.batch import Batch
 from tokenizers_vq.config import nearest, schedule_value
 from tokenizers_vq.data.told import Told
+from tokenizers_vq.losses.objectives import adaptive_weight
 from tokenizers_vq.losses.record import Record, levels
 from tokenizers_vq.losses.terms import Term
 from tokenizers_vq.tokenizer import Tokenizer
@@ -104,7 +105,8 @@ class TokenizerTask:
                 discriminator=self.adversary.discriminator if self.adversary else None,
                 step=step,
             )
-            losses, at_leaves, at_parameters, at_output, figures = self._reconstruction(record, accelerator)
+            ends = (out.output, *levels(out.features))
+            losses, at_leaves, at_parameters, at_output, figures = self._reconstruction(record, ends, accelerator)
             if self.adversary is not None and self.adversary.start.faces_generator(step):
                 generator = self.adversary.generator(record, out.output, at_leaves, accelerator)
                 at_leaves = gradients.mixed(at_leaves, generator.at_leaves, generator.weight)
@@ -117,8 +119,7 @@ class TokenizerTask:
             check_finite(step, losses | _named(at_leaves))
             if at_output:
                 figures |= self._shares(out.output, at_output)
-            places = (out.output, *levels(out.features), *self.term_parameters)
-            total = gradients.carried(places, (*at_leaves, *at_parameters))
+            total = gradients.carried((*ends, *self.term_parameters), (*at_leaves, *at_parameters))
             accelerator.backward(sum(quantizer.values(), total))
             figures |= {name: loss.detach() for name, loss in losses.items()}
             figures |= {f"quantizer/{name}": value for name, value in out.quantized.stats.items()}
@@ -141,13 +142,15 @@ class TokenizerTask:
         last: Tensor = self.tokenizer.decoder.head.weight  # type: ignore[assignment]
         return {f"share/{name}": share for name, share in gradients.shares(output, last, at_output).items()}
 
-    def _reconstruction(self, record: Record, accelerator: Accelerator) -> Terms:
+    def _reconstruction(self, record: Record, ends: Sequence[Tensor], accelerator: Accelerator) -> Terms:
+        """`ends`: what the record's leaves were cut from."""
         losses: dict[str, Tensor] = {}
         at_output: dict[str, Tensor] = {}
         figures: dict[str, Tensor] = {}
         total = torch.zeros((), device=record.images.device)
         places, count = (*record.leaves, *self.term_parameters), len(record.leaves)
         summed: Gradients = (torch.zeros_like(record.output), *(None for _ in places[1:]))
+        balanced: dict[str, Gradients] = {}
         seen = False  # whether any term looks at the output
         for term in self.terms:
             weight = schedule_value(term.weight, record.step)
@@ -167,11 +170,20 @@ class TokenizerTask:
                 if own[0] is not None and self.recipe.logs(record.step):
                     at_output[term.name] = own[0]
                 seen = seen or own[0] is not None
-                summed, total = gradients.added(summed, own), total + weight * losses[term.name]
+                total = total + weight * losses[term.name]
+                if term.adaptive:
+                    balanced[term.name] = own
+                else:
+                    summed = gradients.added(summed, own)
         if not losses:
             raise ValueError(
                 f"step {record.step}: every reconstruction loss has weight 0; give one of `losses` a weight"
             )
+        alone = summed
+        for name, own in balanced.items():
+            factor = self._balance(ends, alone[:count], own[:count])
+            figures[f"adaptive/{name}"] = factor
+            summed = gradients.added(summed, gradients.scaled(own, factor))
         if self.adversary is not None:
             self.adversary.start.observe(total)
         elif not seen:
@@ -180,6 +192,12 @@ class TokenizerTask:
                 "give `losses` one that does, such as l1"
             )
         return Terms(losses, summed[:count], summed[count:], at_output, figures | {"reconstruction": total})
+
+    def _balance(self, ends: Sequence[Tensor], others: Gradients, own: Gradients) -> Tensor:
+        """VA-VAE's adaptive weight (arXiv 2501.01423): how much longer the others' gradient is at the last layer."""
+        last = self.tokenizer.encoder.last
+        rec, aligned = (gradients.pulled(ends, part, last) for part in (others, own))
+        return adaptive_weight(rec, aligned, max=1e8)
 
     def _quantizer_losses(self, losses: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         unknown = self.recipe.quantizer_losses.keys() - losses.keys()
