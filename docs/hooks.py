@@ -183,24 +183,24 @@ def _section(config: Any, page: str, seen: dict[type, str]) -> str:
     one = section(config)
     rows = []
     for field in one.fields:
-        links = []
+        told = _cell(field.type)
         for inner in configs_of(config.model_fields[field.name].annotation):
             where = "" if seen[inner] == page else f"{seen[inner]}.md"
-            links.append(f"[{_title(inner)}]({where}#{_anchor(inner)})")
-        kinds = f" One of: {', '.join(links)}." if links else ""
-        rows.append(f"| `{field.name}` | {_cell(field.type)} | `{_cell(field.default)}` | {_cell(field.help)}{kinds} |")
+            kind = section(inner).kind or "fields of its own"
+            link = f"[{kind if section(inner).kind else _title(inner)}]({where}#{_anchor(inner)})"
+            told = re.sub(rf"(?<![\w\[-]){re.escape(kind)}(?![\w\]-])", link, told, count=1)
+        rows.append(f"| `{field.name}` | {told} | `{_cell(field.default)}` | {_cell(field.help)} |")
     head = f"## {_title(config)} {{ #{_anchor(config)} }}\n\n{one.about}\n"
     if not rows:
         return f"{head}\nIt has no fields.\n"
-    return "\n".join([head, "| field | | default | |", "| --- | --- | --- | --- |", *rows, ""])
+    return "\n".join([head, "| field | takes | default | |", "| --- | --- | --- | --- |", *rows, ""])
 
 
 def _title(config: type) -> str:
     from tokenizers_vq.fields import section
 
-    kind = section(config).kind
-    room = config.__module__.split(".")[-2]
-    return f"{kind} ({room})" if kind else config.__name__
+    kind, name = section(config).kind, config.__name__.removesuffix("Config")
+    return f"{kind} ({name})" if kind else name
 
 
 def _anchor(config: type) -> str:
