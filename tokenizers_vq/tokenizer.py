@@ -193,6 +193,29 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
             )
         return self.decode_features(self.quantizer.lookup(codes))
 
+    def resized(self, image_size: int | tuple[int, int]) -> Tokenizer:
+        """A tokenizer of copies of these weights for images of another size (a side, or height and width).
+
+        The scales of a multi-scale quantizer are stretched to the new grid (`quantizers.multiscale.stretched`); most
+        other tokenizers take any size as they are. Raises `ValueError` for sizes that the stride does not divide, and
+        for networks with learned positions, which take other sizes by themselves.
+        """
+        changes: dict[str, Any] = {"image_size": image_size}
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if isinstance(self.config, TokenizerConfig):
+            changes["quantizer"] = self.config.quantizer.resized(self.encoder.grid(*size))
+        else:
+            self.code_layout(*size)
+        made = self.config.replace(**changes).build()
+        try:
+            made.load_state_dict(self.state_dict())
+        except RuntimeError:
+            raise ValueError(
+                f"its weights hold places of images of {self.config.size[0]}x{self.config.size[1]}, which it stretches "
+                "itself: encode images of other sizes with it as it is"
+            ) from None
+        return made.to(device=self.device, dtype=self.dtype).train(self.training)
+
     def mask_codes(self, mask: Tensor, ring: int | None = None) -> Touched:
         """Pixels bool `(H, W)`, True where they are masked -> bool, True for the codes that stand for them.
 

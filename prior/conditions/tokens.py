@@ -23,7 +23,7 @@ class TokensConfig(Config):
     length: Annotated[int, Field(ge=1)]
     """how many stand in a row"""
 
-    def build(self, dim: int, label_names: tuple[str, ...] | None = None) -> TokensCondition:
+    def build(self, dim: int) -> TokensCondition:
         """The module, for a network of width `dim`."""
         return TokensCondition(dim, self.vocabulary, self.length)
 
@@ -38,7 +38,7 @@ class TokensCondition(Condition):
     """One vector a number, plus one a place. `dim`: width of the network."""
 
     noun = "the numbers of a text"
-    guidable = False
+    name = "tokens"
 
     def __init__(self, dim: int, vocabulary: int, length: int) -> None:
         super().__init__()
@@ -66,10 +66,21 @@ class TokensCondition(Condition):
             raise ValueError(f"{wanted}, got numbers from {int(found.min())} to {int(found.max())}")
         return (found,)
 
-    def forward(self, *told: Tensor) -> Context:
+    def nothing(self, n: int) -> tuple[Tensor, ...]:
+        """Zeros, which mean nothing: it never did without."""
+        return (torch.zeros(n, len(self.positions), dtype=torch.int64, device=self.positions.device),)
+
+    def encode(self, *told: Tensor) -> Context:
         """Numbers `(B, length)` -> one vector each."""
         (rows,) = told
         return Context(self.tokens(rows) + self.positions)
+
+    def read(self, text: str) -> list[Any]:
+        """The numbers of one text, from `3,17,...`."""
+        try:
+            return [[int(part) for part in text.split(",")]]
+        except ValueError:
+            raise ValueError(f"numbers of a text are written as 3,17,0: got '{text}'") from None
 
     def card(self) -> tuple[str, str]:
         """What a row of numbers is."""

@@ -57,12 +57,11 @@ def read(given: Given) -> Converted:
     for name in ("network.positions", "network.level_positions"):
         ours[name] = ours[name].flatten(0, 1)
     shared = ours["network.head.weight"].ndim == 2
-    # The reference keeps a level's matrix as (in, out).
-    ours["network.head.weight"] = (
-        ours["network.head.weight"][None] if shared else ours["network.head.weight"].transpose(1, 2).contiguous()
-    )
     if shared:
-        ours["network.head.bias"] = ours["network.head.bias"][None]
+        ends = [key for key in ("network.head.weight", "network.head.bias") if key in ours]
+        ours.update({key: ours[key][None] for key in ends})
+    else:  # the reference keeps a level's matrix as (in, out)
+        ours["network.head.weight"] = ours["network.head.weight"].transpose(1, 2).contiguous()
     if given.book is None:
         raise ValueError("it is fed the vectors of its tokenizer's codes: give that too, with --tokenizer")
     ours.update(told)
@@ -126,25 +125,26 @@ def _condition(
 def _network(tensors: Mapping[str, Tensor], arch: Mapping[str, Any], given: Given, shared: bool) -> RqConfig:
     dim = wanted(tensors, "input_mlp.weight", given.path).shape[0]
     body, head = (part(part(arch, name), "block") for name in ("body", "head"))
-    heads = whole(body, "n_head", max(1, dim // HEAD_DIM))
-    if (other := whole(head, "n_head", heads)) != heads:
-        raise ValueError(f"{given.path}: {heads} heads in its body, {other} in its head: no published model has it")
+    heads = whole(body, "n_head", 0 if dim % HEAD_DIM else dim // HEAD_DIM)
     layers, depth_layers = (depth(tensors, rf"{name}_transformer\.blocks\.") for name in ("body", "head"))
     agree(arch, {"embed_dim": dim}, given.path)
     for name, found in (("body", layers), ("head", depth_layers)):
         agree(part(arch, name), {"n_layer": found}, given.path)
-    if layers < 1 or depth_layers < 1 or dim % heads:
-        raise ValueError(f"{given.path}: {layers} + {depth_layers} blocks {dim} wide of {heads} heads cannot be built")
-    gelus = {str(block.get("gelu", "v1")) for block in (body, head)}
-    if not gelus <= {"v1"} and gelus != {"v2"}:
-        raise ValueError(f"{given.path}: gelu {' and '.join(sorted(gelus))}: v1 or v2 in both parts are known")
+    if heads < 1 or dim % heads:
+        raise ValueError(f"{given.path} does not tell its number of heads, {dim} wide: give its config, with n_head")
+    if (other := whole(head, "n_head", heads)) != heads:
+        raise ValueError(f"{given.path}: {heads} heads in its body, {other} in its head: no published model has it")
+    if layers < 1 or depth_layers < 1:
+        raise ValueError(f"{given.path} has {layers} blocks in its body and {depth_layers} in its head: both need some")
+    for block in (body, head):
+        if (gelu := block.get("gelu", "v1")) != "v1":
+            raise ValueError(f"{given.path}: gelu {gelu}: no published model has it, it is not supported")
     return RqConfig(
         layers=layers,
         depth_layers=depth_layers,
         dim=dim,
         heads=heads,
         shared_head=shared,
-        activation="quick_gelu" if gelus == {"v2"} else "gelu",
         token_dropout=number(arch, "embd_pdrop", 0.0),
         residual_dropout=number(body, "resid_pdrop", 0.1),
     )

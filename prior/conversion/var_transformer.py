@@ -48,8 +48,8 @@ _LEADING = {"network.begin": 1, "network.positions": 1, "log_scale": 1, "vectors
 def read(given: Given) -> Converted:
     """The prior of a plain state dict, or of a checkpoint of the training, whose own tokenizer then serves.
 
-    Sizes are read from the keys; the number of heads stands there with `attn_l2_norm` alone, else in the config, else
-    it is the depth, as in all published models. Raises `ValueError` where no tokenizer is at hand.
+    Sizes are read from the keys. The number of heads stands there with `attn_l2_norm` alone, else in the config; of a
+    width of 64 times the depth, as published, it is the depth. Raises `ValueError` where no tokenizer is at hand.
     """
     expect(given.config, given.config, _FIELDS, given.path)
     path = given.path
@@ -75,7 +75,7 @@ def _network(tensors: Mapping[str, Tensor], given: Given) -> VarConfig:
     dim = wanted(tensors, "word_embed.weight", path).shape[0]
     hidden, layers = wanted(tensors, "blocks.0.ffn.fc1.weight", path).shape[0], depth(tensors, r"blocks\.")
     scale = tensors.get("blocks.0.attn.scale_mul_1H11")
-    heads = whole(config, "num_heads", layers) if scale is None else scale.numel()
+    heads = scale.numel() if scale is not None else whole(config, "num_heads", layers if dim == 64 * layers else 0)
     found = {
         "depth": layers,
         "embed_dim": dim,
@@ -83,9 +83,9 @@ def _network(tensors: Mapping[str, Tensor], given: Given) -> VarConfig:
         "shared_aln": "blocks.0.ada_gss" in tensors,
         "attn_l2_norm": scale is not None,
     }
+    if heads < 1 or dim % heads:
+        raise ValueError(f"{path} does not tell its number of heads, {dim} wide: give its config, with num_heads")
     agree(config, found, path)
-    if dim % heads:
-        raise ValueError(f"{path} is {dim} wide, which {heads} heads do not divide: give its config, with num_heads")
     return VarConfig(
         layers=layers,
         dim=dim,

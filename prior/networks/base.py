@@ -49,6 +49,11 @@ class Network(nn.Module):
     """whether `logits` takes -1 for a code that it is not shown"""
     Sampler: ClassVar[type[sampling.Sampler]] = sampling.Sampler
     """its settings of drawing"""
+    of_codes: ClassVar[tuple[str, ...]] = ()
+    """its parts that know codes by their numbers, which codes of another tokenizer replace; none: it cannot be given
+    other codes"""
+    of_places: ClassVar[tuple[str, ...]] = ()
+    """its tables with a row for each place, which another grid stretches; further rows stand before those"""
 
     def __init__(self, sequence: Sequence, book: Quantizer | None = None) -> None:
         super().__init__()

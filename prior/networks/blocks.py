@@ -61,6 +61,8 @@ class BlockConfig(Config):
     """norms before the branches; otherwise over the sum of a branch and its input, as in BERT (arXiv 1810.04805)"""
     bias: bool = False
     """biases of all linear layers"""
+    qkv_bias: bool | None = None
+    """biases of queries, keys and values; null: as `bias`"""
     qk_norm: bool | Literal["width"] = False
     """norms of queries and keys, a head at a time (arXiv 2302.05442); width: of all heads together, without weights"""
     head_dim: int | None = None
@@ -144,6 +146,11 @@ class LastNorm(nn.Module):
         self.norm = make_norm(kind, dim, eps, affine=False)
         self.modulation = nn.Linear(dim, 2 * dim)
 
+    def begin_untold(self) -> None:
+        """Let the condition change nothing at first."""
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
     def forward(self, x: Tensor, pooled: Tensor) -> Tensor:
         """`(B, n, D)` and `Told.pooled` -> `(B, n, D)`."""
         shift, scale = self.modulation(pooled).chunk(2, dim=-1)
@@ -188,7 +195,7 @@ class Block(nn.Module):
         head_dim = config.head_dim or dim // config.heads
         inner = head_dim * config.heads
         self.attention_norm = make_norm(config.norm, dim, config.eps)
-        self.qkv = nn.Linear(dim, 3 * inner, bias=bias)
+        self.qkv = nn.Linear(dim, 3 * inner, bias=bias if config.qkv_bias is None else config.qkv_bias)
         self.out = nn.Linear(inner, dim, bias=bias)
         self.mlp_norm = make_norm(config.norm, dim, config.eps)
         if config.mlp == "swiglu":
@@ -221,6 +228,12 @@ class Block(nn.Module):
         if self.cross is not None and told.vectors is not None:
             x = x + self._drop(self.cross(x, *self.cross.read(told.vectors), told.mask))
         return self._branch(x, self.mlp_norm, self._mlp, second)
+
+    def begin_untold(self) -> None:
+        """Let AdaLN change nothing at first, as DiT begins."""
+        if self.modulation is not None:
+            nn.init.zeros_(self.modulation.weight)
+            nn.init.zeros_(self.modulation.bias)
 
     def modulations(self, pooled: Tensor | None) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
         """Shift, scale and gate of attention and of MLP, each `(B, 1 or n, D)`; None without AdaLN."""
@@ -266,7 +279,7 @@ class Block(nn.Module):
         if store is not None:
             k, v = store(k, v)
         dropout = self.config.attention_dropout if self.training else 0.0
-        causal = self.config.causal and mask is None
+        causal = self.config.causal and mask is None and n > 1  # one place sees all that is kept
         mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)
         return self.out(mixed.transpose(1, 2).reshape(b, n, -1))
 
@@ -287,12 +300,7 @@ def initialise(network: nn.Module, blocks: Sequence[Block], std: float = 0.02) -
     for block in blocks:
         for branch in (block.out, block.down):
             nn.init.normal_(branch.weight, std=std / (2 * len(blocks)) ** 0.5)
-    still(network)
-
-
-def still(network: nn.Module) -> None:
-    """AdaLN as it starts: nothing is shifted, scaled or let through, whatever the condition (DiT's adaLN-Zero)."""
+        block.begin_untold()
     for module in network.modules():
-        if isinstance(module, (Block, LastNorm)) and module.modulation is not None:
-            nn.init.zeros_(module.modulation.weight)
-            nn.init.zeros_(module.modulation.bias)
+        if isinstance(module, LastNorm):
+            module.begin_untold()

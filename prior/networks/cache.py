@@ -52,6 +52,12 @@ class Cache:
         store[1, :, :, self.used : last] = values
         return keys, values
 
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """As `write`, and give keys and values of all places up to these."""
+        self.write(layer, keys, values)
+        kept = self.layers[layer][:, :, :, : self.used + keys.shape[2]]
+        return kept[0], kept[1]
+
     def overwrite(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put `(B, heads, n, head_dim)` at places `(B, n)` of each row, allocated before, and give all of the layer."""
         store = self.layers[layer]

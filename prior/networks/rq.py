@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from collections.abc import Sequence as Listed
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,12 +15,11 @@ from typing_extensions import Self
 from prior.conditions.base import Context
 from prior.networks.autoregressive import Autoregressive, State
 from prior.networks.base import BaseNetworkConfig
+from prior.networks.blocks import Block, BlockConfig, initialise
 from prior.networks.cache import Cache
 from prior.sequences import Sequence
 from tokenizers_vq.config import ConfigError
 from tokenizers_vq.quantizers import Quantizer
-
-Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class RqConfig(BaseNetworkConfig):
@@ -40,8 +37,6 @@ class RqConfig(BaseNetworkConfig):
     """attention heads, which divide the width"""
     shared_head: bool = True
     """one last layer for the codes of all levels; otherwise one each"""
-    activation: Literal["gelu", "quick_gelu"] = "gelu"
-    """of the MLP; quick_gelu is x sigmoid(1.702 x)"""
     token_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """dropout of what the blocks over positions are fed"""
     residual_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -58,39 +53,6 @@ class RqConfig(BaseNetworkConfig):
     def build(self, sequence: Sequence, book: Quantizer | None = None) -> Rq:
         """The network for a sequence. Raises `ValueError` for codes of one level or of several grids."""
         return Rq(sequence, book, **self.arguments())
-
-
-class Block(nn.Module):
-    """Causal attention and MLP, each behind a norm and on a residual branch."""
-
-    def __init__(self, config: RqConfig) -> None:
-        super().__init__()
-        dim = config.dim
-        self.heads, self.dropout, self.activation = config.heads, config.residual_dropout, config.activation
-        self.attention_norm = nn.LayerNorm(dim, config.eps)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
-        self.mlp_norm = nn.LayerNorm(dim, config.eps)
-        self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None, store: Store | None = None) -> Tensor:
-        """`(B, n, D)` -> `(B, n, D)`.
-
-        `mask`: bool, broadcast to `(B, heads, n, m)`, True where a place (row) sees another (column); None: itself and
-        those before. `store` takes keys and values `(B, heads, n, head_dim)` and gives all m that the places see.
-        """
-        b, n, d = x.shape
-        q, k, v = self.qkv(self.attention_norm(x)).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        if store is not None:
-            k, v = store(k, v)
-        mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and n > 1)
-        x = x + self._drop(self.out(mixed.transpose(1, 2).reshape(b, n, d)))
-        hidden = self.up(self.mlp_norm(x))
-        hidden = F.gelu(hidden) if self.activation == "gelu" else hidden * torch.sigmoid(1.702 * hidden)
-        return x + self._drop(self.down(hidden))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
 
 
 class Head(nn.Module):
@@ -118,6 +80,8 @@ class Rq(Autoregressive):
     what they say of a position, then the sums of its first 1, 2, ... levels, are fed to blocks over levels.
     """
 
+    of_codes = ("enter", "enter_depth", "head")
+    of_places = ("positions",)
     book: Quantizer
 
     def __init__(self, sequence: Sequence, book: Quantizer | None = None, **fields: Any) -> None:
@@ -127,19 +91,27 @@ class Rq(Autoregressive):
         self.enter, self.enter_depth = nn.Linear(self.book.dim, dim), nn.Linear(self.book.dim, dim)
         self.positions = nn.Parameter(torch.empty(sequence.length // self.levels, dim))
         self.level_positions = nn.Parameter(torch.empty(self.levels, dim))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.depth_blocks = nn.ModuleList(Block(config) for _ in range(config.depth_layers))
+        block = BlockConfig(
+            dim=dim,
+            heads=config.heads,
+            hidden=4 * dim,
+            norm="layer",
+            mlp="gelu",
+            bias=True,
+            causal=True,
+            dropout=config.residual_dropout,
+            eps=config.eps,
+        )
+        self.blocks = nn.ModuleList(Block(block) for _ in range(config.layers))
+        self.depth_blocks = nn.ModuleList(Block(block) for _ in range(config.depth_layers))
         self.head = Head(dim, 1 if config.shared_head else self.levels, sequence.vocabulary, config.eps)
-        for module in (self.enter, self.enter_depth, *self.blocks.modules(), *self.depth_blocks.modules()):
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        for parts, blocks in (
+            ((self.enter, self.blocks), self.stack),
+            ((self.enter_depth, self.depth_blocks), self.depth_stack),
+        ):
+            initialise(nn.ModuleList(parts), blocks)
         for weight in (self.positions, self.level_positions, self.head.weight):
             nn.init.normal_(weight, std=0.02)
-        for blocks in (self.stack, self.depth_stack):
-            for block in blocks:
-                for branch in (block.out, block.down):
-                    nn.init.normal_(branch.weight, std=0.02 / math.sqrt(2 * len(blocks)))
 
     @property
     def stack(self) -> list[Block]:
@@ -172,7 +144,7 @@ class Rq(Autoregressive):
         x = torch.cat((context.vectors.to(vectors.dtype), self.positioned(vectors)[:, :-1]), dim=1)
         x, mask = F.dropout(x, self.config.token_dropout, self.training), _visible(context, x.shape[1])
         for block in self.stack:
-            x = block(x, mask)
+            x = block(x, mask=mask)
         deep = self.enter_depth(vectors.cumsum(dim=2)[:, :, :-1])
         y = torch.cat((x[:, prefix - 1 :, None], deep), dim=2).flatten(0, 1) + self.level_positions
         for block in self.depth_stack:
@@ -234,15 +206,9 @@ class RqState(State):
 
 def _through(blocks: Listed[Block], x: Tensor, cache: Cache, mask: Tensor | None = None) -> Tensor:
     """Places `(B, n, D)`, all of them or one, behind those in the cache."""
-
-    def keep(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        cache.write(layer, keys, values)
-        kept = cache.layers[layer][:, :, :, : cache.used + keys.shape[2]]
-        return kept[0], kept[1]
-
     cache.reserve(x.shape[1])
     for layer, block in enumerate(blocks):
-        x = block(x, mask, partial(keep, layer))
+        x = block(x, mask=mask, store=partial(cache.extend, layer))
     cache.advance(x.shape[1])
     return x
 
@@ -261,9 +227,10 @@ def _checked(sequence: Sequence, book: Quantizer | None) -> Quantizer:
     """The book. Raises `ValueError` for codes of one level, of several grids, or of another quantizer."""
     layout = sequence.layout
     if len(layout.grids) > 1 or layout.levels == 1 or book is None:
+        grids = " + ".join("x".join(map(str, grid)) for grid in layout.grids)
         raise ValueError(
-            f"an rq network predicts codes of several levels on one grid, such as a residual quantizer's; these are of "
-            f"{len(layout.grids)} grids x {layout.levels} levels: take another kind of network"
+            "an rq network predicts codes of several levels on one grid, such as a residual quantizer's; these stand "
+            f"on {grids}, {layout.levels} at a position: take another kind of network"
         )
     if book.layout(layout.grids[0]) != layout:
         raise ValueError(f"the quantizer's codes have layout {book.layout(layout.grids[0]).to_dict()}, not this one")

@@ -69,7 +69,7 @@ class BlocksState(State):
         if pooled is not None:  # of one place alone, blocks know what it changes
             pooled = pooled[:, self.cache.used] if pooled.shape[1] > 1 else pooled[:, 0]
         for layer, block in enumerate(self.blocks):
-            x = block(x, pooled, lambda qkv, layer=layer, block=block: self._attend(layer, block, qkv))
+            x = block(x, pooled, partial(self._attend, layer, block))
         self.cache.advance(1)
         self.logits = self.head(self.norm(x, pooled))
         return self.logits
@@ -215,7 +215,13 @@ def _last_norm(norm: nn.Module, told: Told, rows: int) -> Callable[[Tensor, Tens
         plain = _fast_norm(norm)
         return lambda x, pooled: plain(x)
     inner, change = norm.norm, _modulation(norm.modulation, told, rows)
-    return lambda x, pooled: modulate(inner(x), *change(pooled).chunk(2, dim=-1))
+
+    def modulated(x: Tensor, pooled: Tensor | None) -> Tensor:
+        assert pooled is not None
+        shift, scale = change(pooled).chunk(2, dim=-1)
+        return modulate(inner(x), shift, scale)
+
+    return modulated
 
 
 def _qk_norm(block: Block) -> Callable[[Tensor], Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,14 +17,13 @@ from typing_extensions import Self
 from prior import sampling
 from prior.conditions.base import Context
 from prior.networks.base import BaseNetworkConfig, Exact, Noise
+from prior.networks.blocks import Store, pool
 from prior.networks.cache import Cache
 from prior.sampling import draw, guidance_at, guide
 from prior.sequences import Sequence
 from tokenizers_vq.config import ConfigError
 from tokenizers_vq.quantizers import Quantizer
 from tokenizers_vq.quantizers.multiscale import MultiscaleQuantizer
-
-Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class VarConfig(BaseNetworkConfig):
@@ -145,6 +144,8 @@ class Var(Exact):
     """
 
     Sampler: ClassVar[type[VarSampler]] = VarSampler
+    of_codes = ("enter", "head")
+    of_places = ("positions",)
     book: MultiscaleQuantizer
 
     def __init__(self, sequence: Sequence, book: Quantizer | None = None, **fields: Any) -> None:
@@ -225,11 +226,7 @@ class Var(Exact):
 
     def told(self, context: Context) -> Tensor:
         """The condition `(B, D)`: the mean of the context's vectors, without padding."""
-        vectors = context.vectors.to(self.positions.dtype)
-        if context.mask is None:
-            return vectors.mean(dim=1)
-        real = context.mask[..., None].to(vectors.dtype)
-        return (vectors * real).sum(dim=1) / real.sum(dim=1)
+        return pool(context).to(self.positions.dtype)
 
     def modulations(self, told: Tensor) -> list[Tensor]:
         """AdaLN's vectors `(B, 6, D)` of each block."""
@@ -302,24 +299,19 @@ class VarState:
         network = self.network
         x = network.embed(x, network.places[self.scale])
         for layer, (block, modulation) in enumerate(zip(network.stack, self.modulations, strict=True)):
-            x = block(x, modulation, None, partial(self._keep, layer))
+            x = block(x, modulation, None, partial(self.cache.extend, layer))
         self.cache.advance(x.shape[1])
         self.logits = network.leave(x, self.told)
-
-    def _keep(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        self.cache.write(layer, keys, values)
-        kept = self.cache.layers[layer][:, :, :, : self.cache.used + keys.shape[2]]
-        return kept[0], kept[1]
 
 
 def _checked(sequence: Sequence, book: Quantizer | None) -> MultiscaleQuantizer:
     """The book. Raises `ValueError` for codes that are not those of a multi-scale quantizer, of this one."""
     layout = sequence.layout
     if len(layout.grids) < 2 or layout.levels > 1 or not isinstance(book, MultiscaleQuantizer):
-        grids = ", ".join("x".join(map(str, grid)) for grid in layout.grids)
+        grids = " + ".join("x".join(map(str, grid)) for grid in layout.grids)
         raise ValueError(
-            f"a var network predicts the codes of a multi-scale quantizer, scale by scale; these are of grids {grids} "
-            f"x {layout.levels} levels: take another kind of network"
+            f"a var network predicts the codes of a multi-scale quantizer, scale by scale; these stand on {grids}, "
+            f"{layout.levels} at a position: take another kind of network"
         )
     if book.layout(layout.grids[-1]) != layout:
         raise ValueError(f"the quantizer's codes have layout {book.layout(layout.grids[-1]).to_dict()}, not this one")

@@ -245,6 +245,7 @@ CASES = [
     *cases("gpt", _GPT),
     *cases("rar", _RAR),
     Case("gpt of taming", _LEARNED, "levels"),
+    Case("gpt in a row", _GPT.replace(positions="rope_1d", begin=True), "levels"),
     Case("gpt told aside", _GPT.replace(entry=("cross", "adaln"), positions="llamagen", qk_norm=True), "scales"),
     *cases(
         "maskgit",
@@ -302,6 +303,17 @@ CASES = [
         book=residual,
     ),
 ]
+
+CASES.append(
+    Case(
+        "maskgit told aside",
+        MaskGitConfig(layers=2, dim=32, heads=2, dropout=0.0, label_smoothing=0.0, entry=("cross", "adaln")),
+        "levels",
+        _MASKED,
+        sees=everything,
+        steps=200,
+    )
+)
 
 PRIORS = Role("prior, layout", CASES, LAWS, "test_priors.py")
 

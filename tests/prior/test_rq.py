@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import prior
 import tokenizers_vq as tvq
@@ -16,6 +17,7 @@ from prior.decoding import decode
 from prior.model import Prior, PriorConfig
 from prior.networks.rq import RqConfig
 from prior.recipe import load_recipe
+from prior.retarget import begin
 from prior.sequences import LayoutConfig
 from prior.training import train
 from tests.laws.priors import before, dependence, multiscale, residual, rows, step_by_step
@@ -65,7 +67,7 @@ def test_any_quantizer_of_several_levels_feeds_it(name: str) -> None:
     torch.testing.assert_close(step_by_step(model, tokens, 1, 4), model.logits(tokens, 1)[:, 4:], atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("fields", [{"shared_head": False}, {"activation": "quick_gelu"}, {"depth_layers": 3}])
+@pytest.mark.parametrize("fields", [{"shared_head": False}, {"depth_layers": 3}])
 @torch.no_grad()
 def test_variants_draw_as_they_predict(fields: dict[str, Any]) -> None:
     model = build(**fields)
@@ -120,6 +122,20 @@ def test_a_text_as_numbers() -> None:
         TokensConfig(vocabulary=9, length=4).fit({})
 
 
+def test_another_grid_stretches_the_places_of_positions() -> None:
+    old, new = build(), build(CodeLayout(((4, 3),), 3, (7, 7, 7)))
+    new.network.book.load_state_dict(old.network.book.state_dict())
+    old.config = old.config.replace(fingerprint="a" * 64)
+    said: list[str] = []
+    begin(new, old, "P", said.append)
+    assert said == ["begins with the weights of P: places stretched from 2x3 x 3 levels to 4x3 x 3 levels"]
+    table = old.network.positions.detach().view(1, 2, 3, 32).permute(0, 3, 1, 2)
+    wanted = F.interpolate(table, (4, 3), mode="bicubic")[0].permute(1, 2, 0).reshape(12, 32)
+    torch.testing.assert_close(new.network.positions.detach(), wanted)
+    kept = [key for key in old.state_dict() if key != "network.positions"]
+    assert all(torch.equal(new.state_dict()[key], old.state_dict()[key]) for key in kept)
+
+
 @pytest.mark.parametrize(
     ("preset", "count"),
     [("rq-480m", 480_921_088), ("rq-821m", 820_899_328), ("rq-1.4b", 1_387_529_728), ("rq-3.8b", 3_822_488_064)],
@@ -129,7 +145,8 @@ def test_published_sizes(preset: str, count: int) -> None:
     with torch.device("meta"):
         tokenizer = tvq.create("rqvae-f32")
         condition = {"kind": "class", "num_classes": 1000}
-        made = prior.create(preset, tokenizer.code_layout(), condition, book=tokenizer.config.quantizer)
+        layout, book = tokenizer.code_layout(), tokenizer.config.quantizer
+        made = prior.create(preset, layout, condition, book=book)
     network = made.config.network
     width, blocks, codes = network.dim, network.layers + network.depth_layers, 16384
     block = 12 * width**2 + 13 * width
@@ -141,8 +158,8 @@ def test_published_sizes(preset: str, count: int) -> None:
 def test_what_it_cannot_take_is_refused() -> None:
     scales = CodeLayout(((1, 1), (2, 2)), 1, (7, 7))
     for layout, book, says in (
-        (CodeLayout(((2, 3),), 1, (7,)), residual(LAYOUT), "these are of 1 grids x 1 levels"),
-        (scales, multiscale(scales), "these are of 2 grids x 1 levels"),
+        (CodeLayout(((2, 3),), 1, (7,)), residual(LAYOUT), "these stand on 2x3, 1 at a position"),
+        (scales, multiscale(scales), r"these stand on 1x1 \+ 2x2, 1 at a position"),
         (CodeLayout(((2, 3),), 2, (7, 7)), residual(LAYOUT), "the quantizer's codes have layout"),
         (CodeLayout(((2, 3),), 3, (7, 7, 6)), residual(LAYOUT), "the quantizer's codes have layout"),
     ):

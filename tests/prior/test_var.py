@@ -19,6 +19,7 @@ from prior.decoding import decode
 from prior.model import Prior, PriorConfig
 from prior.networks.var import VarConfig, VarSampler, VarState
 from prior.recipe import load_recipe
+from prior.retarget import begin
 from prior.sampling import Sampler
 from prior.sequences import LayoutConfig
 from prior.training import train
@@ -78,6 +79,17 @@ def test_variants_draw_as_they_predict(fields: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
+def test_attention_without_norms_has_the_references_scale() -> None:
+    made = build(attn_l2_norm=False).network.stack[0].attention
+    x = torch.randn(2, 5, 32)
+    bias = torch.cat((made.q_bias, torch.zeros(32), made.v_bias))
+    q, k, v = (part.view(2, 5, 2, 16).transpose(1, 2) for part in F.linear(x, made.qkv.weight, bias).chunk(3, dim=-1))
+    weights = (0.25 / 4 * q @ k.mT).softmax(dim=-1)  # 0.25 / sqrt(head_dim)
+    wanted = made.out((weights @ v).transpose(1, 2).reshape(2, 5, 32))
+    torch.testing.assert_close(made(x, None, None), wanted, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_guidance_rises_over_the_scales() -> None:
     model = build()
     network, off = model.network, model.sample(4, 1, temperature=0)
@@ -130,7 +142,8 @@ def test_published_sizes(preset: str, count: int) -> None:
     with torch.device("meta"):
         tokenizer = tvq.create("var-f16")
         condition = {"kind": "class", "num_classes": 1000}
-        made = prior.create(preset, tokenizer.code_layout(), condition, book=tokenizer.config.quantizer)
+        layout, book = tokenizer.code_layout(), tokenizer.config.quantizer
+        made = prior.create(preset, layout, condition, book=book)
     depth, codes, places, scales = made.config.network.layers, 4096, 680, 10
     width = 64 * depth
     attention = 3 * width**2 + 2 * width + depth + width**2 + width
@@ -142,8 +155,8 @@ def test_published_sizes(preset: str, count: int) -> None:
 def test_what_it_cannot_take_is_refused() -> None:
     levels = CodeLayout(((2, 2),), 2, (7, 7))
     for layout, book, says in (
-        (CodeLayout(((2, 2),), 1, (7,)), multiscale(LAYOUT), "these are of grids 2x2 x 1 levels"),
-        (levels, multiscale(LAYOUT), "these are of grids 2x2 x 2 levels"),
+        (CodeLayout(((2, 2),), 1, (7,)), multiscale(LAYOUT), "these stand on 2x2, 1 at a position"),
+        (levels, multiscale(LAYOUT), "these stand on 2x2, 2 at a position"),
         (LAYOUT, VectorQuantizerConfig(num_codes=7, dim=4), "predicts the codes of a multi-scale quantizer"),
         (CodeLayout(LAYOUT.grids, 1, (7, 7, 6)), multiscale(LAYOUT), "the quantizer's codes have layout"),
         (CodeLayout(((1, 1), (3, 4)), 1, (7, 7)), multiscale(LAYOUT), "the quantizer's codes have layout"),
@@ -154,6 +167,32 @@ def test_what_it_cannot_take_is_refused() -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="heads: 3 heads do not divide the width 32"):
         VarConfig(layers=1, dim=32, heads=3)
+
+
+def test_another_grid_keeps_all_but_the_places_and_another_tokenizer_all_but_what_knows_codes() -> None:
+    old, wide = build(), CodeLayout(((1, 2), (2, 3), (4, 6)), 1, (7, 7, 7))
+    for book, whose in ((old.config.book, "a"), (old.config.book, "b"), (multiscale(LAYOUT), "c")):
+        new = build(wide, book.replace(scales=wide.grids))
+        if whose != "c":  # the same vectors, whatever the fingerprint: that of other scales is another
+            new.network.book.load_state_dict(old.network.book.state_dict())
+        before = {name: value.clone() for name, value in new.state_dict().items()}
+        for model, name in ((old, "a"), (new, whose)):
+            model.config = model.config.replace(fingerprint=name * 64)
+        said: list[str] = []
+        begin(new, old, "P", said.append)
+        state, fresh = (
+            new.state_dict(),
+            ("network.book.", *(("network.enter.", "network.head.") if whose == "c" else ())),
+        )
+        assert "places stretched from 1x2 + 2x2 + 3x4 to 1x2 + 2x3 + 4x6" in said[0]
+        assert ("new embedding and head" in said[0]) == (whose == "c")
+        assert state["network.positions"].shape == (2 + 6 + 24, 32)
+        for key, value in old.state_dict().items():
+            if key.startswith(fresh):
+                assert torch.equal(state[key], before[key])
+            elif key != "network.positions":
+                assert torch.equal(state[key], value)
+    assert torch.allclose(state["network.positions"][:2], old.state_dict()["network.positions"][:2], atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +224,20 @@ def test_a_run_is_saved_with_the_quantizer_and_needs_no_tokenizer(
     assert all(torch.equal(value, kept[name]) for name, value in tokenizer.quantizer.state_dict().items())
     tokens: Tensor = model.sample(2, ["cat", "fox"], guidance=3)
     assert decode(tokenizer, model, tokens).shape == (2, 3, 16, 16)
+
+
+def test_a_prior_is_created_for_a_tokenizer(scales: Path, tokenizer: Path) -> None:
+    opened = tvq.load(scales)
+    made = prior.create("var-tiny", opened, {"kind": "class", "num_classes": 3})
+    assert made.config.fingerprint == opened.fingerprint and made.layout == opened.code_layout()
+    kept = made.network.book.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in opened.quantizer.state_dict().items())
+    plain = prior.create("gpt-tiny", tvq.load(tokenizer))
+    assert plain.network.book is None and plain.config.fingerprint == tvq.load(tokenizer).fingerprint
+    with pytest.raises(ValueError, match="book: a var network needs the tokenizer's quantizer: give its config"):
+        prior.create("var-tiny", opened.code_layout())
+    with pytest.raises(ValueError, match="these stand on 4x4, 1 at a position"):
+        prior.create("rq-tiny", tvq.load(tokenizer))
 
 
 def test_a_tokenizer_of_several_quantizers_is_refused(write_codes: Callable[..., Path], tmp_path: Path) -> None:

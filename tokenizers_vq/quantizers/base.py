@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from tokenizers_vq import distributed
 from tokenizers_vq.codes import CodeLayout, Codes, Quantized
@@ -42,6 +43,10 @@ class QuantizerFields(Config):
     def remedies(self) -> list[Remedy]:
         """What to try where few of its codes are used, the likeliest first."""
         return []
+
+    def resized(self, grid: tuple[int, ...]) -> Self:
+        """The config of a quantizer with the same weights for features of another grid: itself, unless overridden."""
+        return self
 
     def described(self) -> dict[str, Any]:
         """What the tokenizer's fingerprint is taken of: the fields that are not at their default."""
