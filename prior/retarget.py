@@ -67,7 +67,7 @@ def _fresh(prior: Prior, trained: Prior, name: str) -> tuple[str, ...]:
             f"--init-from {name}: it does not say whose codes it knows: convert it again with --tokenizer, or give a "
             "prior that was trained on codes"
         )
-    if prior.config.fingerprint != trained.config.fingerprint:
+    if prior.config.fingerprint != trained.config.fingerprint and not _same_vectors(prior, trained):
         if not prior.network.of_codes:
             raise ValueError(
                 f"--init-from {name}: it knows codes of another tokenizer ({short(trained.config.fingerprint)}), and a "
@@ -75,6 +75,12 @@ def _fresh(prior: Prior, trained: Prior, name: str) -> tuple[str, ...]:
             )
         return prior.network.of_codes
     return ()
+
+
+def _same_vectors(prior: Prior, trained: Prior) -> bool:
+    """Whether both are fed by the same quantizer, whose scales or grid alone may differ: its codes mean the same."""
+    book, other = (network.book.state_dict() if network.book else {} for network in (prior.network, trained.network))
+    return bool(book) and book.keys() == other.keys() and all(torch.equal(book[key], other[key]) for key in book)
 
 
 def _misfit(name: str, key: str) -> ValueError:
@@ -87,11 +93,13 @@ def _misfit(name: str, key: str) -> ValueError:
 def stretch(table: Tensor, before: CodeLayout, after: CodeLayout) -> Tensor:
     """A table `(extra + N, D)` with a row for each place of a layout -> that of another, bicubic over each grid.
 
-    Further rows before those of the places stay. Raises `ValueError` where grids and levels are not as many.
+    Further rows before those of the places stay; a table may have a row for each position, whatever its levels. Raises
+    `ValueError` where grids and levels are not as many.
     """
     if len(before.grids) != len(after.grids) or before.levels != after.levels:
         raise ValueError(f"places of {_shape(before)} cannot be stretched to {_shape(after)}: other grids or levels")
-    extra, levels = len(table) - before.length, before.levels
+    levels = 1 if len(table) * before.levels == before.length else before.levels
+    extra = len(table) - before.length // before.levels * levels
     rows, first = [table[:extra]], extra
     for old, new in zip(before.grids, after.grids, strict=True):
         count = math.prod(old) * levels

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from prior.book import book_config, fill_book
 from prior.conditions import ClassCondition
 from prior.data import Data, frequencies, read_rows
 from prior.decoding import decode, grid, open_tokenizer, short, spread
@@ -44,14 +45,13 @@ def configure(recipe: PriorRecipe, data: Data, tokenizer: Tokenizer | None = Non
     """
     shards, sets = data.shards, data.folders(recipe)
     labelled = all(bool((codes.labels >= 0).all()) for codes in sets.values())
-    fed = recipe.model.network.fed_vectors
     return PriorConfig(
         network=recipe.model.network,
         condition=recipe.model.told(labelled).fit(sets),
         layout=LayoutConfig.of(shards.layout),
         tokenizer=lasting_name(recipe.tokenizer) if recipe.tokenizer else shards.tokenizer,
         fingerprint=shards.fingerprint,
-        book=tokenizer.config.quantizer if fed and tokenizer is not None else None,
+        book=book_config(recipe.model.network, tokenizer),
     )
 
 
@@ -214,8 +214,7 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto", init_from: st
         accelerator.print(changed)
     loop.seed_everything(recipe.seed)
     prior = Prior(config)
-    if prior.network.book is not None and tokenizer is not None:
-        prior.network.book.load_state_dict(tokenizer.quantizer.state_dict())
+    fill_book(prior, tokenizer)
     if trained is not None and init_from is not None:
         begin(prior, trained, init_from, accelerator.print)
     elif init_from is not None:

@@ -7,7 +7,7 @@ blocks, or pooled, as shift, scale and gate of every branch (AdaLN, DiT, arXiv 2
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from prior.networks.rotary import rotate
 from tokenizers_vq.config import Config, ConfigError
 
 Entry = Literal["prefix", "cross", "adaln"]
+Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""keys and values `(B, heads, n, head_dim)` of these places -> those that they look at"""
 
 
 class EntryFields(Config):
@@ -59,6 +61,8 @@ class BlockConfig(Config):
     """norms before the branches; otherwise over the sum of a branch and its input, as in BERT (arXiv 1810.04805)"""
     bias: bool = False
     """biases of all linear layers"""
+    qkv_bias: bool | None = None
+    """biases of queries, keys and values; null: as `bias`"""
     qk_norm: bool = False
     """norms of queries and keys, a head at a time (arXiv 2302.05442)"""
     causal: bool = False
@@ -182,7 +186,7 @@ class Block(nn.Module):
         dim, bias = config.dim, config.bias
         self.config, self.heads = config, config.heads
         self.attention_norm = make_norm(config.norm, dim, config.eps)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias if config.qkv_bias is None else config.qkv_bias)
         self.out = nn.Linear(dim, dim, bias=bias)
         self.mlp_norm = make_norm(config.norm, dim, config.eps)
         if config.mlp == "swiglu":
@@ -202,9 +206,9 @@ class Block(nn.Module):
         turns: Tensor | None = None,
         mask: Tensor | None = None,
         told: Told = Told(),
-        store: Callable[[Tensor, Tensor], Any] | None = None,
+        store: Store | None = None,
     ) -> Tensor:
-        """`(B, n, D)` -> `(B, n, D)`; keys and values of the attention are handed to `store`.
+        """`(B, n, D)` -> `(B, n, D)`; keys and values of the attention go through `store`.
 
         `turns`: of rotary positions, as `rotate` takes them. `mask`: bool, broadcast to `(B, heads, n, n)`, True where
         a place (row) sees another (column); None: all, or itself and those before where it is causal.
@@ -247,7 +251,11 @@ class Block(nn.Module):
         return F.dropout(x, self.config.dropout, self.training)
 
     def _attend(
-        self, x: Tensor, turns: Tensor | None, mask: Tensor | None, store: Callable[[Tensor, Tensor], Any] | None
+        self,
+        x: Tensor,
+        turns: Tensor | None,
+        mask: Tensor | None,
+        store: Store | None,
     ) -> Tensor:
         b, n, d = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -256,9 +264,9 @@ class Block(nn.Module):
         if turns is not None:
             q, k = rotate(q, turns), rotate(k, turns)
         if store is not None:
-            store(k, v)
+            k, v = store(k, v)
         dropout = self.config.attention_dropout if self.training else 0.0
-        causal = self.config.causal and mask is None
+        causal = self.config.causal and mask is None and n > 1  # one place sees all that is kept
         mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)
         return self.out(mixed.transpose(1, 2).reshape(b, n, d))
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from prior.conditions.base import Context
-from prior.networks.autoregressive import Autoregressive
+from prior.networks.autoregressive import Autoregressive, State
 from prior.networks.base import BaseNetworkConfig
 from prior.networks.blocks import Block, BlockConfig, EntryFields, LastNorm, initialise, make_norm, tell
 from prior.networks.cache import Cache
-from prior.networks.rotary import rotary_angles, turns_of
+from prior.networks.rotary import rotary_angles, row_angles, turns_of
 from prior.networks.stepping import BlocksState, Trunk
 from prior.sequences import Sequence
 from tokenizers_vq.config import ConfigError
@@ -51,13 +52,15 @@ class GptConfig(EntryFields, BaseNetworkConfig):
     """bias of the last layer"""
     qk_norm: bool = False
     """norms of queries and keys, a head at a time"""
-    positions: Literal["rope", "llamagen", "learned"] = "rope"
-    """rotary by row and column; llamagen: the same, but queries and keys of what stands before the codes vanish, as in
-    LlamaGen's files; learned: a vector added at each place"""
+    positions: Literal["rope", "rope_1d", "llamagen", "learned"] = "rope"
+    """rotary by row and column; rope_1d: rotary by the place in the sequence, whose first vector is 0, as Llama has it;
+    llamagen: as rope, but queries and keys of what stands before the codes vanish, as in LlamaGen's files; learned: a
+    vector added at each place"""
     base: Positive = 10000.0
     """wavelength base of the rotary positions"""
     rotary_scale: tuple[Positive, Positive] = (1.0, 1.0)
-    """factors of row and column: old grid / new grid lets a trained network read a larger one"""
+    """factors of row and column (rope_1d: their product): old grid / new grid lets a trained network read a larger
+    one"""
     order: Literal["raster", "random"] = "raster"
     """of the codes in training; random: each place is told the position of the code that comes next (RAR), and the
     buffer `network.random_order` is the share of rows in random order, which a recipe's `anneal` moves. Codes are drawn
@@ -167,8 +170,14 @@ class Gpt(Autoregressive):
         return list(self.blocks)
 
     def angles(self, lead: int, order: Tensor | None = None) -> Tensor:
-        """float32 `(P + N, head_dim / 2)`, of an order `(B, 1, P + N, head_dim / 2)`: no rotation for the lead."""
+        """float32 `(P + N, head_dim / 2)`, of an order `(B, 1, P + N, head_dim / 2)`: no rotation for the lead.
+
+        With `rope_1d` the lead is rotated too, and an order changes nothing.
+        """
         config, positions = self.config, self.sequence.positions
+        if config.positions == "rope_1d":
+            places = torch.arange(lead + len(positions), device=positions.device) * math.prod(config.rotary_scale)
+            return row_angles(places, config.dim // config.heads, config.base)
         positions = positions if order is None else positions[order][:, None]
         angles = rotary_angles(positions, config.dim // config.heads, config.base, config.rotary_scale)
         return F.pad(angles, (0, 0, lead, 0))
@@ -295,6 +304,11 @@ class Gpt(Autoregressive):
         else:
             state.logits = logits
         return state
+
+    def look(self, state: State, codes: Tensor, context: Context, first: Tensor, count: int) -> Tensor:
+        """As `Autoregressive.look`, from the keys and values of the state."""
+        assert isinstance(state, BlocksState)
+        return state.look(codes, first, count)
 
 
 def _visible(real: Tensor | None, first: int, count: int, opened: bool, device: torch.device) -> Tensor | None:

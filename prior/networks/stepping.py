@@ -74,6 +74,36 @@ class BlocksState(State):
         self.logits = self.head(self.norm(x, pooled))
         return self.logits
 
+    def look(self, codes: Tensor, first: Tensor, count: int) -> Tensor:
+        """Codes `(B, N)` -> logits `(B, count, K)` of places `first, first + 1, ...` of each row, `first` >= 1.
+
+        The codes before those of a row were read or looked at before; keys and values of the others are written anew.
+        Places after the last are the last.
+        """
+        trunk, length = self.trunk, codes.shape[1]
+        ahead = torch.arange(count, device=codes.device)
+        inputs = (first[:, None] - 1 + ahead).clamp(max=length - 2)  # the last code is read by nobody
+        places = inputs + trunk.lead
+        self.cache.reserve(max(0, int(places.max()) + 1 - self.cache.used))
+        x = trunk.embed(codes, 0)
+        x = x.gather(1, inputs[..., None].expand(-1, -1, x.shape[-1]))
+        turns = None
+        if trunk.turn is not None:
+            turn = trunk.turn[places][:, None]
+            turns = torch.stack((turn.real, turn.imag))
+        mask = torch.arange(self.cache.capacity, device=codes.device) <= places[..., None]
+        if trunk.padding is not None:
+            mask[:, :, : trunk.lead] &= ~trunk.padding[:, None]
+        told = trunk.told
+        if told.pooled is not None and told.pooled.shape[1] > 1:
+            told = told._replace(pooled=told.pooled.gather(1, places[..., None].expand(-1, -1, told.pooled.shape[-1])))
+        for layer, block in enumerate(trunk.blocks):
+            x = block(x, turns, mask[:, None], told, partial(self.cache.overwrite, layer, places))
+        if isinstance(trunk.norm, LastNorm):
+            assert told.pooled is not None
+            return trunk.head(trunk.norm(x, told.pooled))
+        return trunk.head(trunk.norm(x))
+
     def _attend(self, layer: int, block: _BlockStep, qkv: Tensor) -> Tensor:
         """Queries, keys and values `(B, 3 D)` of the next place -> what it sees, `(B, D)`; keeps keys and values."""
         place, store = self.cache.used, self.stores[layer]

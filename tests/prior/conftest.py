@@ -78,8 +78,10 @@ def chains(layout: CodeLayout, count: int, seed: int = 0) -> tuple[np.ndarray, n
 
 @pytest.fixture(scope="session")
 def write_codes(tokenizer: Path) -> Callable[..., Path]:
-    """Writes a folder of codes as `tvq encode` leaves it; changes of `codes.json` and of columns as keywords."""
-    made = tvq.load(tokenizer)
+    """Writes a folder of codes as `tvq encode` leaves it; changes of `codes.json` and of columns as keywords.
+
+    `of`: another tokenizer's folder.
+    """
 
     def write(
         folder: Path,
@@ -87,12 +89,14 @@ def write_codes(tokenizer: Path) -> Callable[..., Path]:
         seed: int = 0,
         labels: np.ndarray | None = None,
         shards: int = 2,
+        of: Path = tokenizer,
         **info: object,
     ) -> Path:
+        made = tvq.load(of)
         layout = made.code_layout()
         codes, own = chains(layout, count, seed)
         described = {
-            "tokenizer": str(tokenizer),
+            "tokenizer": str(of),
             "fingerprint": made.fingerprint,
             "layout": layout.to_dict(),
             "image_size": 16,
