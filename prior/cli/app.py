@@ -18,7 +18,7 @@ from tokenizers_vq.cli.common import make_app, run_app
 app = make_app(
     "Priors over the codes of an image tokenizer: trained, measured, sampled for new images.",
     [models, info, fields, train, evaluate, sample, inpaint, convert, export],
-    open_to=[sample],
+    open_to=[sample, inpaint],
 )
 
 

@@ -46,16 +46,20 @@ def inpaint(
     import torch
 
     from prior import inpainting
-    from prior.cli.sample import _open, _told
+    from prior.cli import told
+    from prior.cli.sample import _open
     from prior.decoding import grid
     from prior.sampling import Sampler
     from tokenizers_vq.config import apply_overrides
 
     opened = _open(model, tokenizer, device)
     prior = opened.prior
-    told = _told(prior, classes, text, count) if classes is not None or text else None
+    fields, asked = told.split(settings or ())
+    asked |= {name: given for name, given in {"text": text, "class": [classes] if classes else None}.items() if given}
+    prior.condition.adopt(opened.tokenizer)
+    shows = told.rows(prior.condition, asked, count) if asked else None
     plain = Sampler(temperature=temperature, guidance=guidance, seed=seed)
-    sampler = prior.network.Sampler(**{**plain.to_dict(defaults=False), **apply_overrides({}, settings or ())})
+    sampler = prior.network.Sampler(**{**plain.to_dict(defaults=False), **apply_overrides({}, fields)})
     picture, masked = _read(image, mask, opened.tokenizer.config.size, opened.tokenizer.config.channels)
     common.show_notes("prior.networks.autoregressive")
     if not prior.network.masked:
@@ -63,7 +67,7 @@ def inpaint(
             "this prior draws codes in order, each given those before it alone; a masked one would use them all"
         )
     found = inpainting.inpaint(
-        prior, opened.tokenizer, picture, masked, count, told, sampler, ring=ring, keep_pixels=keep_pixels
+        prior, opened.tokenizer, picture, masked, count, shows, sampler, ring=ring, keep_pixels=keep_pixels
     )
     drawn = f"{int(found.drawn.sum())} of {len(found.drawn)} codes drawn anew"
     shown = torch.where(masked, torch.zeros(()), picture)
