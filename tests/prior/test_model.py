@@ -13,7 +13,7 @@ from torch import Tensor
 
 import prior
 from prior.conditions import ClassConfig, Context, NoneConfig
-from prior.conditions.base import chosen
+from prior.conditions.captions import take
 from prior.model import Prior, PriorConfig
 from prior.networks.gpt import GptConfig
 from prior.networks.rotary import rotary_angles, rotate, turns_of
@@ -266,6 +266,10 @@ def test_padding_of_a_context_is_not_seen() -> None:
 
 def test_captions_are_chosen() -> None:
     captions = [("a cat", "a small cat", "it"), (), ("fox",)]
+
+    def chosen(captions: list[tuple[str, ...]], draw: bool) -> list[str]:
+        return take({"captions": captions}, None, draw)
+
     assert chosen(captions, draw=False) == ["a cat", "", "fox"]
     torch.manual_seed(3)
     drawn = [chosen(captions, draw=True) for _ in range(200)]
