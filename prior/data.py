@@ -14,6 +14,7 @@ from prior.recipe import PriorRecipe
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.data.order import MicroBatches
 from tokenizers_vq.data.shards import CodeShards, read_codes
+from tokenizers_vq.data.transforms import VIEWS
 
 _BLOCK = 65536
 
@@ -53,6 +54,10 @@ class Data:
             if not len(rows):
                 raise ValueError(f"{folder} holds no codes: encode some images")
 
+    def folders(self, recipe: PriorRecipe) -> dict[str, CodeShards]:
+        """The folders by name: the one that is trained on, then the one that is measured on."""
+        return {recipe.codes: self.shards, recipe.held_out_codes or recipe.codes: self.held}
+
     def batches(self, recipe: PriorRecipe, start: int, rank: int, world: int) -> Iterator[dict[str, Any]]:
         """This process's micro-batches, as `read_rows` gives them, from optimizer step `start` on, endlessly."""
         order = MicroBatches(
@@ -72,11 +77,15 @@ def read_rows(shards: CodeShards, rows: np.ndarray) -> dict[str, Any]:
     """Rows as a batch: `tokens` int64 `(B, N)`, `labels` int64 `(B,)`, -1 for none, and all `captions` of each image.
 
     `captions`: B tuples of strings, None where the codes have none. `classes`: the labels of every column of them, by
-    its name.
+    its name. `label_names`: the names of `labels`, where they have any. `keys`, `views`: names of
+    the images, and which view of it each row is.
     """
     return {
         "tokens": shards[rows],
         "labels": shards.labels_of(rows),
+        "keys": shards.keys_of(rows),
+        "views": rows % VIEWS[shards.info["views"]].rows,
+        "label_names": shards.label_names,
         "classes": {name: shards.labels_of(rows, name) for name in shards.label_columns},
         "captions": shards.captions_of(rows),
     }

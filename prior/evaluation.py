@@ -118,6 +118,7 @@ def evaluate(model: str, codes: str | None = None, *, device: str = "auto", batc
             shards = shards.renumbered(part.label_names, model, part.column)
     if not len(rows):
         raise ValueError(f"{shards.folder} holds no codes: encode some images")
+    prior.condition.prepare({str(shards.folder): shards})
     counts = frequencies(shards, rows)
     return Measured(
         bits_per_token(prior, shards, rows, batch_size),

@@ -1,4 +1,4 @@
-"""Priors by name: presets to train, shipped ones, run and saved folders, the Hub."""
+"""Priors by name: presets to train, shipped ones, published ones, run and saved folders, the Hub."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from prior import model
 from prior.book import book_config, fill_book
 from prior.conditions import ConditionConfig
+from prior.conversion import catalogue
 from prior.model import Prior, PriorConfig, load_folder
 from prior.networks import NetworkConfig
 from prior.sequences import LayoutConfig
@@ -25,7 +26,7 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 def list_models(kind: str = "preset") -> list[str]:
-    """Sorted names: of `preset`s that `create` takes, or `shipped` priors that `load` takes.
+    """Sorted names: of `preset`s that `create` takes, of `shipped` or `published` priors that `load` takes.
 
     Raises `ValueError` for another kind.
     """
@@ -33,7 +34,9 @@ def list_models(kind: str = "preset") -> list[str]:
         return sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if kind == "shipped":
         return folders.shipped(model.WEIGHTS)
-    raise ValueError(f"no kind of model '{kind}'{nearest(kind, ('preset', 'shipped'))}")
+    if kind == "published":
+        return sorted(catalogue.entries())
+    raise ValueError(f"no kind of model '{kind}'{nearest(kind, ('preset', 'shipped', 'published'))}")
 
 
 def create(
@@ -64,10 +67,11 @@ def create(
 
 
 def load(name: Path | str, *, device: str | torch.device | None = None) -> Prior:
-    """A prior from a folder (of a run: its `model/`), the name of a shipped one, or a Hub repository `owner/name`.
+    """A prior by the first that fits of: a run or saved folder, a shipped name, a published one, a Hub `owner/name`.
 
-    float32, in eval mode. Raises `FileNotFoundError` where nothing is there, `ValueError` where a file is damaged, its
-    tensors do not fit the config, or a tokenizer is there.
+    A published one (`list_models("published")`) is downloaded and converted once, and so is its tokenizer. float32, in
+    eval mode. Raises `FileNotFoundError` where nothing is there, saying what to fetch where only its publisher's page
+    has the weights; `ValueError` where a file is damaged, its tensors do not fit the config, or a tokenizer is there.
     """
     prior = load_folder(find_model(name))
     return prior if device is None else prior.to(device)
@@ -77,13 +81,21 @@ def find_model(name: str | Path, **options: Any) -> Path:
     """The folder that `load(name)` reads, downloaded from the Hub where it must be, with the options of a download."""
     from tokenizers_vq.models import list_models as tokenizers
 
+    text = str(name)
+    if folders.local(name) is None and text in catalogue.entries() and text not in list_models("shipped"):
+        from prior.conversion.download import fetch  # what converts takes seconds to import
+
+        return fetch(text)
     try:
         return folders.find(name, model.WEIGHTS, "prior", **options)
-    except FileNotFoundError:
-        if str(name) in tokenizers("shipped"):
+    except FileNotFoundError as error:
+        if text in (*tokenizers("shipped"), *tokenizers("published")):
             problem = "is a tokenizer, where a prior is wanted: give it to tokenizers_vq.load or `tvq`"
-        elif str(name) in list_models():
+        elif text in list_models():
             problem = "is a preset without trained weights: train it first, or use prior.create"
         else:
-            raise
+            near = nearest(text, catalogue.entries())
+            if "did you mean" not in near or "did you mean" in str(error):
+                raise
+            raise FileNotFoundError(f"{error}{near}") from None
     raise ValueError(f"'{name}' {problem}")

@@ -13,6 +13,7 @@ from prior.conditions import ClassConfig, ConditionConfig, NoneConfig
 from prior.models import PRESETS, list_models
 from prior.networks import NetworkConfig
 from tokenizers_vq.config import Config, ConfigError, Schedule, apply_overrides, nearest, parse, read_yaml
+from tokenizers_vq.data.config import DataConfig
 from tokenizers_vq.training.loop import LoopConfig
 from tokenizers_vq.training.recipe import EmaConfig, OptimizerConfig
 
@@ -59,7 +60,9 @@ class PriorRecipe(LoopConfig):
     model: ModelConfig
     """the prior; in a recipe file also a preset's name"""
     codes: str
-    """folder of codes that `tvq encode` wrote"""
+    """folder of codes that `tvq encode` wrote; of a run on images, where it keeps those of their centres"""
+    data: DataConfig | None = None
+    """images that are augmented and encoded as the prior trains; null: `codes` alone"""
     held_out_codes: str | None = None
     """another folder of codes to measure on; null = a part of `codes` is kept out of training"""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -85,6 +88,8 @@ class PriorRecipe(LoopConfig):
     def _check(self) -> Self:
         if self.batch_size % self.accumulate:
             raise ConfigError(("accumulate",), f"{self.accumulate} does not divide batch_size {self.batch_size}")
+        if self.data is not None and self.data.streaming:
+            raise ConfigError(("data", "streaming"), "images that a prior is trained on need an index; set it to false")
         if not self.held_out and self.held_out_codes is None:
             raise ConfigError(("held_out",), "0 leaves nothing to measure on; give a share, or held_out_codes")
         return self
@@ -95,8 +100,13 @@ def list_recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def load_recipe(name: str | Path, codes: str | Path | None = None, overrides: Sequence[str] = ()) -> PriorRecipe:
-    """A recipe by name or from a YAML file, on a folder of codes, with `path=value` overrides.
+def load_recipe(
+    name: str | Path,
+    codes: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    images: str | None = None,
+) -> PriorRecipe:
+    """A recipe by name or from a YAML file, on a folder of codes or on images, with `path=value` overrides.
 
     Raises one-line `ValueError`s with near names, `FileNotFoundError` for a missing file.
     """
@@ -108,6 +118,8 @@ def load_recipe(name: str | Path, codes: str | Path | None = None, overrides: Se
     data = read_yaml(path)
     if codes is not None:
         data["codes"] = str(Path(codes))
+    if images is not None:
+        data["data"] = {**(data.get("data") or {}), "path": images}
     first = [override for override in overrides if override.partition("=")[0] == "model"]
     rest = [override for override in overrides if override not in first]
     return parse(PriorRecipe, apply_overrides(_expand(apply_overrides(data, first)), rest), f"recipe {name}")

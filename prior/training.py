@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from prior.identity import check_codes, keep_codes
 from prior.model import Prior, PriorConfig
 from prior.models import load
 from prior.recipe import PriorRecipe
-from prior.retarget import begin, interpolated
+from prior.retarget import as_begun, begin, interpolated
 from prior.sampling import Sampler
 from prior.sequences import LayoutConfig
+from prior.views import Views, with_folders
 from tokenizers_vq.config import read_yaml, schedule_value
 from tokenizers_vq.folders import lasting_name
 from tokenizers_vq.tokenizer import Tokenizer
@@ -31,6 +33,8 @@ from tokenizers_vq.training import anneal, loop
 from tokenizers_vq.training.runs import alone, claim, has_checkpoint
 
 MAY_CHANGE = (*loop.MAY_CHANGE, "evaluate_every", "tokenizer")
+MOVED = ("codes", "data.path", "data.workers", "model.condition.codes")
+"""of a run on images: where they lie now, for the stored codes know them, and its own folders"""
 PICTURED = 16
 
 
@@ -39,8 +43,7 @@ def configure(recipe: PriorRecipe, data: Data, tokenizer: Tokenizer | None = Non
 
     Raises `ValueError` where the codes lack what the condition needs.
     """
-    shards = data.shards
-    sets = {recipe.codes: shards, recipe.held_out_codes or recipe.codes: data.held}
+    shards, sets = data.shards, data.folders(recipe)
     labelled = all(bool((codes.labels >= 0).all()) for codes in sets.values())
     return PriorConfig(
         network=recipe.model.network,
@@ -192,15 +195,18 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto", init_from: st
     another grid stretches its positions. Raises `ValueError` where `out` holds a run of another recipe or tokenizer,
     where codes or tokenizer do not belong together, and what `read_codes`, `retarget.begin` and `loop.run` raise.
     """
+    accelerator, recipe = loop.make_accelerator(recipe, out, device), as_begun(recipe, out)
+    views = None if recipe.data is None else _open_views(recipe, out, device, accelerator)
+    recipe = recipe if recipe.data is None else with_folders(recipe, out)
     data = Data(recipe)
     trained = load(init_from) if init_from is not None and not has_checkpoint(out) else None
-    recipe = interpolated(recipe, data.shards.layout, trained, out).replace(fingerprint=data.shards.fingerprint)
+    recipe = recipe if trained is None else interpolated(recipe, data.shards.layout, trained)
+    recipe = recipe.replace(fingerprint=data.shards.fingerprint)
     _refuse_other_tokenizer(recipe, out)
-    accelerator = loop.make_accelerator(recipe, out, device)
     tokenizer = _tokenizer(recipe, data, accelerator)
     config = configure(recipe, data, tokenizer)
     with accelerator.main_process_first():
-        may_change = (*MAY_CHANGE, *check_codes(recipe, data, out))
+        may_change = (*MAY_CHANGE, *check_codes(recipe, data, out), *(() if views is None else MOVED))
         changed = claim(recipe, out, write=accelerator.is_main_process, may_change=may_change)
         if accelerator.is_main_process:
             keep_codes(recipe, data, out)
@@ -214,14 +220,37 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto", init_from: st
     elif init_from is not None:
         accelerator.print(f"{out} goes on from its checkpoint: --init-from {init_from} is for a new run")
     prior = prior.to(accelerator.device)
+    with accelerator.main_process_first():
+        prior.condition.prepare(data.folders(recipe))
+    if tokenizer is not None:
+        prior.condition.adopt(tokenizer)
     accelerator.print(
         f"training on {accelerator.device}, {recipe.precision}: {len(data.rows)} rows of {prior.layout.length} "
         f"codes, {len(data.held_rows)} held out; the run is {out}"
     )
     task = PriorTask(recipe, prior, data, tokenizer if recipe.image_every else None)
-    loop.run(task, recipe, accelerator, out, lambda start, rank, world: data.batches(recipe, start, rank, world))
+
+    def batches(start: int, rank: int, world: int) -> Iterator[dict[str, Any]]:
+        if views is None:
+            return data.batches(recipe, start, rank, world)
+        return views.batches(recipe, data, start, rank, world)
+
+    loop.run(task, recipe, accelerator, out, batches)
     accelerator.print(task.measured.words())
     return task.measured
+
+
+def _open_views(recipe: PriorRecipe, out: Path, device: str, accelerator: Accelerator) -> Views:
+    """The images of a run, the codes of their centres stored in it."""
+    recipe = with_folders(recipe, out)
+    views = Views(recipe, out, device)
+    recipe = recipe.replace(fingerprint=views.encoder.fingerprint)
+    _refuse_other_tokenizer(recipe, out)
+    with accelerator.main_process_first():
+        claim(recipe, out, write=accelerator.is_main_process, may_change=(*MAY_CHANGE, *MOVED))
+    views.store(recipe.batch_size)
+    accelerator.wait_for_everyone()
+    return views
 
 
 def _refuse_other_tokenizer(recipe: PriorRecipe, out: Path) -> None:

@@ -73,6 +73,7 @@ def sample(
     opened = _open(model, tokenizer, device)
     fields, asked = told.split(settings or ())
     asked |= {name: given for name, given in {"text": text, "class": classes}.items() if given}
+    opened.prior.condition.adopt(opened.tokenizer)
     opened = opened._replace(told=told.rows(opened.prior.condition, asked, total, OPTIONS))
     sampler = opened.prior.network.Sampler(**{**plain.to_dict(defaults=False), **apply_overrides({}, fields)})
     common.show_notes("prior.networks.autoregressive")

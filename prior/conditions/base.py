@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_vq.config import nearest
+from tokenizers_vq.data.shards import CodeShards
+from tokenizers_vq.tokenizer import Tokenizer
 
 
 class Context(NamedTuple):
@@ -98,6 +100,12 @@ class Condition(nn.Module):
         """
         return None
 
+    def prepare(self, shards: Mapping[str, CodeShards]) -> None:
+        """Before training or measuring on folders of codes, by name: compute what is computed once."""
+
+    def adopt(self, tokenizer: Tokenizer) -> None:
+        """A tokenizer that is at hand, for what is told by codes of the same one."""
+
     def read(self, text: str) -> list[Any]:
         """What an option of the command says -> values that are told in turn. Raises `ValueError`."""
         return [text]
@@ -165,11 +173,3 @@ def replaced(told: Sequence[Tensor], gone: Tensor, nothing: Sequence[Tensor]) ->
     return tuple(
         torch.where(gone.view(-1, *[1] * (one.ndim - 1)), empty, one) for one, empty in zip(told, nothing, strict=True)
     )
-
-
-def chosen(captions: list[tuple[str, ...]], draw: bool) -> list[str]:
-    """One caption a row: drawn by torch's generator, or the first; "" where a row has none."""
-    if not draw:
-        return [row[0] if row else "" for row in captions]
-    draws = torch.rand(len(captions), device="cpu").tolist()
-    return [row[int(share * len(row))] if row else "" for row, share in zip(captions, draws, strict=True)]

@@ -12,11 +12,14 @@ from typing_extensions import Self
 
 from prior.conditions.base import Condition, Context, replaced
 from prior.conditions.classes import ClassConfig
+from prior.conditions.image import ImageConfig
 from prior.conditions.text import TextConfig
+from prior.conditions.text_encoder import TextEncoderConfig
 from tokenizers_vq.config import Config, ConfigError
 from tokenizers_vq.data.shards import CodeShards
+from tokenizers_vq.tokenizer import Tokenizer
 
-OneConfig = Annotated[ClassConfig | TextConfig, Field(discriminator="kind")]
+OneConfig = Annotated[ClassConfig | TextConfig | TextEncoderConfig | ImageConfig, Field(discriminator="kind")]
 """a condition that can be told beside others"""
 
 
@@ -25,13 +28,13 @@ class SeveralConfig(Config):
 
     kind: Literal["several"] = "several"
     conditions: Annotated[tuple[OneConfig, ...], Field(min_length=2)]
-    """the conditions, in the order of their vectors; two of a kind need names of their own"""
+    """the conditions, in the order of their vectors; classes of several columns by their names"""
     dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
     """probability in training that all are left out together, which guidance needs"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        names = [getattr(part, "name", None) or part.kind for part in self.conditions]
+        names = [_name(part) for part in self.conditions]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ConfigError(("conditions",), f"two of them are called {twice}; give each a `name`")
         return self
@@ -43,6 +46,12 @@ class SeveralConfig(Config):
     def fit(self, shards: Mapping[str, CodeShards]) -> SeveralConfig:
         """With each condition fitted. Raises `ValueError` as they do."""
         return self.replace(conditions=tuple(part.fit(shards) for part in self.conditions))
+
+
+def _name(part: ClassConfig | TextConfig | TextEncoderConfig | ImageConfig) -> str:
+    if isinstance(part, ClassConfig):
+        return part.name or "class"
+    return "image" if isinstance(part, ImageConfig) else "text"
 
 
 class SeveralCondition(Condition):
@@ -134,6 +143,16 @@ class SeveralCondition(Condition):
             for one in contexts
         ]
         return Context(vectors, torch.cat(masks, dim=1))
+
+    def prepare(self, shards: Mapping[str, CodeShards]) -> None:
+        """Each."""
+        for part in self.each:
+            part.prepare(shards)
+
+    def adopt(self, tokenizer: Tokenizer) -> None:
+        """Each."""
+        for part in self.each:
+            part.adopt(tokenizer)
 
     def take(self, batch: Mapping[str, Any], draw: bool = False) -> Any:
         """The value of each."""

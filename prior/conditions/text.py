@@ -6,22 +6,21 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from prior.conditions.base import Condition, Context, chosen
-from tokenizers_vq.config import Config, ConfigError
+from prior.conditions import captions
+from prior.conditions.base import Condition, Context
+from tokenizers_vq.config import ConfigError
 from tokenizers_vq.data.shards import CodeShards
 
 logger = logging.getLogger(__name__)
 
 END, BYTES = 256, 257
-_BLOCK = 65536
 
 
-class TextConfig(Config):
+class TextConfig(captions.CaptionFields):
     """A text, read byte by byte (ByT5, arXiv 2105.13626) by a small encoder that is trained with the prior."""
 
     kind: Literal["text"] = "text"
@@ -42,24 +41,11 @@ class TextConfig(Config):
 
     def fit(self, shards: Mapping[str, CodeShards]) -> TextConfig:
         """Itself; the log says how many captions are cut or missing. Raises `ValueError` for codes without captions."""
-        for folder, codes in shards.items():
-            counts = np.zeros(3, dtype=np.int64)
-            for first in range(0, len(codes), _BLOCK):
-                rows = codes.captions_of(np.arange(first, min(first + _BLOCK, len(codes))))
-                if rows is None:
-                    raise ValueError(
-                        f"model.condition=text: {folder} holds no captions: encode data that have some "
-                        "(data.caption_column), or use class or none"
-                    )
-                texts = [text.encode() for row in rows for text in row]
-                counts += len(texts), sum(len(text) >= self.length for text in texts), sum(not any(row) for row in rows)
-            captions, cut, bare = counts.tolist()
-            if cut:
-                logger.warning("%s: %d of %d captions are cut to %d bytes", folder, cut, captions, self.length - 1)
-            if bare:
-                logger.warning(
-                    "%s: %d of %d images have no caption, which counts as no condition", folder, bare, len(codes)
-                )
+
+        def cut(texts: Sequence[str]) -> int:
+            return sum(len(text.encode()) >= self.length for text in texts)
+
+        captions.count(shards, self.template, "text", cut, f"{self.length - 1} bytes")
         return self
 
 
@@ -74,7 +60,7 @@ class TextCondition(Condition):
     def __init__(self, dim: int, **fields: Any) -> None:
         super().__init__()
         config = TextConfig(**fields)
-        self.length, self.dropout = config.length, config.dropout
+        self.length, self.dropout, self.template = config.length, config.dropout, config.template
         self.bytes = nn.Embedding(BYTES, dim)
         self.positions = nn.Parameter(torch.empty(config.length, dim).normal_(std=0.02))
         nn.init.normal_(self.bytes.weight, std=0.02)
@@ -88,14 +74,10 @@ class TextCondition(Condition):
 
         Raises `ValueError` for anything but texts, or another number of them.
         """
-        texts = [value] * n if value is None or isinstance(value, str) else value
-        if not isinstance(texts, Sequence) or not all(one is None or isinstance(one, str) for one in texts):
-            raise ValueError(f"this prior is told a text, got {type(value).__name__}: give a prompt, or a list of them")
-        if any(one is None for one in texts):
+        texts = captions.check_texts(value, n)
+        if value is None or (not isinstance(value, str) and any(one is None for one in value)):
             self.check_null()
-        if len(texts) != n:
-            raise ValueError(f"{len(texts)} prompts are given for {n} rows: give one for all, or one for each")
-        rows = [(one or "").encode() for one in texts]
+        rows = [text.encode() for text in texts]
         cut = sum(len(row) >= self.length for row in rows)
         if cut and not self.training:  # captions to train on were counted by `fit`
             logger.warning("%d of %d texts are cut to %d bytes", cut, n, self.length - 1)
@@ -119,9 +101,7 @@ class TextCondition(Condition):
 
     def take(self, batch: Mapping[str, Any], draw: bool = False) -> Any:
         """One caption of each image."""
-        if batch["captions"] is None:
-            raise ValueError("this prior is told a text, but these codes have no captions: encode data that have some")
-        return chosen(batch["captions"], draw)
+        return captions.take(batch, self.template, draw)
 
     def card(self) -> tuple[str, str]:
         """That it reads a text."""

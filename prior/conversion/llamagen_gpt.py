@@ -1,10 +1,10 @@
-"""LlamaGen's transformers (arXiv 2406.06525), told a class; `c2i_*.pt`, its FSDP runs' `consolidated.pth`."""
+"""LlamaGen's transformers (arXiv 2406.06525), told a class or a text: `c2i_*.pt`, `t2i_*.pt`, `consolidated.pth`."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from prior.conditions import ClassConfig
+from prior.conditions import ClassConfig, ConditionConfig, TextEncoderConfig
 from prior.conversion.base import Converted, Given
 from prior.conversion.grids import grid_of
 from prior.conversion.keys import depth, stack
@@ -29,12 +29,17 @@ _RULES = [
     (r"^norm\.", "network.norm."),
     (r"^output\.", "network.head."),
     (r"^cls_embedding\.embedding_table\.", "condition.classes."),
+    (r"^cls_embedding\.uncond_embedding$", "condition.null"),
+    (r"^cls_embedding\.cap_proj\.fc1\.", "condition.project.0."),
+    (r"^cls_embedding\.cap_proj\.fc2\.", "condition.project.2."),
 ]
+ENCODER = "google/flan-t5-xl"
+"""whose features all its published text models are told"""
 _FIELDS = ("dim", "n_layer", "n_head", "vocab_size", "block_size", "num_classes", "model_type", "cls_token_num")
 
 
 def read(given: Given) -> Converted:
-    """The prior of LlamaGen's own keys, whose last class is the null class.
+    """The prior of LlamaGen's own keys. The last class is the null class; a text is told as features of flan-t5-xl.
 
     Neither heads nor the number of codes stand in the tensors: heads are those of the published sizes, the codes those
     of the named tokenizer, or as the config says (`n_head`, `block_size`). Raises `ValueError` where nothing says them,
@@ -60,15 +65,22 @@ def read(given: Given) -> Converted:
         eps=number(given.config, "norm_eps", 1e-5),
     )
     layout = CodeLayout((grid_of(_length(given), given.layout),), 1, (vocabulary,))
-    return Converted(network, _classes(given, ours), layout, ours)
+    return Converted(network, _condition(given, ours), layout, ours)
 
 
-def _classes(given: Given, ours: Renamed) -> ClassConfig:
+def _condition(given: Given, ours: Renamed) -> ConditionConfig:
+    dropout = number(given.config, "class_dropout_prob", 0.1)
+    if (null := ours.get("condition.null")) is not None:
+        if null.ndim != 2:
+            raise ValueError(f"cls_embedding.uncond_embedding is {tuple(null.shape)}, where a vector a token is wanted")
+        length, width = null.shape
+        agree(given.config, {"cls_token_num": length, "caption_dim": width, "model_type": "t2i"}, given.path)
+        return TextEncoderConfig(encoder=ENCODER, length=length, width=width, dropout=dropout)
     table: Tensor | None = ours.get("condition.classes.weight")
     if table is None or table.ndim != 2 or len(table) < 2:
-        raise ValueError("cls_embedding.embedding_table.weight, a vector for each class and the null class, is missing")
+        raise ValueError("cls_embedding holds neither vectors of classes nor of a text: it is of another layout")
     agree(given.config, {"num_classes": len(table) - 1, "model_type": "c2i"}, given.path)
-    return ClassConfig(num_classes=len(table) - 1, dropout=number(given.config, "class_dropout_prob", 0.1))
+    return ClassConfig(num_classes=len(table) - 1, dropout=dropout)
 
 
 def _heads(given: Given, dim: int) -> int:

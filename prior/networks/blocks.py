@@ -61,6 +61,8 @@ class BlockConfig(Config):
     """norms before the branches; otherwise over the sum of a branch and its input, as in BERT (arXiv 1810.04805)"""
     bias: bool = False
     """biases of all linear layers"""
+    qkv_bias: bool | None = None
+    """biases of queries, keys and values; null: as `bias`"""
     qk_norm: bool = False
     """norms of queries and keys, a head at a time (arXiv 2302.05442)"""
     causal: bool = False
@@ -184,7 +186,7 @@ class Block(nn.Module):
         dim, bias = config.dim, config.bias
         self.config, self.heads = config, config.heads
         self.attention_norm = make_norm(config.norm, dim, config.eps)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias if config.qkv_bias is None else config.qkv_bias)
         self.out = nn.Linear(dim, dim, bias=bias)
         self.mlp_norm = make_norm(config.norm, dim, config.eps)
         if config.mlp == "swiglu":

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -17,13 +18,14 @@ from prior.networks.autoregressive import Autoregressive, State
 from prior.networks.base import BaseNetworkConfig
 from prior.networks.blocks import Block, BlockConfig, EntryFields, LastNorm, initialise, make_norm, tell
 from prior.networks.cache import Cache
-from prior.networks.rotary import rotary_angles, turns_of
+from prior.networks.rotary import rotary_angles, row_angles, turns_of
 from prior.networks.stepping import BlocksState, Trunk
 from prior.sequences import Sequence
 from tokenizers_vq.config import ConfigError
 from tokenizers_vq.quantizers import Quantizer
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class GptConfig(EntryFields, BaseNetworkConfig):
@@ -50,13 +52,15 @@ class GptConfig(EntryFields, BaseNetworkConfig):
     """bias of the last layer"""
     qk_norm: bool = False
     """norms of queries and keys, a head at a time"""
-    positions: Literal["rope", "llamagen", "learned"] = "rope"
-    """rotary by row and column; llamagen: the same, but queries and keys of what stands before the codes vanish, as in
-    LlamaGen's files; learned: a vector added at each place"""
-    base: float = 10000.0
+    positions: Literal["rope", "rope_1d", "llamagen", "learned"] = "rope"
+    """rotary by row and column; rope_1d: rotary by the place in the sequence, whose first vector is 0, as Llama has it;
+    llamagen: as rope, but queries and keys of what stands before the codes vanish, as in LlamaGen's files; learned: a
+    vector added at each place"""
+    base: Positive = 10000.0
     """wavelength base of the rotary positions"""
-    rotary_scale: tuple[float, float] = (1.0, 1.0)
-    """factors of row and column: old grid / new grid lets a trained network read a larger one"""
+    rotary_scale: tuple[Positive, Positive] = (1.0, 1.0)
+    """factors of row and column (rope_1d: their product): old grid / new grid lets a trained network read a larger
+    one"""
     order: Literal["raster", "random"] = "raster"
     """of the codes in training; random: each place is told the position of the code that comes next (RAR), and the
     buffer `network.random_order` is the share of rows in random order, which a recipe's `anneal` moves. Codes are drawn
@@ -166,8 +170,14 @@ class Gpt(Autoregressive):
         return list(self.blocks)
 
     def angles(self, lead: int, order: Tensor | None = None) -> Tensor:
-        """float32 `(P + N, head_dim / 2)`, of an order `(B, 1, P + N, head_dim / 2)`: no rotation for the lead."""
+        """float32 `(P + N, head_dim / 2)`, of an order `(B, 1, P + N, head_dim / 2)`: no rotation for the lead.
+
+        With `rope_1d` the lead is rotated too, and an order changes nothing.
+        """
         config, positions = self.config, self.sequence.positions
+        if config.positions == "rope_1d":
+            places = torch.arange(lead + len(positions), device=positions.device) * math.prod(config.rotary_scale)
+            return row_angles(places, config.dim // config.heads, config.base)
         positions = positions if order is None else positions[order][:, None]
         angles = rotary_angles(positions, config.dim // config.heads, config.base, config.rotary_scale)
         return F.pad(angles, (0, 0, lead, 0))
@@ -236,7 +246,8 @@ class Gpt(Autoregressive):
         """Vectors `(count, D)` that AdaLN is told of each place, `first` of which stand before the codes."""
         if self.places is None:
             return None
-        return self.places[(torch.arange(count, device=self.places.device) - first + 2).clamp(min=0)]
+        rows = torch.arange(count, device=self.places.device) - first + 2
+        return self.places[rows.clamp(0, self.sequence.length)]
 
     def _noised(self, tokens: Tensor, order: Tensor | None) -> Tensor:
         """The codes as training reads them."""

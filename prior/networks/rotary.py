@@ -20,6 +20,13 @@ def rotary_angles(positions: Tensor, head_dim: int, base: float, scale: tuple[fl
     return (places * frequencies).flatten(-2)
 
 
+def row_angles(places: Tensor, head_dim: int, base: float) -> Tensor:
+    """Places `(n,)` in a row -> float32 `(n, head_dim / 2)`: the angle of each pair of channels."""
+    pairs = head_dim // 2
+    frequencies = base ** (-torch.arange(pairs, device=places.device, dtype=torch.float32) / pairs)
+    return places[:, None] * frequencies
+
+
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """Turn neighbouring channels of `x` `(B, heads, N, head_dim)`, in float32.
 

@@ -25,6 +25,8 @@ class How(NamedTuple):
     """fields of the sampler by which codes were drawn greedily, beside temperature 0"""
     guidance: Callable[[Meta], dict[str, Any]] = lambda meta: {"guidance": meta["guidance_scale"]}
     """fields of the sampler for the guided ones: ours is uncond + guidance (cond - uncond)"""
+    also: Callable[[Meta], dict[str, dict[str, Any]]] = lambda meta: {}
+    """further recordings of greedy codes -> their fields of the sampler"""
     condition: Callable[[Tensor], Any] = lambda recorded: recorded
     """the recorded condition as `Prior.logits` takes it"""
     book: Callable[[Path], Book | None] = lambda folder: None
@@ -76,6 +78,17 @@ HOW: dict[str, How] = {
             "choice_temperature": 0,
         },
         guidance=lambda meta: {"guidance": 1 + meta["guidance_scale"]},
+        also=lambda meta: {
+            "greedy_codes_guided_linear": {
+                "guidance": 1 + meta["guidance_scale_linear"],
+                "guidance_schedule": "linear",
+            },
+            "greedy_codes_guided_power_cosine": {
+                "guidance": meta["guidance_scale_power_cosine"],
+                "guidance_schedule": "cosine",
+                "guidance_power": meta["guidance_scale_pow"],
+            },
+        },
         # Its positions count the class, its types of tokens are folded into them, and one of two is never used.
         parameters=None,
     ),

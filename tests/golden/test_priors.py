@@ -26,7 +26,7 @@ def cases() -> list[str]:
     return sorted(
         f"{path.parent.parent.name}/{path.parent.name}"
         for path in (SHARED / "golden").glob("*/*/io.safetensors")
-        if path.parent.parent.name in SOURCES and weights(path.parent) is not None and path.parent.name != "t2i"
+        if path.parent.parent.name in SOURCES and weights(path.parent) is not None
     )
 
 
@@ -96,6 +96,8 @@ def test_a_converted_prior_draws_the_reference_s_greedy_codes(case: str) -> None
     assert torch.equal(found.greedy(), found.tokens("greedy_codes"))
     if "greedy_codes_guided" in found.io:
         assert torch.equal(found.greedy(**found.how.guidance(found.meta)), found.tokens("greedy_codes_guided"))
+    for name, settings in found.how.also(found.meta).items():
+        assert torch.equal(found.greedy(**settings), found.tokens(name)), name
 
 
 @pytest.mark.parametrize("case", cases())

@@ -211,6 +211,7 @@ CASES = [
     *cases("gpt", _GPT),
     *cases("rar", _RAR),
     Case("gpt of taming", _LEARNED, "levels"),
+    Case("gpt in a row", _GPT.replace(positions="rope_1d", begin=True), "levels"),
     Case("gpt told aside", _GPT.replace(entry=("cross", "adaln"), positions="llamagen", qk_norm=True), "scales"),
     *cases(
         "maskgit",

@@ -180,7 +180,7 @@ def test_the_road_from_codes_to_samples(write_codes, capfd, caplog, tmp_path: Pa
     assert status == 0
     bare = write_codes(tmp_path / "bare", 20)
     for codes, overrides, says in (
-        (bare, parts, "holds no captions: encode data that have some"),
+        (bare, parts, "holds no captions (its columns: key, label): encode data that have some"),
         (folder, parts.replace("style", "stile"), "holds no classes 'stile'; did you mean 'style'?"),
     ):
         status, err = command("train", "gpt-tiny", codes, *SMALL, overrides, "--out", tmp_path / "no")

@@ -128,6 +128,10 @@ class CodeShards:
         """Names of the images, each as often as it has views."""
         return self._keys.to_pylist()
 
+    def keys_of(self, rows: np.ndarray) -> list[str]:
+        """`keys` of m rows, int64 `(m,)`, without those of the others."""
+        return self._keys.take(rows).to_pylist()
+
     @property
     def names(self) -> list[str]:
         """Names of the rows: the images', and behind it the number of the view where there are several."""
