@@ -17,7 +17,6 @@ from prior.conditions import ClassConfig, NoneConfig, SeveralConfig, TextConfig
 from prior.model import Prior, PriorConfig
 from prior.recipe import load_recipe
 from prior.sequences import LayoutConfig
-from tests.laws.priors import rows
 from tests.prior.conftest import NAMES, SMALL
 from tests.prior.test_text import LAYOUT, NETWORKS
 
@@ -46,30 +45,6 @@ def test_vectors_and_masks_stand_side_by_side(network: str) -> None:
     assert torch.equal(rowwise.vectors, context.vectors)
     one = model.context({"text": "a"}, 2)  # what is not named is left out
     torch.testing.assert_close(one.vectors[:, -1], context.null.vectors[:, -1])
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def test_rows_are_learnt_by_both(network: str) -> None:
-    """Neither the text nor the style alone tells the row."""
-    seldom = {"text": TEXT.replace(dropout=0.02), "style": STYLE.replace(dropout=0.02), "dropout": 0.05}
-    model, tokens = build(network, **seldom), rows(LAYOUT, 4)
-    told = {"text": ["cat", "cat", "dog", "dog"], "style": ["flat", "old", "flat", "old"]}
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=5e-3, weight_decay=0)
-    for step in range(200):
-        optimizer.param_groups[0]["lr"] = 5e-3 * (1 - step / 200)
-        optimizer.zero_grad()
-        model(tokens, told).backward()
-        optimizer.step()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    model.eval()
-    with torch.no_grad():
-        right = -model.log_likelihood(tokens, told) / 9
-        swapped = -model.log_likelihood(tokens, {**told, "style": told["style"][::-1]}) / 9
-    assert right.max() < 0.1 and swapped.min() > 0.4
-    found = model.sample(4, told, temperature=0)
-    assert torch.equal(found, tokens)
-    assert torch.equal(found[1:2], model.sample(1, {"text": "cat", "style": "old"}, temperature=0, first=1))
-    assert torch.equal(model.sample(4, told, temperature=0, guidance=2), tokens)
 
 
 def test_each_is_left_out_at_its_rate_and_all_together() -> None:
