@@ -25,17 +25,17 @@ def open_tokenizer(name: str | None, fingerprint: str | None, whose: str, device
 
     Raises `ValueError` for another tokenizer or none named, and what `load` raises.
     """
+    if fingerprint is None:
+        raise ValueError(
+            f"{whose} does not say which tokenizer made its codes; train it on codes of `tvq encode`, "
+            "or convert it again with --tokenizer"
+        )
     if name is None:
         raise ValueError(f"{whose} does not say which tokenizer made its codes: give it with --tokenizer")
     try:
         tokenizer = load(name, device=device)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"the tokenizer of {whose}: {error}; say where it is now with --tokenizer") from None
-    if fingerprint is None:
-        raise ValueError(
-            f"{whose} does not say which tokenizer made its codes; train it on codes of `tvq encode`, "
-            "or convert it again with --tokenizer"
-        )
     if tokenizer.fingerprint != fingerprint:
         raise ValueError(
             f"{whose} is of another tokenizer ({short(fingerprint)}) than {name} ({short(tokenizer.fingerprint)}): "

@@ -69,7 +69,7 @@ class PriorConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.network.fed_vectors != (self.book is not None):
-            needs = "needs the tokenizer's quantizer" if self.book is None else "takes no quantizer"
+            needs = "needs the tokenizer's quantizer: give its config" if self.book is None else "takes no quantizer"
             raise ConfigError(("book",), f"a {self.network.kind} network {needs}")
         return self
 
@@ -175,7 +175,8 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
                 raise ValueError(
                     f"a {self.config.network.kind} prior is drawn with {wanted.__name__}, got {type(sampler).__name__}"
                 )
-            return wanted(**{**{name: getattr(sampler, name) for name in type(sampler).model_fields}, **settings})
+            # What nobody set is as this kind of network has it.
+            return wanted(**{**{name: getattr(sampler, name) for name in sampler.model_fields_set}, **settings})
         if sampler is not None and not isinstance(sampler, Mapping):
             raise ValueError(
                 f"sampler must be a prior.Sampler, got {sampler!r}: give its fields by name, such as guidance=3"

@@ -12,7 +12,7 @@ from typing_extensions import Self
 from prior.conditions import ClassConfig, ConditionConfig, NoneConfig
 from prior.models import PRESETS, list_models
 from prior.networks import NetworkConfig
-from tokenizers_vq.config import Config, ConfigError, apply_overrides, nearest, parse, read_yaml
+from tokenizers_vq.config import Config, ConfigError, Schedule, apply_overrides, nearest, parse, read_yaml
 from tokenizers_vq.data.config import DataConfig
 from tokenizers_vq.training.loop import LoopConfig
 from tokenizers_vq.training.recipe import EmaConfig, OptimizerConfig
@@ -79,6 +79,10 @@ class PriorRecipe(LoopConfig):
     """weight decay acts on matrices alone"""
     ema: EmaConfig | None = EmaConfig()
     """average of the weights, which is what is saved; null = none"""
+    anneal: dict[str, Schedule] = Field(default_factory=dict)
+    """scalar buffers of the prior that a schedule sets at every step, by name: `network.random_order`"""
+    gradient_checkpointing: bool = False
+    """blocks are computed anew in the backward pass, which takes less memory and a third more time"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

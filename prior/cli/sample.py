@@ -75,7 +75,8 @@ def sample(
     asked |= {name: given for name, given in {"text": text, "class": classes}.items() if given}
     opened.prior.condition.adopt(opened.tokenizer)
     opened = opened._replace(told=told.rows(opened.prior.condition, asked, total, OPTIONS))
-    sampler = opened.prior.network.Sampler(**{**plain.to_dict(), **apply_overrides({}, fields)})
+    sampler = opened.prior.network.Sampler(**{**plain.to_dict(defaults=False), **apply_overrides({}, fields)})
+    common.show_notes("prior.networks.autoregressive")
     drawn = _draw(opened, sampler, total, batch_size)
     together = out if alone else out / "grid.png"
     _write_grid(together, drawn, min(columns, total))

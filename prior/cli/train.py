@@ -21,6 +21,10 @@ def train(
         str | None,
         typer.Option(metavar="RUN|MODEL", help="where the tokenizer is now, the codes' own; or the one for images"),
     ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="begin with this prior's weights; codes of another tokenizer get new ones"),
+    ] = None,
     device: common.Device = "auto",
 ) -> None:
     """Train a prior on codes, or go on with a run; ends with its bits per token on held-out codes.
@@ -40,7 +44,7 @@ def train(
         )
     found = load_recipe(recipe, out / "codes" if images else codes, overrides or [], codes if images else None)
     try:
-        run(found if tokenizer is None else found.replace(tokenizer=tokenizer), out, device=device)
+        run(found if tokenizer is None else found.replace(tokenizer=tokenizer), out, device=device, init_from=init_from)
     except Interrupted as stop:
         common.note(f"tvq-prior: {stop}")
         raise typer.Exit(128 + stop.signal) from None

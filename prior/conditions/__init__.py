@@ -13,9 +13,11 @@ from prior.conditions.nothing import NoCondition, NoneConfig
 from prior.conditions.several import SeveralCondition, SeveralConfig
 from prior.conditions.text import TextCondition, TextConfig
 from prior.conditions.text_encoder import TextEncoderCondition, TextEncoderConfig
+from prior.conditions.tokens import TokensCondition, TokensConfig
 
 ConditionConfig = Annotated[
-    NoneConfig | ClassConfig | TextConfig | TextEncoderConfig | ImageConfig | SeveralConfig, Field(discriminator="kind")
+    NoneConfig | ClassConfig | TextConfig | TextEncoderConfig | ImageConfig | SeveralConfig | TokensConfig,
+    Field(discriminator="kind"),
 ]
 
 __all__ = [
@@ -34,4 +36,6 @@ __all__ = [
     "TextConfig",
     "TextEncoderCondition",
     "TextEncoderConfig",
+    "TokensCondition",
+    "TokensConfig",
 ]

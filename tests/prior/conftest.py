@@ -33,10 +33,10 @@ SMALL = [
 """overrides that make the recipe `gpt-tiny` small"""
 
 
-def save_tokenizer(folder: Path, seed: int) -> Path:
-    """A tokenizer of 16 x 16 images and 16 codes."""
+def save_tokenizer(folder: Path, seed: int, codes: int = 16) -> Path:
+    """A tokenizer of 16 x 16 images, 4 x 4 codes of 16."""
     torch.manual_seed(seed)
-    narrow = ["encoder.width=16", "decoder.width=16", "quantizer.num_codes=16", "image_size=16"]
+    narrow = ["encoder.width=16", "decoder.width=16", f"quantizer.num_codes={codes}", "image_size=16"]
     tvq.create("vqvae-tiny-64", narrow).save_pretrained(folder)
     return folder
 
@@ -78,8 +78,10 @@ def chains(layout: CodeLayout, count: int, seed: int = 0) -> tuple[np.ndarray, n
 
 @pytest.fixture(scope="session")
 def write_codes(tokenizer: Path) -> Callable[..., Path]:
-    """Writes a folder of codes as `tvq encode` leaves it; changes of `codes.json` and of columns as keywords."""
-    made = tvq.load(tokenizer)
+    """Writes a folder of codes as `tvq encode` leaves it; changes of `codes.json` and of columns as keywords.
+
+    `of`: another tokenizer's folder.
+    """
 
     def write(
         folder: Path,
@@ -87,12 +89,14 @@ def write_codes(tokenizer: Path) -> Callable[..., Path]:
         seed: int = 0,
         labels: np.ndarray | None = None,
         shards: int = 2,
+        of: Path = tokenizer,
         **info: object,
     ) -> Path:
+        made = tvq.load(of)
         layout = made.code_layout()
         codes, own = chains(layout, count, seed)
         described = {
-            "tokenizer": str(tokenizer),
+            "tokenizer": str(of),
             "fingerprint": made.fingerprint,
             "layout": layout.to_dict(),
             "image_size": 16,

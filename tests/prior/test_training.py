@@ -342,8 +342,8 @@ class _Fed(Gpt):
         self.book = book
         self.project = nn.Linear(book.dim, self.config.dim)
 
-    def embed(self, tokens: Tensor, first: int = 0) -> Tensor:
-        return super().embed(tokens, first) + self.project(self.book.lookup(tokens).movedim(1, -1))
+    def embed(self, tokens: Tensor, first: int = 0, order: Tensor | None = None) -> Tensor:
+        return super().embed(tokens, first, order) + self.project(self.book.lookup(tokens).movedim(1, -1))
 
 
 def test_a_network_that_is_fed_vectors_keeps_the_tokenizer_s_quantizer(

@@ -186,6 +186,15 @@ def note(text: str) -> None:
     print(printable(text), file=sys.stderr, flush=True)
 
 
+def show_notes(logger: str) -> None:
+    """From now on, print what this logger says of its work, as `note` does."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PrintableFormatter())
+    chosen = logging.getLogger(logger)
+    chosen.handlers = [handler]
+    chosen.setLevel(logging.INFO)
+
+
 def name_broken(broken: Mapping[str, str]) -> None:
     """Name every image that was skipped."""
     for name, reason in broken.items():
