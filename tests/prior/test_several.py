@@ -164,3 +164,76 @@ def test_the_road_from_codes_to_samples(write_codes, capfd, caplog, tmp_path: Pa
         assert load_recipe("gpt-tiny", folder, ["model.condition=[text, class]"]).model.condition == SeveralConfig(
             conditions=(TextConfig(), ClassConfig())
         )
+
+
+def test_several_columns_of_classes(tokenizer: Path, tmp_path: Path, capfd) -> None:
+    import io
+
+    import datasets
+    from PIL import Image
+
+    from tokenizers_vq.cli import main as tvq_main
+    from tokenizers_vq.data.shards import read_codes
+
+    def picture(number: int) -> dict:
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16), (number * 20, 0, 0)).save(file, "PNG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    def table(path: Path, tags: list[str], count: int = 12) -> Path:
+        features = datasets.Features(
+            image=datasets.Image(),
+            style=datasets.ClassLabel(names=["flat", "round"]),
+            tag=datasets.Value("string"),
+            number=datasets.Value("int64"),
+            caption=datasets.Value("string"),
+        )
+        rows_ = [
+            {
+                "image": picture(row),
+                "style": row % 2,
+                "tag": tags[row % 3],
+                "number": row % 4,
+                "caption": f"picture {row}",
+            }
+            for row in range(count)
+        ]
+        datasets.Dataset.from_list(rows_, features=features).to_parquet(path)
+        return path
+
+    def tvq(*arguments: object) -> tuple[int, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            tvq_main([str(argument) for argument in arguments])
+        return int(stop.value.code or 0), capfd.readouterr().err
+
+    columns = ("--class-column", "style", "--class-column", "tag", "--class-column", "number", "--device", "cpu")
+    data = table(tmp_path / "data.parquet", ["sky", "art", "sea"])
+    assert tvq("encode", tokenizer, data, "--out", tmp_path / "codes", "--views", "flip", *columns)[0] == 0
+    codes = read_codes(tmp_path / "codes")
+    assert codes.label_columns[1:] == ("style", "tag", "number") and codes.captions is not None
+    assert codes.classes("style").labels.tolist() == [row % 2 for row in range(12) for _ in range(2)]
+    assert codes.classes("tag").names == ("art", "sea", "sky")
+    assert codes.classes("tag").labels.tolist() == [(2, 0, 1)[row % 3] for row in range(12) for _ in range(2)]
+    assert codes.classes("number").names is None and int(codes.classes("number").labels.max()) == 3
+    assert tvq("encode", tokenizer, data, "--out", tmp_path / "codes", "--views", "flip", *columns)[0] == 0  # goes on
+    status, err = tvq("encode", tokenizer, data, "--out", tmp_path / "codes", "--views", "flip", "--device", "cpu")
+    assert status == 2 and "class_names = {'style'" in err
+    status, err = tvq("encode", tokenizer, data, "--out", tmp_path / "x", "--class-column", "stile")
+    assert status == 2 and "no column 'stile'; did you mean 'style'?" in err
+    other = table(tmp_path / "other.parquet", ["sea", "sky", "sea"])
+    assert tvq("encode", tokenizer, other, "--out", tmp_path / "held", "--views", "flip", *columns)[0] == 0
+    told = "[{kind: class, name: style}, {kind: class, name: tag}, {kind: text, length: 16, layers: 1, heads: 2}]"
+    more = [f"model.condition={told}", f"held_out_codes={tmp_path / 'held'}", "steps=4"]
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "gpt-tiny", str(tmp_path / "codes"), *SMALL, *more, "--out", str(tmp_path / "run")])
+    assert not stop.value.code
+    model = prior.load(tmp_path / "run")
+    assert {name: getattr(part, "label_names", None) for name, part in model.condition.parts.items()} == {
+        "style": ("flat", "round"),
+        "tag": ("art", "sea", "sky"),
+        "text": None,
+    }
+    held = read_codes(tmp_path / "held").renumbered(("art", "sea", "sky"), "run", "tag")
+    assert held.classes("tag").labels[:6].tolist() == [1, 1, 2, 2, 1, 1] and held.label_columns == codes.label_columns
+    assert model.sample(1, {"style": "round", "tag": "sky", "text": "picture"}).shape == (1, 16)
