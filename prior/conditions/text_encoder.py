@@ -111,8 +111,9 @@ class TextEncoderCondition(Condition):
         self.project = nn.Sequential(
             nn.Linear(config.width, dim, bias=False), nn.GELU(approximate="tanh"), nn.Linear(dim, dim, bias=False)
         )
-        for layer in (self.project[0], self.project[2]):
-            nn.init.normal_(layer.weight, std=0.02)
+        for layer in self.project:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
 
     def prepare(self, shards: Mapping[str, CodeShards]) -> None:
         """Keep the features of all captions beside the codes, made once for an encoder."""

@@ -97,8 +97,8 @@ def _prior(
     book, condition = converted.book, converted.condition
     if label_names is not None:
         if not isinstance(condition, ClassConfig):
-            raise ValueError(f"names of classes are given, but it is told something else ({condition.kind})")
-        condition = ClassConfig(**{**condition.to_dict(), "label_names": tuple(label_names)})
+            raise ValueError(f"{file} is told no class, so that its classes cannot be named: leave label_names out")
+        condition = condition.replace(label_names=tuple(label_names))
     config = PriorConfig(
         network=converted.network,
         condition=condition,
