@@ -114,26 +114,34 @@ def _plane(grid: tuple[int, ...]) -> tuple[int, int]:
     return (grid[0], grid[1]) if len(grid) == 2 else (1, grid[0])
 
 
-def interpolated(recipe: PriorRecipe, layout: CodeLayout, trained: Prior | None, out: Path) -> PriorRecipe:
+def interpolated(recipe: PriorRecipe, layout: CodeLayout, trained: Prior) -> PriorRecipe:
     """The recipe whose rotary positions span the grid that the trained network knew (arXiv 2306.15595).
 
-    A recipe that says `rotary_scale` itself keeps it; a run that goes on keeps what it began with.
+    A recipe that says `rotary_scale` itself keeps it.
     """
-    network = recipe.model.network
-    said = getattr(network, "rotary_scale", None)
-    if said != (1.0, 1.0) or getattr(network, "positions", None) == "learned":
+    known = getattr(trained.config.network, "rotary_scale", None)
+    if known is None or not _free(recipe):
         return recipe
-    scale = said
-    if has_checkpoint(out):
-        kept: Any = read_yaml(out / "recipe.yaml")
-        scale = tuple(kept.get("model", {}).get("network", {}).get("rotary_scale", said))
-    elif trained is not None and hasattr(trained.config.network, "rotary_scale"):
-        pairs = zip(
-            trained.config.network.rotary_scale, _plane(trained.layout.grids[-1]), _plane(layout.grids[-1]), strict=True
-        )
-        scale = tuple(factor * old / new for factor, old, new in pairs)
-    changed = network.replace(rotary_scale=scale)
-    return recipe.replace(model=recipe.model.replace(network=changed)) if scale != said else recipe
+    pairs = zip(known, _plane(trained.layout.grids[-1]), _plane(layout.grids[-1]), strict=True)
+    return _scaled(recipe, tuple(factor * old / new for factor, old, new in pairs))
+
+
+def as_begun(recipe: PriorRecipe, out: Path) -> PriorRecipe:
+    """The recipe with the rotary positions of the run that goes on in `out`, where it says none itself."""
+    if not has_checkpoint(out) or not _free(recipe):
+        return recipe
+    kept: Any = read_yaml(out / "recipe.yaml")
+    return _scaled(recipe, tuple(kept.get("model", {}).get("network", {}).get("rotary_scale", (1.0, 1.0))))
+
+
+def _free(recipe: PriorRecipe) -> bool:
+    """Whether the network turns by positions whose scale the recipe leaves open."""
+    network = recipe.model.network
+    return getattr(network, "rotary_scale", None) == (1.0, 1.0) and getattr(network, "positions", None) != "learned"
+
+
+def _scaled(recipe: PriorRecipe, scale: tuple[float, ...]) -> PriorRecipe:
+    return recipe.replace(model=recipe.model.replace(network=recipe.model.network.replace(rotary_scale=scale)))
 
 
 def _under(key: str, parts: tuple[str, ...]) -> bool:

@@ -22,7 +22,7 @@ from prior.identity import check_codes, keep_codes
 from prior.model import Prior, PriorConfig
 from prior.models import load
 from prior.recipe import PriorRecipe
-from prior.retarget import begin, interpolated
+from prior.retarget import as_begun, begin, interpolated
 from prior.sampling import Sampler
 from prior.sequences import LayoutConfig
 from prior.views import Views, with_folders
@@ -195,12 +195,13 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto", init_from: st
     another grid stretches its positions. Raises `ValueError` where `out` holds a run of another recipe or tokenizer,
     where codes or tokenizer do not belong together, and what `read_codes`, `retarget.begin` and `loop.run` raise.
     """
-    accelerator = loop.make_accelerator(recipe, out, device)
+    accelerator, recipe = loop.make_accelerator(recipe, out, device), as_begun(recipe, out)
     views = None if recipe.data is None else _open_views(recipe, out, device, accelerator)
     recipe = recipe if recipe.data is None else with_folders(recipe, out)
     data = Data(recipe)
     trained = load(init_from) if init_from is not None and not has_checkpoint(out) else None
-    recipe = interpolated(recipe, data.shards.layout, trained, out).replace(fingerprint=data.shards.fingerprint)
+    recipe = recipe if trained is None else interpolated(recipe, data.shards.layout, trained)
+    recipe = recipe.replace(fingerprint=data.shards.fingerprint)
     _refuse_other_tokenizer(recipe, out)
     tokenizer = _tokenizer(recipe, data, accelerator)
     config = configure(recipe, data, tokenizer)

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prior.conditions import ClassConfig, ConditionConfig, NoneConfig
+from prior.conditions import ClassConfig, ConditionConfig, ImageConfig, NoneConfig
 from prior.conversion.base import Converted, Given
 from prior.conversion.grids import grid_of
 from prior.conversion.keys import depth, stack
 from prior.networks.gpt import GptConfig
+from prior.sequences import LayoutConfig
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.conversion.checkpoint import below, expect
 from tokenizers_vq.conversion.given import number, part, whole
@@ -170,4 +171,8 @@ def _condition(
         # It was never trained without a class: what stands for none is never read.
         table = torch.cat((words[:classes] + places[0], torch.zeros_like(places[:1])))
         return ClassConfig(num_classes=classes, dropout=0.0), {"condition.classes.weight": table}
-    raise ValueError("its condition is codes of another picture, which this prior cannot be told")
+    layout = LayoutConfig(grids=(grid_of(len(places), None),), levels=1, sizes=(len(words),))
+    # What is told where there is no picture was never trained, and is never read.
+    table = torch.cat((words, torch.zeros_like(places[:1])))
+    told = {"condition.tokens.weight": table, "condition.places": places}
+    return ImageConfig(layout=layout, dropout=0.0), told

@@ -229,8 +229,8 @@ def _checked(sequence: Sequence, book: Quantizer | None) -> Quantizer:
     if len(layout.grids) > 1 or layout.levels == 1 or book is None:
         grids = " + ".join("x".join(map(str, grid)) for grid in layout.grids)
         raise ValueError(
-            "an rq network predicts codes of several levels on one grid, such as a residual quantizer's; these are on "
-            f"{grids}, {layout.levels} at a position: take another kind of network"
+            "an rq network predicts codes of several levels on one grid, such as a residual quantizer's; these stand "
+            f"on {grids}, {layout.levels} at a position: take another kind of network"
         )
     if book.layout(layout.grids[0]) != layout:
         raise ValueError(f"the quantizer's codes have layout {book.layout(layout.grids[0]).to_dict()}, not this one")

@@ -33,10 +33,10 @@ SMALL = [
 """overrides that make the recipe `gpt-tiny` small"""
 
 
-def save_tokenizer(folder: Path, seed: int) -> Path:
-    """A tokenizer of 16 x 16 images and 16 codes."""
+def save_tokenizer(folder: Path, seed: int, codes: int = 16) -> Path:
+    """A tokenizer of 16 x 16 images, 4 x 4 codes of 16."""
     torch.manual_seed(seed)
-    narrow = ["encoder.width=16", "decoder.width=16", "quantizer.num_codes=16", "image_size=16"]
+    narrow = ["encoder.width=16", "decoder.width=16", f"quantizer.num_codes={codes}", "image_size=16"]
     tvq.create("vqvae-tiny-64", narrow).save_pretrained(folder)
     return folder
 

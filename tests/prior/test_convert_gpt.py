@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from prior.networks.gpt import Gpt
 from prior.sampling import Sampler, guidance_at
 from tests.conftest import shared
 from tests.golden.test_priors import config, recorded, weights
+from tests.prior.conftest import save_tokenizer
 from tokenizers_vq.config import read_json, read_yaml
 
 Change = Callable[[dict[str, Tensor]], None]
@@ -162,3 +164,62 @@ def test_what_does_not_fit_is_one_line(
     with pytest.raises(ValueError, match=says) as error:
         converted(case, tmp_path, made, change)
     assert "\n" not in str(error.value)
+
+
+def _mingpt(tensors: Mapping[str, Tensor], tokens: Tensor, heads: int, opened: int) -> Tensor:
+    """Logits `(B, n, K)` of taming's GPT over codes of both pictures, from its formulas."""
+    x = tensors["tok_emb.weight"][tokens] + tensors["pos_emb"][0, : tokens.shape[1]]
+    mask = torch.ones(x.shape[1], x.shape[1]).tril().bool()
+    mask[:opened, :opened] = True
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return F.linear(x, tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
+
+    for block in ("blocks.0", "blocks.1"):
+        y = norm(x, f"{block}.ln1")
+        q, k, v = (linear(y, f"{block}.attn.{name}").unflatten(-1, (heads, -1)) for name in ("query", "key", "value"))
+        scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
+        weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+        x = x + linear(torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2), f"{block}.attn.proj")
+        x = x + linear(F.gelu(linear(norm(x, f"{block}.ln2"), f"{block}.mlp.0")), f"{block}.mlp.2")
+    return linear(norm(x, "ln_f"), "head")
+
+
+@pytest.mark.parametrize("opened", [0, 9])
+def test_taming_is_told_codes_of_another_picture(opened: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    width, codes, places = 16, 11, 9 + 16
+    shapes = {"tok_emb.weight": (codes, width), "pos_emb": (1, places, width), "head.weight": (codes, width)}
+    shapes |= {f"ln_f.{kind}": (width,) for kind in ("weight", "bias")}
+    for block in ("blocks.0", "blocks.1"):
+        shapes |= {f"{block}.{name}.{kind}": (width,) for name in ("ln1", "ln2") for kind in ("weight", "bias")}
+        for name, out, into in (
+            *((f"attn.{part}", width, width) for part in ("query", "key", "value", "proj")),
+            ("mlp.0", 4 * width, width),
+            ("mlp.2", width, 4 * width),
+        ):
+            shapes |= {f"{block}.{name}.weight": (out, into), f"{block}.{name}.bias": (out,)}
+    tensors = {name: 0.3 * torch.randn(shape) for name, shape in shapes.items()}
+    mask = torch.ones(places, places).tril()
+    mask[:opened, :opened] = 1
+    file = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
+    file |= {f"transformer.blocks.{block}.attn.mask": mask[None, None].clone() for block in range(2)}
+    file["cond_stage_model.encoder.conv_in.weight"] = torch.zeros(2, 2)
+    save_file(file, tmp_path / "model.safetensors")
+    made = {"transformer_config": {"params": {"n_head": 2, "block_size": places, "vocab_size": codes}}}
+    made["cond_stage_config"] = {"target": "taming.models.vqgan.VQModel"}
+    tokenizer = save_tokenizer(tmp_path / "tokenizer", 1, codes=codes)
+    found = prior.convert(
+        "taming-gpt", tmp_path / "model.safetensors", {"model": {"params": made}}, tokenizer=tokenizer
+    )
+    assert found.layout.grids == ((4, 4),) and found.config.condition.to_dict()["layout"]["grids"] == [[3, 3]]
+    told, tokens = torch.randint(0, codes, (2, 9)), torch.randint(0, codes, (2, 16))
+    wanted = _mingpt(tensors, torch.cat((told, tokens), dim=1)[:, :-1], 2, opened)[:, 8:]
+    with torch.no_grad():
+        torch.testing.assert_close(found.logits(tokens, told), wanted, atol=1e-5, rtol=1e-5)
+        greedy = found.sample(2, told.view(2, 3, 3), temperature=0)
+        logits = _mingpt(tensors, torch.cat((told, greedy), dim=1)[:, :-1], 2, opened)[:, 8:]
+    assert torch.equal(logits.argmax(dim=-1), greedy)

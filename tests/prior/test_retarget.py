@@ -15,7 +15,7 @@ from prior.model import Prior, PriorConfig
 from prior.networks.gpt import Gpt, GptConfig
 from prior.networks.maskgit import MaskGitConfig
 from prior.recipe import load_recipe
-from prior.retarget import begin, interpolated, stretch
+from prior.retarget import as_begun, begin, interpolated, stretch
 from prior.sequences import LayoutConfig
 from prior.training import train
 from tests.laws.priors import by_name, rows
@@ -105,14 +105,14 @@ def test_stretching_keeps_levels_rows_and_smooth_fields() -> None:
 def test_rotary_positions_are_interpolated(codes: Path, tmp_path: Path) -> None:
     recipe = load_recipe("gpt-tiny", codes)
     old = build(ROPE.replace(rotary_scale=(0.5, 1.0)))
-    found = interpolated(recipe, LARGE_GRID, old, tmp_path).model.network
+    found = interpolated(recipe, LARGE_GRID, old).model.network
     assert isinstance(found, GptConfig) and found.rotary_scale == (0.5 * 4 / 6, 4 / 8)
-    assert interpolated(recipe, SMALL_GRID, build(), tmp_path) == recipe
-    assert interpolated(recipe, LARGE_GRID, None, tmp_path) == recipe
+    assert interpolated(recipe, SMALL_GRID, build()) == recipe
+    assert as_begun(recipe, tmp_path) == recipe
     said = load_recipe("gpt-tiny", codes, ["model.network.rotary_scale=[0.9, 0.9]"])
-    assert interpolated(said, LARGE_GRID, old, tmp_path) == said
+    assert interpolated(said, LARGE_GRID, old) == said
     learned = load_recipe("taming-gpt", codes)
-    assert interpolated(learned, LARGE_GRID, build(RAR), tmp_path) == learned
+    assert interpolated(learned, LARGE_GRID, build(RAR)) == learned
     _, words = filled(build(ROPE.replace(rotary_scale=(0.5, 0.5)), LARGE_GRID), build())
     assert words == "begins with the weights of P: positions stretched from 4x4 to 6x8"
     wide = Prior(build(layout=LARGE_GRID).config.replace(network=ROPE.replace(rotary_scale=(0.5, 0.5)))).network
@@ -161,6 +161,12 @@ def test_a_run_begins_with_a_prior_and_goes_on(codes: Path, write_codes, tmp_pat
     old, new = prior.load(first).state_dict(), prior.load(second).state_dict()
     fresh = {key for key in new if not torch.equal(new[key], old[key])}
     assert fresh == {"network.tokens.weight", "network.head.weight"}
+    # As if it had begun on another grid: the run goes on with what its own recipe says.
+    kept = second / "recipe.yaml"
+    kept.write_text(kept.read_text().replace("- 1.0\n    - 1.0", "- 0.5\n    - 0.5"))
+    scaled = as_begun(recipe, second).model.network
+    assert isinstance(scaled, GptConfig) and scaled.rotary_scale == (0.5, 0.5)
+    kept.write_text(kept.read_text().replace("- 0.5\n    - 0.5", "- 1.0\n    - 1.0"))
     train(recipe.replace(steps=4), second, device="cpu", init_from=str(tmp_path / "gone"))
     assert "goes on from its checkpoint: --init-from" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match="gone"):
