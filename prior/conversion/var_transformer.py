@@ -76,7 +76,7 @@ def _network(tensors: Mapping[str, Tensor], given: Given) -> VarConfig:
     hidden, layers = wanted(tensors, "blocks.0.ffn.fc1.weight", path).shape[0], depth(tensors, r"blocks\.")
     scale = tensors.get("blocks.0.attn.scale_mul_1H11")
     heads = scale.numel() if scale is not None else whole(config, "num_heads", layers if dim == 64 * layers else 0)
-    found = {
+    found: dict[str, Any] = {
         "depth": layers,
         "embed_dim": dim,
         "num_heads": heads,
