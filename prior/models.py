@@ -55,13 +55,12 @@ def create(
     data = read_yaml(PRESETS / f"{preset}.yaml")
     if condition is not None:
         data["condition"] = condition
-    tokenizer = None
-    if not isinstance(layout, CodeLayout):
-        tokenizer, layout = layout, layout.code_layout()
-        network = TypeAdapter(NetworkConfig).validate_python(data["network"])
-        own = {"book": book_config(network, tokenizer), "fingerprint": tokenizer.fingerprint}
-        data = {**data, **own}
-    made = Prior(parse(PriorConfig, {**data, "layout": LayoutConfig.of(layout), **fields}, f"preset {preset}"))
+    tokenizer = None if isinstance(layout, CodeLayout) else layout
+    codes = layout if isinstance(layout, CodeLayout) else layout.code_layout()
+    if tokenizer is not None:
+        network: BaseNetworkConfig = TypeAdapter(NetworkConfig).validate_python(data["network"])
+        data |= {"book": book_config(network, tokenizer), "fingerprint": tokenizer.fingerprint}
+    made = Prior(parse(PriorConfig, {**data, "layout": LayoutConfig.of(codes), **fields}, f"preset {preset}"))
     fill_book(made, tokenizer)
     return made
 
