@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchmetrics.functional import spearman_corrcoef
 
 import tokenizers_vq as tvq
 from tokenizers_vq.data import DataConfig
@@ -39,7 +38,7 @@ def measured(recipe: Recipe, model: str, test: str, out: Path) -> list[dict[str,
     for number in range(len(points) + 1, CHECKPOINTS + 1):
         steps = number * recipe.steps
         train(recipe.replace(steps=steps, checkpoint_every=recipe.steps), out, device="cpu", init_from=model)
-        data = DataConfig(path=test, limit=256, split="test")
+        data = DataConfig(path=test, limit=256)
         batches = evaluation_batches(data, image_size=recipe.model.image_size, channels=3, batch_size=32)
         found = evaluate(tvq.load(out), batches, originals=originals).metrics
         lines = [line for line in read_log(out / "log.jsonl") if steps - recipe.steps < line["step"] <= steps]
@@ -50,14 +49,18 @@ def measured(recipe: Recipe, model: str, test: str, out: Path) -> list[dict[str,
     return points
 
 
+def rank_correlation(*sides: list[float]) -> float:
+    """Spearman's, of numbers without ties."""
+    ranks = torch.stack([torch.tensor(side).argsort().argsort() for side in sides])
+    return torch.corrcoef(ranks.double())[0, 1].item()
+
+
 def main(model: str, photos: str, test: str, out: str, *overrides: str) -> None:
     for name, changes in RUNS.items():
         given = [f"data.path={photos}", "steps=30", *COMMON, *changes, *overrides]
         recipe = load_recipe(Path(__file__).parent / "recipes" / "adversary-32.yaml", given)
         points = measured(recipe, model, test, Path(out, name))
-        distance = torch.tensor([point["feature_distance"] for point in points])
-        figure = torch.tensor([point[FIGURES[name]] for point in points])
-        rho = spearman_corrcoef(figure, distance).item()
+        rho = rank_correlation(*([point[figure] for point in points] for figure in (FIGURES[name], "feature_distance")))
         print(f"{name}: rank correlation of {FIGURES[name]} with the feature distance {rho:+.2f}, n = {len(points)}")
 
 
