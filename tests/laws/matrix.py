@@ -153,7 +153,8 @@ def _reached(combination: Combination) -> set[str]:
             for images in (record.images, record.reconstructions.detach())
         ]
         sides[1 - side] = Judgement([logits.detach() for logits in sides[1 - side].logits], [], {})
-        adversary.config.objective.discriminator(*sides).backward()
+        own = [loss for judgement in sides for loss in judgement.losses.values()]
+        sum(own, adversary.config.objective.discriminator(*sides)).backward()
         named = adversary.discriminator.named_parameters()
         found |= {name for name, p in named if p.grad is not None and p.grad.abs().max() > 1e-6}
     return found
