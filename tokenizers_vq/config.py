@@ -73,7 +73,7 @@ class Config(BaseModel):
 
     def replace(self, **changes: Any) -> Self:
         """A copy with `changes` applied, validated again."""
-        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+        return type(self)(**{**{name: getattr(self, name) for name in self.model_fields_set}, **changes})
 
 
 def _tuples(value: Any) -> Any:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from tokenizers_vq.data import captions, photos, splits
 from tokenizers_vq.data.columns import NONE, Columns, Item
 from tokenizers_vq.data.config import DataConfig
@@ -230,19 +232,19 @@ class TableSource(_Described):
         return self._files
 
 
-class Spread(_Described):
-    """`count` items of a source, evenly spread, in order: the first `count` would be the first classes only."""
+class Chosen(_Described):
+    """Items of a source by their `numbers` there, in that order."""
 
-    def __init__(self, source: Source, count: int) -> None:
-        self.source, self.count, self.label_names = source, min(count, len(source)), source.label_names
+    def __init__(self, source: Source, numbers: Sequence[int] | np.ndarray) -> None:
+        self.source, self.numbers, self.label_names = source, np.asarray(numbers), source.label_names
         self.has_captions = source.has_captions
-        self.about = source.about._replace(description=f"{self.count} of {source.description}")
+        self.about = source.about._replace(description=f"{len(self.numbers)} of {source.description}")
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.numbers)
 
     def items(self, indices: Sequence[int]) -> list[Item]:
-        return self.source.items([index * len(self.source) // self.count for index in indices])
+        return self.source.items(self.numbers[list(indices)].tolist())
 
     def files(self) -> list[tuple[str, str]]:
         return self.source.files()
@@ -296,7 +298,11 @@ def open_source(config: DataConfig, prefer: Sequence[str] = ("train",)) -> Sourc
             source = TableSource(open_table(config, prefer, found, streaming=False))
     if not len(source):
         raise ValueError(f"{readable(config.path)}: holds no images")
-    return source if config.limit is None else Spread(source, config.limit)
+    if config.limit is None:
+        return source
+    count = min(config.limit, len(source))
+    # Evenly spread, in order: the first ones would be the first classes only.
+    return Chosen(source, np.arange(count) * len(source) // count)
 
 
 def open_stream(config: DataConfig, prefer: Sequence[str] = ("train",)) -> Stream:

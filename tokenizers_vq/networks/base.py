@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -15,6 +15,9 @@ Distribution = Literal["pixels", "logit_laplace"]
 
 class Encoder(nn.Module):
     """Pixels `(B, C, H, W)` -> features `(B, D, *grid)`."""
+
+    leaks: ClassVar[bool] = True
+    """whether features depend on pixels outside their cell of the grid"""
 
     @abstractmethod
     def grid(self, height: int, width: int) -> tuple[int, ...]:

@@ -19,11 +19,11 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from tokenizers_vq import distributed
 from tokenizers_vq.batch import Batch
-from tokenizers_vq.config import nearest, schedule_value
+from tokenizers_vq.config import schedule_value
 from tokenizers_vq.losses.record import Record, levels
 from tokenizers_vq.losses.terms import Term
 from tokenizers_vq.tokenizer import Tokenizer
-from tokenizers_vq.training import gradients, modes
+from tokenizers_vq.training import anneal, gradients, modes
 from tokenizers_vq.training.adversary import Adversary
 from tokenizers_vq.training.gradients import Gradients
 from tokenizers_vq.training.health import looks_at_usage, usage_warning
@@ -42,7 +42,7 @@ class TokenizerTask:
         self.term_parameters = [p for term in self.terms for p in term.parameters() if p.requires_grad]
         self.modules: dict[str, nn.Module] = {"tokenizer": modes.freeze(tokenizer.train(), recipe.train)}
         self.optimizers: dict[str, Any] = {"tokenizer": recipe.optimizer.build(tokenizer, *self.terms)}
-        _check_annealed(recipe, tokenizer)
+        anneal.check(recipe.anneal, tokenizer, "tokenizer")
         self.state: dict[str, nn.Module] = {}
         self.usage: Tensor | None = None  # the last step's
         self.ema: ModelEmaV3 | None = None
@@ -72,8 +72,7 @@ class TokenizerTask:
         seen = Batch.of(batch)
         if not self._checked:
             self._check(seen)
-        for name, schedule in self.recipe.anneal.items():
-            self.tokenizer.get_buffer(name).fill_(schedule_value(schedule, step))
+        anneal.move(self.recipe.anneal, self.tokenizer, step)
         prepared = list(self.modules.values())
         with accelerator.accumulate(*prepared):
             out = self.modules["tokenizer"](seen.images, render=False)  # the record renders what a loss asks for
@@ -234,14 +233,6 @@ def average_gradients(parameters: Sequence[Tensor]) -> None:
     given = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if given and distributed.world_size() > 1:
         vector_to_parameters(distributed.mean(parameters_to_vector(given)), given)
-
-
-def _check_annealed(recipe: Recipe, tokenizer: Tokenizer) -> None:
-    buffers = tokenizer.named_buffers()
-    scalars = [name for name, buffer in buffers if buffer.ndim == 0 and buffer.is_floating_point()]
-    for name in recipe.anneal:
-        if name not in scalars:
-            raise ValueError(f"anneal: this tokenizer has no scalar buffer '{name}'{nearest(name, scalars)}")
 
 
 def compile_in_place(tokenizer: Tokenizer) -> None:
