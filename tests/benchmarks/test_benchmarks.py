@@ -16,6 +16,7 @@ HELPERS = {"__init__", "bench", "cputime", "ours", "test_benchmarks"}
 SMALLEST = {
     "networks": ["--width", "32", "--size", "32", "--no-peers"],
     "training_step": ["--width", "32", "--size", "16", "--batch", "2", "--no-peers"],
+    "discriminators": ["--only", "dcgan", "--width", "32", "--size", "16", "--batch", "2", "--precision", "bf16"],
     "codes": ["--rows", "100"],
     "determinism": ["--models", "vqvae-tiny-64", "--backends", "eager", "--data", "skimage", "--count", "8"],
     "families": ["--pair", "vit-vqgan-tiny-64", "vqgan-tiny-64"],
