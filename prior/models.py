@@ -58,7 +58,7 @@ def create(
     tokenizer = None if isinstance(layout, CodeLayout) else layout
     codes = layout if isinstance(layout, CodeLayout) else layout.code_layout()
     if tokenizer is not None:
-        network: BaseNetworkConfig = TypeAdapter(NetworkConfig).validate_python(data["network"])
+        network = TypeAdapter(NetworkConfig).validate_python(data["network"])
         data |= {"book": book_config(network, tokenizer), "fingerprint": tokenizer.fingerprint}
     made = Prior(parse(PriorConfig, {**data, "layout": LayoutConfig.of(codes), **fields}, f"preset {preset}"))
     fill_book(made, tokenizer)
