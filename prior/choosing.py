@@ -206,7 +206,7 @@ def _named(prior: Prior, told: Any, count: int) -> list[tuple[bool, str]]:
         if not all(isinstance(one, str) and one for one in values):
             raise ValueError("clip judges samples of a text or a class: give one")
         return [(False, one) for one in values]
-    labels, names = condition.resolve(told, count)[0].tolist(), prior.config.label_names
-    if names is None or condition.num_classes in labels:
+    labels, names = condition.resolve(told, count)[0].tolist(), condition.label_names
+    if not names or condition.num_classes in labels:
         raise ValueError("clip judges samples of a text or of a class with a name: give one")
-    return [(True, names[label]) for label in labels]
+    return [(True, str(names[label])) for label in labels]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,9 +26,11 @@ def inpaint(
     ] = ...,  # type: ignore[assignment]
     count: Annotated[int, typer.Option(min=1, help="how many times it is drawn")] = 4,
     classes: Annotated[
-        str | None, typer.Option("--classes", "--class", help="what it shows, for a prior that is told a class")
+        str | None, typer.Option("--class", help="what it shows, for a prior that is told a class; unset: not said")
     ] = None,
-    text: Annotated[list[str] | None, typer.Option(help="what it shows, for a prior that is told a text")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="what it shows, for a prior that is told a text; others by their names")
+    ] = None,
     ring: Annotated[
         int | None, typer.Option(min=0, help="codes around the masked ones that are drawn too; unset: as many as leak")
     ] = None,
@@ -55,9 +58,9 @@ def inpaint(
     opened = _open(model, tokenizer, device)
     prior = opened.prior
     fields, asked = told.split(settings or ())
-    asked |= {name: given for name, given in {"text": text, "class": [classes] if classes else None}.items() if given}
+    asked |= {name: [given] for name, given in {"text": text, "class": classes}.items() if given}
     prior.condition.adopt(opened.tokenizer)
-    shows = told.rows(prior.condition, asked, count) if asked else None
+    condition = told.rows(prior.condition, asked, count, OPTIONS) if asked else None
     plain = Sampler(temperature=temperature, guidance=guidance, seed=seed)
     sampler = prior.network.Sampler(**{**plain.to_dict(defaults=False), **apply_overrides({}, fields)})
     picture, masked = _read(image, mask, opened.tokenizer.config.size, opened.tokenizer.config.channels)
@@ -67,7 +70,7 @@ def inpaint(
             "this prior draws codes in order, each given those before it alone; a masked one would use them all"
         )
     found = inpainting.inpaint(
-        prior, opened.tokenizer, picture, masked, count, shows, sampler, ring=ring, keep_pixels=keep_pixels
+        prior, opened.tokenizer, picture, masked, count, condition, sampler, ring=ring, keep_pixels=keep_pixels
     )
     drawn = f"{int(found.drawn.sum())} of {len(found.drawn)} codes drawn anew"
     shown = torch.where(masked, torch.zeros(()), picture)
@@ -79,6 +82,10 @@ def inpaint(
             common.write_png(out / f"{index:05d}.png", one)
         common.write_png(out / "given.png", shown[0])
     print(f"{drawn}, {count} times: {out}")
+
+
+OPTIONS = tuple(name.replace("_", "-") for name in inspect.signature(inpaint).parameters)
+"""names of the options above"""
 
 
 def _read(image: Path, mask: Path, size: tuple[int, int], channels: int) -> tuple[Tensor, Tensor]:

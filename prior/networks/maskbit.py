@@ -37,6 +37,7 @@ class MaskBit(Trunk):
     """
 
     config: MaskBitConfig
+    of_codes = ("bits", "head")
 
     def __init__(self, sequence: Sequence, book: Quantizer | None, **fields: Any) -> None:
         config = MaskBitConfig(**fields)

@@ -95,8 +95,10 @@ class MaskGitConfig(TrunkConfig):
 class Trunk(Masked):
     """The context as it enters, then codes with learned positions; every place sees every other.
 
-    A network makes its own `embed` and `head`, then calls `initialise`.
+    A network makes what embeds codes and its head, then calls `initialise`.
     """
+
+    of_places = ("positions",)
 
     def __init__(self, sequence: Sequence, config: TrunkConfig) -> None:
         super().__init__(sequence, config.schedule, config.label_smoothing)
@@ -153,7 +155,6 @@ class MaskGit(Trunk):
     """Logits of every code from the codes that are shown."""
 
     of_codes = ("tokens", "head", "head_bias")
-    of_places = ("positions",)
     config: MaskGitConfig
 
     def __init__(self, sequence: Sequence, **fields: Any) -> None:

@@ -131,7 +131,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_clip_judges(tok: Tokenizer, clip_folder: Path, tmp_path: Path) -> None:
     images = torch.rand(2, 3, 16, 16) * 2 - 1
-    named = clip(clip_folder, prior_of(tok, label_names=("cat", "dog", "fox")))
+    named = clip(clip_folder, prior_of(tok, ClassConfig(num_classes=3, label_names=("cat", "dog", "fox"))))
     told = clip(clip_folder, prior_of(tok, TextConfig(length=16)))
     with torch.no_grad():
         scores = told(images, ["a photo of a dog", "a photo of a fox"])
