@@ -87,7 +87,7 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
         super().__init__()
         self.config = config
         self.sequence = Sequence(config.layout.build())
-        self.condition = config.condition.build(config.network.dim)
+        self.condition = config.condition.build(config.network.told_dim)
         book = None if config.book is None else config.book.build().requires_grad_(False)
         self.network = config.network.build(self.sequence, book)
 

@@ -136,13 +136,18 @@ class SeveralCondition(Condition):
         """The vectors of all conditions, `(B, P1 + P2 + ..., D)`."""
         contexts = [part.encode(*its) for part, its in self._split(told)]
         vectors = torch.cat([context.vectors for context in contexts], dim=1)
+        plane, first = None, 0
+        for context in contexts:
+            if plane is None and context.plane is not None:
+                plane = (first + context.plane[0], *context.plane[1:])
+            first += context.vectors.shape[1]
         if all(context.mask is None for context in contexts):
-            return Context(vectors)
+            return Context(vectors, plane=plane)
         masks = [
             torch.ones(one.vectors.shape[:2], dtype=torch.bool, device=vectors.device) if one.mask is None else one.mask
             for one in contexts
         ]
-        return Context(vectors, torch.cat(masks, dim=1))
+        return Context(vectors, torch.cat(masks, dim=1), plane=plane)
 
     def prepare(self, shards: Mapping[str, CodeShards]) -> None:
         """Each."""
