@@ -46,6 +46,11 @@ def open_tokenizer(name: str | None, fingerprint: str | None, whose: str, device
 
 def decode(tokenizer: Tokenizer, prior: Prior, tokens: Tensor) -> Tensor:
     """int64 `(B, N)` of a prior -> float32 images `(B, C, H, W)` in [-1, 1] on the CPU."""
+    if prior.config.grids is not None:
+        raise ValueError(
+            f"this prior models grids {list(prior.config.grids)} of its tokenizer's codes alone: images need those of "
+            "all, so draw with all priors of its chain (`tvq-prior sample TOP BOTTOM`)"
+        )
     codes = prior.layout.unflatten(tokens.to(tokenizer.device))
     return tokenizer.decode(codes).float().clamp(-1, 1).cpu()
 

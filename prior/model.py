@@ -13,7 +13,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from prior.conditions import ClassConfig, ConditionConfig, Context, NoneConfig
+from prior.conditions import ClassConfig, ConditionConfig, Context, GridsConfig, NoneConfig, SeveralConfig
 from prior.networks import NetworkConfig
 from prior.sampling import Sampler, uniforms
 from prior.sequences import LayoutConfig, Sequence
@@ -36,6 +36,10 @@ class PriorConfig(Config):
     """what it is told beforehand"""
     layout: LayoutConfig
     """layout of the codes"""
+    grids: tuple[int, ...] | None = None
+    """numbers of the tokenizer's grids that are modelled; null: all"""
+    whole: LayoutConfig | None = None
+    """layout of all codes of the tokenizer, where some grids alone are modelled"""
     tokenizer: str | None = None
     """folder or name of the tokenizer: `tokenizers_vq.load` takes it"""
     fingerprint: str | None = None
@@ -62,6 +66,12 @@ class PriorConfig(Config):
         return data
 
     @property
+    def given(self) -> tuple[int, ...]:
+        """Numbers of the tokenizer's grids whose codes are told."""
+        parts = self.condition.conditions if isinstance(self.condition, SeveralConfig) else (self.condition,)
+        return next((part.grids for part in parts if isinstance(part, GridsConfig)), ())
+
+    @property
     def label_names(self) -> tuple[str, ...] | None:
         """Names of the classes, where the prior is told one and they have names."""
         return self.condition.label_names if isinstance(self.condition, ClassConfig) else None
@@ -71,6 +81,13 @@ class PriorConfig(Config):
         if self.network.fed_vectors != (self.book is not None):
             needs = "needs the tokenizer's quantizer: give its config" if self.book is None else "takes no quantizer"
             raise ConfigError(("book",), f"a {self.network.kind} network {needs}")
+        if (self.grids is None) != (self.whole is None):
+            raise ConfigError(("grids",), "which grids are modelled, and the layout of all (whole), go together")
+        if self.grids is not None and self.whole is not None:
+            if self.whole.build().part(self.grids) != self.layout.build():
+                raise ConfigError(("grids",), f"{list(self.grids)} of the whole are not the codes of the layout")
+            if both := sorted(set(self.grids) & set(self.given)):
+                raise ConfigError(("grids",), f"{both} are modelled and told; take them out of one")
         return self
 
 

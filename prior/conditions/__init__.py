@@ -8,6 +8,7 @@ from pydantic import Field
 
 from prior.conditions.base import Condition, Context
 from prior.conditions.classes import ClassCondition, ClassConfig
+from prior.conditions.grids import GridsCondition, GridsConfig
 from prior.conditions.image import ImageCondition, ImageConfig
 from prior.conditions.nothing import NoCondition, NoneConfig
 from prior.conditions.several import SeveralCondition, SeveralConfig
@@ -16,7 +17,14 @@ from prior.conditions.text_encoder import TextEncoderCondition, TextEncoderConfi
 from prior.conditions.tokens import TokensCondition, TokensConfig
 
 ConditionConfig = Annotated[
-    NoneConfig | ClassConfig | TextConfig | TextEncoderConfig | ImageConfig | SeveralConfig | TokensConfig,
+    NoneConfig
+    | ClassConfig
+    | TextConfig
+    | TextEncoderConfig
+    | ImageConfig
+    | GridsConfig
+    | SeveralConfig
+    | TokensConfig,
     Field(discriminator="kind"),
 ]
 
@@ -26,6 +34,8 @@ __all__ = [
     "Condition",
     "ConditionConfig",
     "Context",
+    "GridsCondition",
+    "GridsConfig",
     "ImageCondition",
     "ImageConfig",
     "NoCondition",

@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from prior.conditions.base import Condition, Context, replaced
 from prior.conditions.classes import ClassConfig
+from prior.conditions.grids import GIVEN, GridsConfig
 from prior.conditions.image import ImageConfig
 from prior.conditions.text import TextConfig
 from prior.conditions.text_encoder import TextEncoderConfig
@@ -19,7 +20,9 @@ from tokenizers_vq.config import Config, ConfigError
 from tokenizers_vq.data.shards import CodeShards
 from tokenizers_vq.tokenizer import Tokenizer
 
-OneConfig = Annotated[ClassConfig | TextConfig | TextEncoderConfig | ImageConfig, Field(discriminator="kind")]
+OneConfig = Annotated[
+    ClassConfig | TextConfig | TextEncoderConfig | ImageConfig | GridsConfig, Field(discriminator="kind")
+]
 """a condition that can be told beside others"""
 
 
@@ -48,9 +51,11 @@ class SeveralConfig(Config):
         return self.replace(conditions=tuple(part.fit(shards) for part in self.conditions))
 
 
-def _name(part: ClassConfig | TextConfig | TextEncoderConfig | ImageConfig) -> str:
+def _name(part: ClassConfig | TextConfig | TextEncoderConfig | ImageConfig | GridsConfig) -> str:
     if isinstance(part, ClassConfig):
         return part.name or "class"
+    if isinstance(part, GridsConfig):
+        return GIVEN
     return "image" if isinstance(part, ImageConfig) else "text"
 
 
