@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from typing_extensions import Self
 
-from prior.conditions import ClassConfig, ConditionConfig, GridsConfig, NoneConfig, SeveralConfig
+from prior.conditions import ClassConfig, ConditionConfig, GridsConfig, NoneConfig, TokensConfig, beside
 from prior.models import PRESETS, list_models
 from prior.networks import NetworkConfig
 from tokenizers_vq.config import Config, ConfigError, Schedule, apply_overrides, nearest, parse, read_yaml
@@ -56,12 +56,9 @@ class ModelConfig(Config):
         told = self._told(classes)
         if self.given is None:
             return told
-        if isinstance(told, NoneConfig):
-            return self.given
-        # Each has its own rate: what is given is there when the class is left out.
-        parts = told.conditions if isinstance(told, SeveralConfig) else (told,)
-        dropout = told.dropout if isinstance(told, SeveralConfig) else 0.0
-        return SeveralConfig.model_validate({"conditions": (*parts, self.given), "dropout": dropout})
+        if isinstance(told, TokensConfig):
+            raise ValueError("model.given: tokens are told alone, without codes of other grids: leave one out")
+        return beside(told, self.given)
 
     def _told(self, classes: bool) -> ConditionConfig:
         if not isinstance(self.condition, str):

@@ -11,7 +11,7 @@ from prior.conditions.classes import ClassCondition, ClassConfig
 from prior.conditions.grids import GridsCondition, GridsConfig
 from prior.conditions.image import ImageCondition, ImageConfig
 from prior.conditions.nothing import NoCondition, NoneConfig
-from prior.conditions.several import SeveralCondition, SeveralConfig
+from prior.conditions.several import SeveralCondition, SeveralConfig, beside
 from prior.conditions.text import TextCondition, TextConfig
 from prior.conditions.text_encoder import TextEncoderCondition, TextEncoderConfig
 from prior.conditions.tokens import TokensCondition, TokensConfig
@@ -48,4 +48,5 @@ __all__ = [
     "TextEncoderConfig",
     "TokensCondition",
     "TokensConfig",
+    "beside",
 ]

@@ -14,6 +14,7 @@ from prior.conditions.base import Condition, Context, replaced
 from prior.conditions.classes import ClassConfig
 from prior.conditions.grids import GIVEN, GridsConfig
 from prior.conditions.image import ImageConfig
+from prior.conditions.nothing import NoneConfig
 from prior.conditions.text import TextConfig
 from prior.conditions.text_encoder import TextEncoderConfig
 from tokenizers_vq.config import Config, ConfigError
@@ -49,6 +50,14 @@ class SeveralConfig(Config):
     def fit(self, shards: Mapping[str, CodeShards]) -> SeveralConfig:
         """With each condition fitted. Raises `ValueError` as they do."""
         return self.replace(conditions=tuple(part.fit(shards) for part in self.conditions))
+
+
+def beside(told: OneConfig | NoneConfig | SeveralConfig, given: GridsConfig) -> GridsConfig | SeveralConfig:
+    """A condition and codes of other grids, which are there when the condition is left out."""
+    if isinstance(told, NoneConfig):
+        return given
+    parts = told.conditions if isinstance(told, SeveralConfig) else (told,)
+    return SeveralConfig(conditions=(*parts, given), dropout=told.dropout if isinstance(told, SeveralConfig) else 0.0)
 
 
 def _name(part: ClassConfig | TextConfig | TextEncoderConfig | ImageConfig | GridsConfig) -> str:
