@@ -191,15 +191,20 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
             if isinstance(known, (tuple, list)) and all(getattr(part, "ndim", 0) > 1 for part in known):
                 known = self.layout.flatten(tuple(torch.as_tensor(part) for part in known))
             given = torch.as_tensor(known).to(self.device)
+            given = self.layout.flatten(given) if given.ndim > 2 else given
         except (TypeError, RuntimeError):
             raise ValueError(f"known must be codes, -1 where unknown; got {type(known).__name__}") from None
-        given = self.layout.flatten(given) if given.ndim > 2 else given
+        except ValueError as error:
+            raise ValueError(f"known: {error}") from None
         given = given[None] if given.ndim == 1 else given
         if given.shape[0] not in (1, n):
             raise ValueError(f"known holds {given.shape[0]} rows, {n} samples are asked for")
         if not given.is_floating_point() and given.dtype != torch.bool:
             given = given.long()
-        self.sequence.check(given, unknown=True)
+        try:
+            self.sequence.check(given, unknown=True)
+        except ValueError as error:
+            raise ValueError(f"known: {error}") from None
         return given.expand(n, -1)
 
     def generate_model_card(self, **card: Any) -> ModelCard:

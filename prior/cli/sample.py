@@ -15,6 +15,7 @@ from tokenizers_vq.cli import common
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prior.choosing import Judge
     from prior.model import Prior
     from prior.sampling import Sampler
     from tokenizers_vq.tokenizer import Tokenizer
@@ -52,6 +53,14 @@ def sample(
     ] = None,
     guidance: Annotated[float, typer.Option(help="classifier-free guidance towards the class; 1 = off")] = 1.0,
     seed: Annotated[int, typer.Option(help="same seed, same images")] = 0,
+    best_of: Annotated[int, typer.Option(min=1, help="candidates of each image, the best of which is kept")] = 1,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="who says which is best: classifier:NAME of timm, clip:FOLDER, discriminator[:RUN]"),
+    ] = None,
+    judge_classes: Annotated[
+        str | None, typer.Option(help="the classifier's number of each of the prior's classes, such as 1,11,340")
+    ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(metavar="RUN|MODEL", help="where the tokenizer is now; must be the prior's own")
     ] = None,
@@ -77,7 +86,8 @@ def sample(
     opened = opened._replace(told=told.rows(opened.prior.condition, asked, total, OPTIONS))
     sampler = opened.prior.network.Sampler(**{**plain.to_dict(defaults=False), **apply_overrides({}, fields)})
     common.show_notes("prior.networks.autoregressive")
-    drawn = _draw(opened, sampler, total, batch_size)
+    chosen = _choice(opened, best_of, judge, judge_classes)
+    drawn = _draw(opened, sampler, total, batch_size, chosen)
     together = out if alone else out / "grid.png"
     _write_grid(together, drawn, min(columns, total))
     if alone:
@@ -119,19 +129,50 @@ def _open(model: str, tokenizer: str | None, device: str) -> _Opened:
     return _Opened(prior, opened, {"model": model, "tokenizer": name, "fingerprint": config.fingerprint})
 
 
-def _draw(opened: _Opened, sampler: Sampler, total: int, batch_size: int) -> _Drawn:
+class _Choice(NamedTuple):
+    judge: Judge
+    of: int
+
+
+def _choice(opened: _Opened, of: int, judge: str | None, classes: str | None) -> _Choice | None:
+    """Who chooses among how many. Raises `ValueError` for one without the other."""
+    from prior.choosing import open_judge
+
+    if judge is None and of == 1:
+        return None
+    if judge is None or of == 1:
+        raise ValueError("--best-of and --judge go together: how many candidates, and who chooses among them")
+    try:
+        numbers = None if classes is None else [int(one) for one in classes.split(",")]
+    except ValueError:
+        raise ValueError(f"--judge-classes: '{classes}' is no list of numbers, such as 1,11,340") from None
+    return _Choice(open_judge(judge, opened.prior, opened.settings["tokenizer"], numbers), of)
+
+
+def _draw(opened: _Opened, sampler: Sampler, total: int, batch_size: int, choice: _Choice | None = None) -> _Drawn:
     import torch
 
+    from prior.choosing import Best, best_of
     from prior.decoding import decode
+
+    chosen: list[Best] = []
 
     tokens, images = [], []
     for first in range(0, total, batch_size):
         n = min(batch_size, total - first)
         told = None if opened.told is None else opened.told[first : first + n]
-        drawn = opened.prior.sample(n, told, sampler, first=first)
+        if choice is None:
+            drawn = opened.prior.sample(n, told, sampler, first=first)
+            decoded = decode(opened.tokenizer, opened.prior, drawn)
+        else:
+            best = best_of(opened.prior, opened.tokenizer, choice.judge, n, choice.of, told, sampler, first=first)
+            chosen.append(best)
+            decoded, drawn = best.images, best.codes
         tokens.append(drawn.cpu())
-        images.append(decode(opened.tokenizer, opened.prior, drawn))
+        images.append(decoded)
         common.note(f"{first + n} of {total} images")
+    if chosen:
+        common.note(str(Best(images[0], tokens[0], torch.cat([best.scores for best in chosen]))))
     return _Drawn(opened, torch.cat(tokens), torch.cat(images))
 
 

@@ -20,6 +20,7 @@ class Source(NamedTuple):
 
 
 SOURCES: dict[str, Source] = {
+    "halton-maskgit": Source("halton_maskgit", r"last_norm\.norm_final\.", ("model_state_dict",)),
     "llamagen-gpt": Source("llamagen_gpt", r"layers\.\d+\.attention\.wqkv\.|cls_embedding\."),
     "maskgit-transformer": Source("maskgit_transformer", r"model\.embeddings\.word_embeddings\.|in_blocks\.\d+\."),
     "rar": Source("rar", r"target_aware_pos_embed$"),

@@ -8,11 +8,15 @@ from pydantic import Field
 
 from prior.networks.base import Network
 from prior.networks.gpt import GptConfig
+from prior.networks.maskbit import MaskBitConfig
 from prior.networks.maskgit import MaskGitConfig
 from prior.networks.rq import RqConfig
 from prior.networks.uvit import UvitConfig
 from prior.networks.var import VarConfig
 
-NetworkConfig = Annotated[GptConfig | MaskGitConfig | UvitConfig | VarConfig | RqConfig, Field(discriminator="kind")]
+NetworkConfig = Annotated[
+    GptConfig | MaskGitConfig | MaskBitConfig | UvitConfig | VarConfig | RqConfig,
+    Field(discriminator="kind"),
+]
 
 __all__ = ["Network", "NetworkConfig"]

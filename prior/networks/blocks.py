@@ -63,8 +63,10 @@ class BlockConfig(Config):
     """biases of all linear layers"""
     qkv_bias: bool | None = None
     """biases of queries, keys and values; null: as `bias`"""
-    qk_norm: bool = False
-    """norms of queries and keys, a head at a time (arXiv 2302.05442)"""
+    qk_norm: bool | Literal["width"] = False
+    """norms of queries and keys, a head at a time (arXiv 2302.05442); width: of all heads together, without weights"""
+    head_dim: int | None = None
+    """width of a head; null: dim / heads"""
     causal: bool = False
     """whether a place sees itself and those before alone, where no mask says otherwise"""
     cross: bool = False
@@ -185,18 +187,21 @@ class Block(nn.Module):
         super().__init__()
         dim, bias = config.dim, config.bias
         self.config, self.heads = config, config.heads
+        head_dim = config.head_dim or dim // config.heads
+        inner = head_dim * config.heads
         self.attention_norm = make_norm(config.norm, dim, config.eps)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=bias if config.qkv_bias is None else config.qkv_bias)
-        self.out = nn.Linear(dim, dim, bias=bias)
+        self.qkv = nn.Linear(dim, 3 * inner, bias=bias if config.qkv_bias is None else config.qkv_bias)
+        self.out = nn.Linear(inner, dim, bias=bias)
         self.mlp_norm = make_norm(config.norm, dim, config.eps)
         if config.mlp == "swiglu":
             self.gate_up = nn.Linear(dim, 2 * config.hidden, bias=bias)
         else:
             self.up = nn.Linear(dim, config.hidden, bias=bias)
         self.down = nn.Linear(config.hidden, dim, bias=bias)
-        head_dim = dim // config.heads
-        self.query_norm = make_norm(config.norm, head_dim, config.eps) if config.qk_norm else None
-        self.key_norm = make_norm(config.norm, head_dim, config.eps) if config.qk_norm else None
+        by_head = config.qk_norm is True
+        self.query_norm = make_norm(config.norm, head_dim, config.eps) if by_head else None
+        self.key_norm = make_norm(config.norm, head_dim, config.eps) if by_head else None
+        self.width_norm = make_norm(config.norm, inner, config.eps, False) if config.qk_norm == "width" else None
         self.cross = CrossAttention(config) if config.cross else None
         self.modulation = nn.Linear(dim, 6 * dim) if config.adaln else None
 
@@ -218,12 +223,6 @@ class Block(nn.Module):
         if self.cross is not None and told.vectors is not None:
             x = x + self._drop(self.cross(x, *self.cross.read(told.vectors), told.mask))
         return self._branch(x, self.mlp_norm, self._mlp, second)
-
-    def begin_untold(self) -> None:
-        """Let AdaLN change nothing at first, as DiT begins."""
-        if self.modulation is not None:
-            nn.init.zeros_(self.modulation.weight)
-            nn.init.zeros_(self.modulation.bias)
 
     def modulations(self, pooled: Tensor | None) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
         """Shift, scale and gate of attention and of MLP, each `(B, 1 or n, D)`; None without AdaLN."""
@@ -257,8 +256,11 @@ class Block(nn.Module):
         mask: Tensor | None,
         store: Store | None,
     ) -> Tensor:
-        b, n, d = x.shape
-        q, k, v = self.qkv(x).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        b, n, _ = x.shape
+        parts = self.qkv(x).view(b, n, 3, -1)
+        if self.width_norm is not None:
+            parts = torch.cat((self.width_norm(parts[:, :, :2]), parts[:, :, 2:]), dim=2)
+        q, k, v = parts.view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if turns is not None:
@@ -268,7 +270,7 @@ class Block(nn.Module):
         dropout = self.config.attention_dropout if self.training else 0.0
         causal = self.config.causal and mask is None and n > 1  # one place sees all that is kept
         mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)
-        return self.out(mixed.transpose(1, 2).reshape(b, n, d))
+        return self.out(mixed.transpose(1, 2).reshape(b, n, -1))
 
     def _mlp(self, x: Tensor) -> Tensor:
         if self.config.mlp == "gelu":
@@ -287,7 +289,12 @@ def initialise(network: nn.Module, blocks: Sequence[Block], std: float = 0.02) -
     for block in blocks:
         for branch in (block.out, block.down):
             nn.init.normal_(branch.weight, std=std / (2 * len(blocks)) ** 0.5)
-        block.begin_untold()
+    still(network)
+
+
+def still(network: nn.Module) -> None:
+    """AdaLN as it starts: nothing is shifted, scaled or let through, whatever the condition (DiT's adaLN-Zero)."""
     for module in network.modules():
-        if isinstance(module, LastNorm):
+        if isinstance(module, (Block, LastNorm)) and module.modulation is not None:
             nn.init.zeros_(module.modulation.weight)
+            nn.init.zeros_(module.modulation.bias)

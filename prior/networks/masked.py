@@ -124,8 +124,13 @@ def halton_order(layout: CodeLayout) -> Tensor:
 
 
 class Masked(Network):
-    """Codes given any others. A network writes `forward`, which takes -1 for a masked code, and `trunk_blocks`."""
+    """Codes given any others. A network writes `forward`, which takes -1 for a masked code, and `trunk_blocks`.
 
+    What is masked and drawn is a part of a code: all of it, unless a network overrides `split`, `join`, `part_logits`.
+    """
+
+    parts = 1
+    """of a code"""
     exact = False
     masked = True
     Sampler: ClassVar[type[MaskedSampler]] = MaskedSampler
@@ -134,12 +139,25 @@ class Masked(Network):
         super().__init__(sequence)
         self.schedule, self.label_smoothing = schedule, label_smoothing
 
+    def split(self, tokens: Tensor) -> Tensor:
+        """Codes `(B, N)`, -1 where masked -> their parts, `(B, N x parts)`, those of a code one after another."""
+        return tokens
+
+    def join(self, parts: Tensor) -> Tensor:
+        """The inverse of `split`, of parts that are all known."""
+        return parts
+
+    def part_logits(self, parts: Tensor, context: Context) -> Tensor:
+        """Parts `(B, P)`, -1 where masked -> logits `(B, P, k)` of each from those that are not."""
+        return self.logits(parts, context)
+
     def loss(self, tokens: Tensor, context: Context) -> Tensor:
-        """Mean cross-entropy of the masked codes, nats; how many and which are masked is drawn for each row."""
+        """Mean cross-entropy of the masked parts, nats; how many and which are masked is drawn for each row."""
+        tokens = self.split(tokens)
         shares = SCHEDULES[self.schedule](torch.rand(tokens.shape[0], 1, device=tokens.device))
         count = (shares * tokens.shape[1]).ceil().clamp(min=1)
         hidden = torch.rand(tokens.shape, device=tokens.device).argsort(dim=1).argsort(dim=1) < count
-        logits = self.logits(tokens.masked_fill(hidden, -1), context)[hidden].float()
+        logits = self.part_logits(tokens.masked_fill(hidden, -1), context)[hidden].float()
         told = F.cross_entropy(logits, tokens[hidden])
         if not self.label_smoothing:
             return told
@@ -153,6 +171,7 @@ class Masked(Network):
 
         That is the likelihood of one way to draw; the best way's is no smaller.
         """
+        tokens = self.split(tokens)
         total = torch.zeros(tokens.shape[0], device=tokens.device)
         codes = torch.full_like(tokens, -1)
         ends = (1 - SCHEDULES["cosine"](torch.linspace(0, 1, BOUND_STEPS + 1, dtype=torch.float64))) * tokens.shape[1]
@@ -160,15 +179,16 @@ class Masked(Network):
         order = torch.randperm(tokens.shape[1], generator=torch.Generator().manual_seed(0)).to(tokens.device)
         for first, last in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
             places = order[first:last]
-            logits = self.logits(codes, context)[:, places].float()
+            logits = self.part_logits(codes, context)[:, places].float()
             nats = F.cross_entropy(logits.flatten(0, 1), tokens[:, places].flatten(), reduction="none")
             total = total - nats.view(tokens.shape[0], -1).sum(dim=1)
             codes = codes.index_copy(1, places, tokens[:, places])
         return total
 
     def generate(self, known: Tensor, context: Context, sampler: sampling.Sampler, noise: Noise) -> Tensor:
-        """In `steps` passes: draw all masked codes, keep the first of them by `order`."""
+        """In `steps` passes: draw all masked parts, keep the first of them by `order`."""
         assert isinstance(sampler, MaskedSampler)
+        known = self.split(known)
         (rows, length), copies = known.shape, 1
         if guided := sampler.guidance != 1:
             context, copies = context.guided(), 2
@@ -177,7 +197,7 @@ class Masked(Network):
         for step in range(sampler.steps):
             hidden = codes < 0
             now = hidden.sum(dim=1)
-            logits = self.logits(codes.repeat(copies, 1), context).float()
+            logits = self.part_logits(codes.repeat(copies, 1), context).float()
             logits = guide(logits, guidance_at(sampler, step / sampler.steps)) if guided else logits
             logits, here = tempered(logits, step, sampler)
             drawn = draw(logits.flatten(0, 1), here, noise(2 * step, length).flatten()).view(rows, length)
@@ -185,15 +205,16 @@ class Masked(Network):
             rank = first.masked_fill(~hidden, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             keep = rank < (now - left_masked(unknown, now, step, sampler))[:, None]
             codes = torch.where(hidden & keep, drawn, codes)
-        return codes
+        return self.join(codes)
 
     def _fixed_order(self, sampler: MaskedSampler, noise: Noise, known: Tensor) -> Tensor | None:
-        """float32 `(B, N)`: places with the largest are kept first; None where their codes decide."""
+        """float32 `(B, P)`: parts with the largest are kept first; None where what is drawn decides."""
         if sampler.order == "halton":
-            ranks = halton_order(self.sequence.layout).argsort().to(known.device).expand(known.shape)
+            ranks = halton_order(self.sequence.layout).argsort().to(known.device).expand(len(known), -1)
             if sampler.halton_start == "random":
                 ranks = self._turned(ranks, noise(1, 1))
-            return -ranks.float()
+            parts = torch.arange(self.parts, device=known.device)
+            return -(ranks[..., None] * self.parts + parts).flatten(1).float()
         return noise(1, known.shape[1]) if sampler.order == "random" else None
 
     def _turned(self, ranks: Tensor, share: Tensor) -> Tensor:

@@ -69,6 +69,19 @@ def levels_parameters(prior: Any, meta: Meta) -> int:
 
 
 HOW: dict[str, How] = {
+    "halton-maskgit": How(
+        sampler=lambda meta: {
+            "steps": meta["num_sample_steps"],
+            "schedule": "arccos",
+            "rounding": "up",
+            "order": "halton",
+            "choice_temperature": 0,
+        },
+        guidance=lambda meta: {"guidance": 1 + meta["guidance_scale"]},
+        unused=1,
+        # Without the bias of the mask, and with the last norm's weights and biases folded in.
+        parameters=lambda prior, meta: sum(p.numel() for p in prior.parameters()) + 1 + 2 * prior.config.network.dim,
+    ),
     "llamagen-gpt": How(),
     "maskgit-transformer": How(
         sampler=lambda meta: {

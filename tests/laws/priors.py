@@ -17,6 +17,7 @@ from prior.conditions import ClassConfig, NoneConfig
 from prior.model import Prior, PriorConfig
 from prior.networks.autoregressive import Autoregressive
 from prior.networks.gpt import GptConfig
+from prior.networks.maskbit import MaskBitConfig
 from prior.networks.maskgit import MaskGitConfig
 from prior.networks.rq import RqConfig
 from prior.networks.uvit import UvitConfig
@@ -24,6 +25,7 @@ from prior.networks.var import Var, VarConfig, VarState
 from prior.sequences import LayoutConfig
 from tests.laws.law import Role
 from tokenizers_vq.codes import CodeLayout
+from tokenizers_vq.quantizers.lfq import LfqQuantizerConfig
 from tokenizers_vq.quantizers.multiscale import MultiscaleQuantizerConfig
 from tokenizers_vq.quantizers.residual import ResidualQuantizerConfig
 from tokenizers_vq.quantizers.vector import VectorQuantizerConfig
@@ -47,12 +49,18 @@ LAYOUTS = {
     "row": CodeLayout(((9,),), 1, (7,)),
     "levels": CodeLayout(((2, 3),), 2, (7, 5)),
     "scales": CodeLayout(((1, 1), (2, 2), (3, 4)), 1, (4, 9, 6)),
+    "bits": CodeLayout(((3, 4),), 1, (16,)),
+    "levels of bits": CodeLayout(((2, 3),), 2, (16, 16)),
 }
+KINDS = ("grid", "row", "levels", "scales")
+"""kinds of layout that every network is tried on"""
 TINY = {
     "grid": CodeLayout(((2, 2),), 1, (3,)),
     "row": CodeLayout(((4,),), 1, (3,)),
     "levels": CodeLayout(((1, 2),), 2, (3, 2)),
     "scales": CodeLayout(((1, 1), (1, 2)), 1, (4, 3)),
+    "bits": CodeLayout(((1, 2),), 1, (16,)),
+    "levels of bits": CodeLayout(((1, 1),), 2, (16, 16)),
 }
 """layouts of the same kinds with few enough rows to name them all"""
 
@@ -161,6 +169,12 @@ def residual(layout: CodeLayout) -> Any:
     return ResidualQuantizerConfig(levels=layout.levels, book=books)
 
 
+def signs(layout: CodeLayout) -> Any:
+    """A quantizer of sign bits of the layout's sizes; of codes that are no bits the nearest there is."""
+    book = LfqQuantizerConfig(bits=max(1, (layout.sizes[0] - 1).bit_length()))
+    return book if layout.levels == 1 else ResidualQuantizerConfig(levels=layout.levels, book=book)
+
+
 def rows(layout: CodeLayout, count: int) -> Tensor:
     """Random possible codes int64 `(count, N)`."""
     return (torch.rand(count, layout.length) * torch.tensor(layout.sizes)[layout.streams()]).long()
@@ -181,7 +195,7 @@ def cases(
 ) -> list[Case]:
     """A network on every kind of layout; `refused`: kind of layout -> a part of the error."""
     found = []
-    for layout in LAYOUTS:
+    for layout in KINDS:
         refusal = (refused or {}).get(layout)
         reasons = dict(exempt or {})
         if refusal is not None:
@@ -207,6 +221,26 @@ _RAR = _LEARNED.replace(
     order="random", begin=True, qk_norm=True, entry=("prefix", "adaln"), adaln_places=True, eps=1e-6
 )
 
+ADALN = MaskGitConfig(
+    layers=2,
+    dim=32,
+    heads=3,
+    head_dim=10,
+    mlp="swiglu",
+    multiple=16,
+    norm="rms",
+    norm_first=True,
+    bias=False,
+    qk_norm="width",
+    registers=2,
+    tied=True,
+    entry=("adaln",),
+    eps=1e-5,
+    dropout=0.0,
+    label_smoothing=0.0,
+)
+"""MaskGIT with what Halton-MaskGIT chose"""
+
 CASES = [
     *cases("gpt", _GPT),
     *cases("rar", _RAR),
@@ -219,6 +253,39 @@ CASES = [
         _MASKED,
         sees=everything,
         steps=400,
+    ),
+    Case(
+        "maskgit told aside",
+        MaskGitConfig(layers=2, dim=32, heads=2, dropout=0.0, label_smoothing=0.0, entry=("cross", "adaln")),
+        "levels",
+        dict(_MASKED),
+        sees=everything,
+        steps=200,
+    ),
+    *(
+        Case("maskgit with AdaLN", ADALN, layout, dict(_MASKED), sees=everything, steps=250)
+        for layout in ("grid", "scales")
+    ),
+    *(
+        Case(
+            "maskbit",
+            MaskBitConfig(layers=2, dim=32, heads=2, dropout=0.0, label_smoothing=0.0),
+            layout,
+            dict(_MASKED),
+            sees=everything,
+            embedded=lambda prior: prior.network.bits,
+            book=signs,
+            steps=300,
+        )
+        for layout in ("bits", "levels of bits")
+    ),
+    Case(
+        "maskbit",
+        MaskBitConfig(layers=2, dim=32, heads=2),
+        "grid",
+        {law: "maskbit takes no such layout: 11 codes are no bits" for law in LAWS if law != "layouts"},
+        "those of this tokenizer are no bits",
+        book=signs,
     ),
     *cases(
         "uvit",
@@ -244,17 +311,6 @@ CASES = [
         book=residual,
     ),
 ]
-
-CASES.append(
-    Case(
-        "maskgit told aside",
-        MaskGitConfig(layers=2, dim=32, heads=2, dropout=0.0, label_smoothing=0.0, entry=("cross", "adaln")),
-        "levels",
-        _MASKED,
-        sees=everything,
-        steps=200,
-    )
-)
 
 PRIORS = Role("prior, layout", CASES, LAWS, "test_priors.py")
 

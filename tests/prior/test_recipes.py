@@ -35,7 +35,7 @@ def test_errors_of_recipes(arguments: tuple, says: str) -> None:
 def test_recipes_that_ship(name: str) -> None:
     recipe = load_recipe(name, "codes")
     # Of MaskGIT and what 1d-tokenizer trains.
-    late = {"maskgit", "titok-maskgit", "titok-uvit", "rar-b", "rar-l", "rar-xl", "rar-xxl"}
+    late = {"maskgit", "maskbit", "titok-maskgit", "titok-uvit", "rar-b", "rar-l", "rar-xl", "rar-xxl"}
     assert recipe.optimizer.betas == (0.9, 0.96 if name in late else 0.95)
     kind = name.removeprefix("titok-").split("-")[0]
     assert recipe.model.network.kind == ("gpt" if kind in ("rar", "taming", "vim") else kind)

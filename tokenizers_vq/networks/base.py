@@ -27,6 +27,11 @@ class Encoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode."""
 
+    @property
+    def last(self) -> nn.Parameter:
+        """Weight of the last layer, in which the features are linear: the one that was registered last."""
+        return [parameter for parameter in self.parameters() if parameter.ndim > 1][-1]
+
     def trunk_blocks(self) -> Iterator[nn.Module]:
         """Modules that compile one by one, in place."""
         yield from ()

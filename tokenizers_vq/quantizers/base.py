@@ -128,6 +128,12 @@ class Quantizer(nn.Module):
             raise ValueError(f"upto must lie in 1 to {self.depth}, the levels of this quantizer, got {upto}")
 
     @property
+    def sign_bits(self) -> int | None:
+        """Bits of a code, bit i being the sign of channel i; None where codes are no signs, or not all of as many."""
+        found = {book.sign_bits for book in self.modules() if isinstance(book, Quantizer) and book is not self}
+        return found.pop() if len(found) == 1 else None
+
+    @property
     def loss_weights(self) -> Mapping[str, float]:
         """Weights of the book's `commitment` and `codebook` terms, for quantizers that weigh a sum's; 1 = unnamed."""
         return {}

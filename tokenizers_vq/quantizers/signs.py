@@ -51,6 +51,11 @@ class SignQuantizer(ImplicitQuantizer):
         self.in_dim = self.dim = config.bits
 
     @property
+    def sign_bits(self) -> int:
+        """All of them."""
+        return self.config.bits
+
+    @property
     def loss_weights(self) -> Mapping[str, float]:
         """Of the commitment."""
         return {"commitment": self.config.beta}

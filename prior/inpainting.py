@@ -1,0 +1,83 @@
+"""Filling in: pixels of a picture that are masked are drawn anew, from the codes of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from prior.decoding import decode
+from prior.model import Prior
+from prior.sampling import Sampler
+from tokenizers_vq.masking import check_mask
+from tokenizers_vq.tokenizer import Tokenizer
+
+
+class Inpainted(NamedTuple):
+    """What filling in gives."""
+
+    images: Tensor
+    """float32 `(n, C, H, W)` in [-1, 1]"""
+    codes: Tensor
+    """int64 `(n, N)`"""
+    drawn: Tensor
+    """bool `(N,)`: the codes that were drawn anew"""
+
+
+def known_codes(prior: Prior, tokenizer: Tokenizer, image: Tensor, mask: Tensor, ring: int | None = None) -> Tensor:
+    """int64 `(1, N)`: codes of `image` `(1, C, H, W)`, -1 for those that `mask` bool `(H, W)` touches.
+
+    `ring`: as of `Tokenizer.mask_codes`. Raises `ValueError` for a mask of another size or type, for one that touches
+    nothing, and for a picture whose codes are not those that the prior models.
+    """
+    check_mask(mask)
+    if image.ndim != 4 or image.shape[0] != 1 or tuple(image.shape[-2:]) != tuple(mask.shape):
+        raise ValueError(f"one picture (1, C, H, W) and its mask are of one size, got {image.shape} and {mask.shape}")
+    grids, wanted = tokenizer.code_layout(*mask.shape).grids, prior.layout.grids
+    if grids != wanted:
+        size = "x".join(map(str, tokenizer.config.size))
+        raise ValueError(
+            f"a picture of {'x'.join(map(str, mask.shape))} pixels has codes on {list(map(list, grids))}, the prior "
+            f"models {list(map(list, wanted))}: give it in the size that they were made of, by default {size}"
+        )
+    touched = tokenizer.mask_codes(mask.to(tokenizer.device), ring)
+    parts = touched if isinstance(touched, tuple) else (touched,)
+    flat = prior.layout.flatten(tuple(part[None].long() for part in parts) if len(parts) > 1 else parts[0][None].long())
+    if not flat.any():
+        raise ValueError("the mask touches no pixel: make it True (white) where the picture is to be drawn anew")
+    codes = prior.layout.flatten(tokenizer.encode(image.to(tokenizer.device)))
+    return codes.masked_fill(flat.bool(), -1)
+
+
+def inpaint(
+    prior: Prior,
+    tokenizer: Tokenizer,
+    image: Tensor,
+    mask: Tensor,
+    n: int = 1,
+    condition: Any = None,
+    sampler: Sampler | Mapping[str, Any] | None = None,
+    *,
+    ring: int | None = None,
+    keep_pixels: bool = False,
+    first: int = 0,
+    **settings: Any,
+) -> Inpainted:
+    """Draw the pixels of `image` `(1, C, H, W)` that `mask` bool `(H, W)` marks, `n` times.
+
+    Codes that the mask touches are drawn given the others: by a masked prior given all of them, by an autoregressive
+    one each given those before it alone, so that what it draws does not know what follows. `keep_pixels`: outside the
+    mask the picture's own pixels, where the tokenizer's rendering of them would stand otherwise. `condition`,
+    `sampler`, `first`, `settings`: as of `Prior.sample`; `ring`: as of `Tokenizer.mask_codes`. Raises `ValueError` as
+    these and `known_codes` do.
+
+        inpaint(prior.load("..."), tvq.load("..."), tvq.images.read("cat.png", size=64), mask, n=4, keep_pixels=True)
+    """
+    known = known_codes(prior, tokenizer, image, mask, ring)
+    codes = prior.sample(n, condition, sampler, known, first, **settings)
+    images = decode(tokenizer, prior, codes)
+    if keep_pixels:
+        images = torch.where(mask.cpu(), images, image.float().cpu().clamp(-1, 1))
+    return Inpainted(images, codes, known[0] < 0)
