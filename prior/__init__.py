@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prior.conditions import ClassConfig, NoneConfig, TextConfig
-    from prior.model import Prior, PriorConfig, create, list_models, load
+    from prior.conversion import convert
+    from prior.model import Prior, PriorConfig
+    from prior.models import create, list_models, load
     from prior.sampling import Sampler
 
 _HOMES = {
     "Prior": "prior.model",
     "PriorConfig": "prior.model",
-    "create": "prior.model",
-    "load": "prior.model",
-    "list_models": "prior.model",
+    "convert": "prior.conversion",
+    "create": "prior.models",
+    "load": "prior.models",
+    "list_models": "prior.models",
     "Sampler": "prior.sampling",
     "ClassConfig": "prior.conditions",
     "NoneConfig": "prior.conditions",
@@ -29,6 +32,7 @@ __all__ = [
     "PriorConfig",
     "Sampler",
     "TextConfig",
+    "convert",
     "create",
     "list_models",
     "load",

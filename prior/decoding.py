@@ -29,7 +29,10 @@ def open_tokenizer(name: str | None, fingerprint: str | None, whose: str, device
     except FileNotFoundError as error:
         raise FileNotFoundError(f"the tokenizer of {whose}: {error}; say where it is now with --tokenizer") from None
     if fingerprint is None:
-        raise ValueError(f"{whose} does not say which tokenizer made its codes; train it on codes of `tvq encode`")
+        raise ValueError(
+            f"{whose} does not say which tokenizer made its codes; train it on codes of `tvq encode`, "
+            "or convert it again with --tokenizer"
+        )
     if tokenizer.fingerprint != fingerprint:
         raise ValueError(
             f"{whose} is of another tokenizer ({short(fingerprint)}) than {name} ({short(tokenizer.fingerprint)}): "

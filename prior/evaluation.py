@@ -11,7 +11,8 @@ import torch
 
 from prior.data import Data, check_layout, frequencies, read_rows
 from prior.decoding import short
-from prior.model import Prior, load
+from prior.model import Prior
+from prior.models import load
 from prior.recipe import PriorRecipe
 from tokenizers_vq import distributed
 from tokenizers_vq.config import parse, read_yaml

@@ -10,13 +10,13 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from typing_extensions import Self
 
 from prior.conditions import ClassConfig, ConditionConfig, NoneConfig
-from prior.model import HERE, list_models
+from prior.models import PRESETS, list_models
 from prior.networks import NetworkConfig
 from tokenizers_vq.config import Config, ConfigError, apply_overrides, nearest, parse, read_yaml
 from tokenizers_vq.training.loop import LoopConfig
 from tokenizers_vq.training.recipe import EmaConfig, OptimizerConfig
 
-RECIPES = HERE / "presets" / "recipes"
+RECIPES = PRESETS / "recipes"
 
 
 _WORDS = ("auto", "class", "none")
@@ -111,5 +111,5 @@ def _expand(data: dict[str, Any]) -> dict[str, Any]:
         preset = data["model"]
         if preset not in list_models():
             raise ConfigError(("model",), f"no preset '{preset}' of a prior{nearest(preset, list_models())}")
-        data["model"] = read_yaml(HERE / "presets" / f"{preset}.yaml")
+        data["model"] = read_yaml(PRESETS / f"{preset}.yaml")
     return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prior.cli.convert import convert
 from prior.cli.evaluate import evaluate
 from prior.cli.fields import fields
 from prior.cli.models import models
@@ -13,7 +14,7 @@ from tokenizers_vq.cli.common import make_app, run_app
 
 app = make_app(
     "Priors over the codes of an image tokenizer: trained, measured, sampled for new images.",
-    [models, fields, train, evaluate, sample],
+    [models, fields, train, evaluate, sample, convert],
 )
 
 

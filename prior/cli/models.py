@@ -5,14 +5,15 @@ from __future__ import annotations
 
 def models() -> None:
     """List the names that `train` takes (it also takes a YAML file), and priors that are trained already."""
-    from prior.model import HERE, WEIGHTS, list_models
+    from prior.model import WEIGHTS
+    from prior.models import PRESETS, list_models
     from prior.recipe import RECIPES, list_recipes
     from tokenizers_vq.cli.common import list_names
 
     list_names("recipes, for tvq-prior train NAME:", {name: RECIPES / f"{name}.yaml" for name in list_recipes()})
     list_names(
         "presets, untrained, for model=NAME and prior.create(NAME):",
-        {name: HERE / "presets" / f"{name}.yaml" for name in list_models()},
+        {name: PRESETS / f"{name}.yaml" for name in list_models()},
     )
     shipped = list_models("shipped")
     if shipped:

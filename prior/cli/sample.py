@@ -23,7 +23,7 @@ def sample(
     model: common.Model,
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FIELD=VALUE]...", help="more fields of the sampler, such as steps=16 of a MaskGIT"),
+        typer.Argument(metavar="[FIELD=VALUE]...", help="more fields of the sampler, such as guidance_schedule=cosine"),
     ] = None,
     out: Annotated[
         Path, typer.Option(help="folder for PNG files, grid.png, samples.json; or X.png: the grid alone")
@@ -42,6 +42,9 @@ def sample(
     temperature: Annotated[float, typer.Option(help="divides the logits; 0 takes the likeliest code")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="keep the k likeliest codes")] = None,
     top_p: Annotated[float | None, typer.Option(help="keep the likeliest codes that together reach p")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="keep codes at least this many times as likely as the best")
+    ] = None,
     guidance: Annotated[float, typer.Option(help="classifier-free guidance towards the class; 1 = off")] = 1.0,
     seed: Annotated[int, typer.Option(help="same seed, same images")] = 0,
     tokenizer: Annotated[
@@ -60,7 +63,7 @@ def sample(
     if alone and codes:
         raise ValueError(f"--codes: {out} is a picture, which keeps none: give --out FOLDER")
     total = count or columns * int(re.split("[xX]", grid)[0])
-    plain = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, seed=seed)
+    plain = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, guidance=guidance, seed=seed)
     opened = _open(model, tokenizer, device)
     opened = opened._replace(told=_told(opened.prior, classes, text, total))
     sampler = opened.prior.network.Sampler(**{**plain.to_dict(), **apply_overrides({}, settings or ())})
@@ -91,7 +94,7 @@ class _Drawn(NamedTuple):
 def _open(model: str, tokenizer: str | None, device: str) -> _Opened:
     """The prior and its tokenizer."""
     from prior.decoding import open_tokenizer
-    from prior.model import load
+    from prior.models import load
     from tokenizers_vq.devices import resolve_device
 
     place = resolve_device(device)

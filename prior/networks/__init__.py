@@ -9,7 +9,8 @@ from pydantic import Field
 from prior.networks.base import Network
 from prior.networks.gpt import GptConfig
 from prior.networks.maskgit import MaskGitConfig
+from prior.networks.uvit import UvitConfig
 
-NetworkConfig = Annotated[GptConfig | MaskGitConfig, Field(discriminator="kind")]
+NetworkConfig = Annotated[GptConfig | MaskGitConfig | UvitConfig, Field(discriminator="kind")]
 
 __all__ = ["Network", "NetworkConfig"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prior.conditions.base import Context
 from prior.networks.base import Network, Noise
-from prior.sampling import Sampler, draw, guide
+from prior.sampling import Sampler, draw, guidance_at, guide
 
 
 class State(ABC):
@@ -61,6 +61,7 @@ class Autoregressive(Network):
             if place > start:
                 state.step(codes[:, place - 1].repeat(copies))
             logits = self.sequence.mask(state.logits[:, None], place)[:, 0]
-            drawn = draw(guide(logits, sampler.guidance) if guided else logits, sampler, uniforms[:, place])
+            logits = guide(logits, guidance_at(sampler, place / length)) if guided else logits
+            drawn = draw(logits, sampler, uniforms[:, place])
             codes[:, place] = torch.where(given[:, place], codes[:, place], drawn) if partly[place] else drawn
         return codes

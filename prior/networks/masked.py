@@ -18,10 +18,11 @@ from torch import Tensor
 from prior import sampling
 from prior.conditions.base import Context
 from prior.networks.base import BaseNetworkConfig, Network, Noise
-from prior.sampling import draw, guide
+from prior.sampling import draw, guidance_at, guide
 from prior.sequences import Sequence
 from tokenizers_vq.codes import CodeLayout
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 ScheduleName = Literal["cosine", "arccos", "linear", "square"]
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "cosine": lambda done: torch.cos(math.pi / 2 * done),
@@ -51,10 +52,29 @@ class MaskedSampler(sampling.Sampler):
     """passes of the network"""
     schedule: ScheduleName = "cosine"
     """share of codes still masked after a share of the steps"""
+    rounding: Literal["down", "up"] = "down"
+    """how that number of codes is rounded; Halton-MaskGIT rounds it up"""
     order: Literal["confidence", "halton", "random"] = "confidence"
     """which codes are kept first: the likeliest, those far from each other, or any"""
+    halton_start: Literal["first", "random"] = "first"
+    """where Halton's order begins: at its first place, or at any place of it, drawn for each sample"""
+    confidence: Literal["probability", "logit"] = "probability"
+    """what confidence is: the log-probability of the drawn code, or its logit, as TiTok's sampler has it"""
     choice_temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 4.5
-    """Gumbel noise on the confidence (log-probability), falling to 0 at the last step"""
+    """Gumbel noise on the confidence, falling to 0 at the last step"""
+    annealed: bool = False
+    """whether `temperature` falls to 0 at the last step too, as the Gumbel noise on TiTok's logits does"""
+    logit_temperature: tuple[Positive, Positive] = (1.0, 1.0)
+    """divides the logits before all else: from the first number to the second; (1.3, 0.5) in TiTok and MaskBit"""
+
+
+def tempered(logits: Tensor, step: int, sampler: MaskedSampler) -> tuple[Tensor, MaskedSampler]:
+    """Logits as `logit_temperature` leaves them at a step, and the sampler with the temperature of that step."""
+    done = (step + 1) / sampler.steps
+    if sampler.annealed:
+        sampler = sampler.replace(temperature=sampler.temperature * (1 - done))
+    first, last = sampler.logit_temperature
+    return logits if first == last == 1 else logits / (first + (last - first) * done), sampler
 
 
 def left_masked(unknown: Tensor, now: Tensor, step: int, sampler: MaskedSampler) -> Tensor:
@@ -64,9 +84,12 @@ def left_masked(unknown: Tensor, now: Tensor, step: int, sampler: MaskedSampler)
     """
     if step + 1 >= sampler.steps:
         return torch.zeros_like(now)
-    share = SCHEDULES[sampler.schedule](torch.tensor((step + 1) / sampler.steps, dtype=torch.float64))
-    left = (unknown.cpu() * share).floor().long().to(now.device)
-    return left.clamp(min=1).minimum(now - 1).clamp(min=0)
+    up = sampler.rounding == "up"
+    # Halton-MaskGIT's float32 leaves one code more than float64 where the count is whole, as half-way at 24 x 24.
+    done = torch.tensor((step + 1) / sampler.steps, dtype=torch.float32 if up else torch.float64)
+    share, total = SCHEDULES[sampler.schedule](done), unknown.cpu()
+    left = total - (total * (1 - share)).floor().long() if up else (total * share).floor().long()
+    return left.to(now.device).clamp(min=1).minimum(now - 1).clamp(min=0)
 
 
 def halton(count: int, base: int) -> Tensor:
@@ -155,8 +178,9 @@ class Masked(Network):
             hidden = codes < 0
             now = hidden.sum(dim=1)
             logits = self.logits(codes.repeat(copies, 1), context).float()
-            logits = guide(logits, sampler.guidance) if guided else logits
-            drawn = draw(logits.flatten(0, 1), sampler, noise(2 * step, length).flatten()).view(rows, length)
+            logits = guide(logits, guidance_at(sampler, step / sampler.steps)) if guided else logits
+            logits, here = tempered(logits, step, sampler)
+            drawn = draw(logits.flatten(0, 1), here, noise(2 * step, length).flatten()).view(rows, length)
             first = fixed if fixed is not None else _confidence(logits, drawn, sampler, step, noise)
             rank = first.masked_fill(~hidden, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             keep = rank < (now - left_masked(unknown, now, step, sampler))[:, None]
@@ -166,13 +190,25 @@ class Masked(Network):
     def _fixed_order(self, sampler: MaskedSampler, noise: Noise, known: Tensor) -> Tensor | None:
         """float32 `(B, N)`: places with the largest are kept first; None where their codes decide."""
         if sampler.order == "halton":
-            ranks = halton_order(self.sequence.layout).argsort().to(known.device)
-            return -ranks.float().expand(known.shape)
+            ranks = halton_order(self.sequence.layout).argsort().to(known.device).expand(known.shape)
+            if sampler.halton_start == "random":
+                ranks = self._turned(ranks, noise(1, 1))
+            return -ranks.float()
         return noise(1, known.shape[1]) if sampler.order == "random" else None
+
+    def _turned(self, ranks: Tensor, share: Tensor) -> Tensor:
+        """Ranks `(B, N)` of an order that begins at this share `(B, 1)` of each grid, and comes back to its first."""
+        levels = self.sequence.layout.levels
+        grids = self.sequence.positions[:, 0]
+        counts = grids.bincount()
+        first, count = (counts.cumsum(0) - counts)[grids], counts[grids]
+        shift = (share * (count // levels)).long() * levels
+        return first + (ranks - first - shift) % count
 
 
 def _confidence(logits: Tensor, drawn: Tensor, sampler: MaskedSampler, step: int, noise: Noise) -> Tensor:
-    """float32 `(B, N)`, finite: log-probabilities of the drawn codes, with noise that falls to 0."""
-    confidence = logits.log_softmax(dim=-1).gather(-1, drawn[..., None])[..., 0]
+    """float32 `(B, N)`, finite: log-probabilities or logits of the drawn codes, with noise that falls to 0."""
+    scores = logits if sampler.confidence == "logit" else logits.log_softmax(dim=-1)
+    confidence = scores.gather(-1, drawn[..., None])[..., 0]
     gumbel = -noise(2 * step + 1, drawn.shape[1]).clamp(min=2**-24).log().neg().log()
     return confidence + sampler.choice_temperature * (1 - (step + 1) / sampler.steps) * gumbel

@@ -1,4 +1,4 @@
-"""MaskGIT's transformer, schedule and Halton's order against recordings of their references."""
+"""MaskGIT's schedule and Halton's order against recordings of their references."""
 
 from __future__ import annotations
 
@@ -7,62 +7,14 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
-from prior.conditions import Context
 from prior.networks.masked import MaskedSampler, halton_order, left_masked
-from prior.networks.maskgit import MaskGitConfig
-from prior.sequences import Sequence
+from prior.sampling import Sampler, guidance_at
 from tests.conftest import SHARED
 from tokenizers_vq.codes import CodeLayout
 
 FOLDER = SHARED / "golden" / "maskgit-transformer" / "vit"
 pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="no recordings beside the checkout")
-
-
-def rename(weights: dict[str, Tensor], layers: int, codes: int) -> dict[str, Tensor]:
-    """The keys of BERT (`ImageBert` of bytedance/1d-tokenizer) as ours; the token type is added everywhere there."""
-    embeddings = "model.embeddings"
-    types = weights[f"{embeddings}.token_type_embeddings.weight"][0]
-    found = {
-        "tokens.weight": weights[f"{embeddings}.word_embeddings.weight"][: codes + 1],
-        "positions": weights[f"{embeddings}.position_embeddings.weight"][1:] + types,
-    }
-    for kind in ("weight", "bias"):
-        found[f"norm.{kind}"] = weights[f"{embeddings}.LayerNorm.{kind}"]
-        found[f"head.{kind}"] = weights[f"model.lm_head.{kind}"]
-        for layer in range(layers):
-            theirs, ours = f"model.encoder.layer.{layer}", f"blocks.{layer}"
-            qkv = [weights[f"{theirs}.attention.self.{name}.{kind}"] for name in ("query", "key", "value")]
-            found[f"{ours}.qkv.{kind}"] = torch.cat(qkv)
-            for name, part in (
-                ("out", "attention.output.dense"),
-                ("attention_norm", "attention.output.LayerNorm"),
-                ("up", "intermediate.dense"),
-                ("down", "output.dense"),
-                ("mlp_norm", "output.LayerNorm"),
-            ):
-                found[f"{ours}.{name}.{kind}"] = weights[f"{theirs}.{part}.{kind}"]
-    return found
-
-
-def test_the_transformer_gives_the_recorded_logits() -> None:
-    weights, recorded = load_file(FOLDER / "weights.safetensors"), load_file(FOLDER / "io.safetensors")
-    meta = json.loads((FOLDER / "meta.json").read_text())
-    made = json.loads((FOLDER / "config.json").read_text())["model"]["generator"]
-    codes, layers = meta["mask_token"], made["num_hidden_layers"]
-    sequence = Sequence(CodeLayout(((recorded["mask"].shape[1],),), 1, (codes,)))
-    config = MaskGitConfig(layers=layers, dim=made["hidden_size"], heads=made["num_attention_heads"])
-    network = config.build(sequence).eval()
-    network.load_state_dict(rename(weights, layers, codes))
-    table, places = (weights[f"model.embeddings.{name}_embeddings.weight"] for name in ("word", "position"))
-    first = places[0] + weights["model.embeddings.token_type_embeddings.weight"][0]
-    given = recorded["masked_codes"].masked_fill(recorded["mask"], -1)
-    for name, classes in (("logits", recorded["condition"]), ("logits_null", torch.tensor(meta["null_class"]))):
-        vectors = table[codes + 1 + classes].expand(len(given), -1) + first
-        with torch.no_grad():
-            logits = network.logits(given, Context(vectors[:, None]))
-        assert (logits - recorded[name]).abs().max() <= meta["tolerance_logits"]
 
 
 def test_the_schedule_leaves_as_many_masked_as_recorded() -> None:
@@ -87,3 +39,14 @@ def test_halton_s_order_is_the_recorded_one() -> None:
         size = int(name.split("_")[2].split("x")[0])
         found = halton_order(CodeLayout(((size, size),), 1, (2,)))
         assert torch.equal(torch.stack((found // size, found % size), dim=1), order.long()), name
+
+
+def test_guidance_rises_as_recorded_of_rar() -> None:
+    for folder in sorted((SHARED / "golden" / "rar").iterdir()):
+        meta = json.loads((folder / "meta.json").read_text())
+        recorded = load_file(folder / "io.safetensors")["guidance_schedule"]
+        sampler = Sampler(
+            guidance=meta["guidance_scale"], guidance_schedule="cosine", guidance_power=meta["guidance_scale_pow"]
+        )
+        found = [guidance_at(sampler, step / len(recorded)) for step in range(len(recorded))]
+        torch.testing.assert_close(torch.tensor(found), recorded.float(), atol=1e-5, rtol=1e-5)

@@ -18,6 +18,7 @@ from prior.model import Prior, PriorConfig
 from prior.networks.autoregressive import Autoregressive
 from prior.networks.gpt import GptConfig
 from prior.networks.maskgit import MaskGitConfig
+from prior.networks.uvit import UvitConfig
 from prior.sequences import LayoutConfig
 from tests.laws.law import Role
 from tokenizers_vq.codes import CodeLayout
@@ -154,6 +155,13 @@ CASES = [
     *cases(
         "maskgit",
         MaskGitConfig(layers=2, dim=32, heads=2, dropout=0.0, label_smoothing=0.0),
+        _MASKED,
+        sees=everything,
+        steps=400,
+    ),
+    *cases(
+        "uvit",
+        UvitConfig(layers=3, dim=32, heads=2, dropout=0.0, label_smoothing=0.0),
         _MASKED,
         sees=everything,
         steps=400,

@@ -12,7 +12,7 @@ from torch import Tensor
 from prior.conditions import ClassConfig
 from prior.model import Prior, PriorConfig
 from prior.networks.gpt import GptConfig
-from prior.networks.masked import SCHEDULES, MaskedSampler, halton, halton_order, left_masked
+from prior.networks.masked import SCHEDULES, MaskedSampler, halton, halton_order, left_masked, tempered
 from prior.networks.maskgit import MaskGitConfig
 from prior.sampling import Sampler
 from prior.sequences import LayoutConfig
@@ -121,6 +121,51 @@ def test_codes_once_kept_stay_and_orders_are_kept(order: str) -> None:
             count = int((after[0] >= 0).sum())
             assert bool((after[:, places[:count]] >= 0).all())
     assert torch.equal(codes[1:2], model.sample(1, 1, order=order, steps=6, choice_temperature=1.0, first=1))
+
+
+def test_halton_s_order_may_begin_anywhere() -> None:
+    model, layout = build(), LAYOUT
+    seen: list[Tensor] = []
+    hook = model.network.register_forward_hook(lambda module, given, out: seen.append(given[0].clone()))
+    settings = {"order": "halton", "halton_start": "random", "steps": layout.length}
+    codes = model.sample(6, 1, **settings)
+    hook.remove()
+    order, begins = halton_order(layout).tolist(), []
+    for row in range(6):
+        after = [*seen[1:], codes]
+        taken = [int(((now >= 0) & (then < 0))[row].nonzero()) for then, now in zip(seen, after, strict=True)]
+        begins.append(order.index(taken[0]))
+        assert taken == order[begins[-1] :] + order[: begins[-1]]
+    assert len(set(begins)) > 2 and not any(begin % layout.levels for begin in begins)
+    assert torch.equal(codes[2:3], model.sample(1, 1, first=2, **settings))
+    several = CodeLayout(((1, 1), (2, 3)), 1, (3, 3))  # coarse grids stay first
+    assert (model_order(several, 5)[:, 0] == 0).all()
+
+
+def model_order(layout: CodeLayout, count: int) -> Tensor:
+    """`(count, N)`: places in the order in which they are kept."""
+    model = build(layout)
+    seen: list[Tensor] = []
+    hook = model.network.register_forward_hook(lambda module, given, out: seen.append((given[0] < 0).long()))
+    model.sample(count, 1, order="halton", halton_start="random", steps=layout.length)
+    hook.remove()
+    return torch.stack(seen).sum(dim=0).argsort(dim=1)
+
+
+def test_temperatures_of_the_published_samplers() -> None:
+    model = build()
+    settings = {"order": "halton", "steps": 5}
+    warm = model.sample(4, 1, temperature=2.0, **settings)
+    assert torch.equal(warm, model.sample(4, 1, logit_temperature=(2.0, 2.0), **settings))
+    assert not torch.equal(warm, model.sample(4, 1, **settings))
+    cold = model.sample(4, 1, temperature=0, order="halton", steps=1)
+    assert torch.equal(cold, model.sample(4, 1, temperature=9.0, annealed=True, order="halton", steps=1))
+    logits = torch.ones(1)
+    for step, divisor in ((0, 1.1), (3, 0.5)):  # of TiTok's 4 steps: 0.5 + 0.8 (1 - (i + 1) / 4)
+        sampler = MaskedSampler(steps=4, temperature=3.0, annealed=True, logit_temperature=(1.3, 0.5))
+        found, there = tempered(logits, step, sampler)
+        assert float(found) == pytest.approx(1 / divisor)
+        assert there.temperature == pytest.approx(3 * (1 - (step + 1) / 4))
 
 
 def test_without_noise_the_surest_codes_come_first() -> None:

@@ -34,7 +34,7 @@ _ALIKE = {"latent-diffusion": "taming", "ibq": "taming", "chameleon": "taming"}
 
 def guess(path: Path) -> str | None:
     """The source whose keys these are, None where they tell nothing; never raises."""
-    return _source(_names(path))
+    return _source(names(path))
 
 
 def hint(source: str, path: Path) -> str:
@@ -42,30 +42,30 @@ def hint(source: str, path: Path) -> str:
 
     Or `"; its keys begin with ..."`, where behind that they look like any source's.
     """
-    names = _names(path)
-    likely = _source(names)
+    found = names(path)
+    likely = _source(found)
     if likely is not None:
         return "" if likely == _ALIKE.get(source, source) else f"; its keys look like those of source '{likely}'"
-    prefixes = (match[1] for name in names for mark in _MARKS.values() if (match := re.match(_BEHIND + mark, name)))
+    prefixes = (match[1] for name in found for mark in _MARKS.values() if (match := re.match(_BEHIND + mark, name)))
     prefix = printable(next(prefixes, ""))
     return f"; its keys begin with '{prefix}', which source '{source}' does not know: take that off" if prefix else ""
 
 
-def _source(names: list[str]) -> str | None:
-    return next((source for source, mark in _MARKS.items() if any(re.match(mark, name) for name in names)), None)
+def _source(found: list[str]) -> str | None:
+    return next((source for source, mark in _MARKS.items() if any(re.match(mark, name) for name in found)), None)
 
 
-def _names(path: Path) -> list[str]:
-    """The first names of a file, of what a folder of diffusers would have, or none."""
+def names(path: Path) -> list[str]:
+    """The first names of a file, of what a folder of diffusers would have, or none; never raises."""
     try:
         if path.is_dir():
             return ["encoder.down_blocks."] if any(path.glob("diffusion_pytorch_model.*")) else []
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                names: Iterable[str] = list(file.keys())
+                keys: Iterable[str] = list(file.keys())
         else:
-            names = _keys(pickles.read(path), path, 2)
-        return [unwrapped_key(name) for name in islice(names, _MOST) if len(name) <= _LONGEST]
+            keys = _keys(pickles.read(path), path, 2)
+        return [unwrapped_key(name) for name in islice(keys, _MOST) if len(name) <= _LONGEST]
     except (ValueError, OSError, RuntimeError, SafetensorError):
         return []
 

@@ -67,7 +67,7 @@ def skip(tensors: Mapping[str, Tensor], pattern: str, why: str) -> dict[str, Ten
     prefixes = Counter(key.split(".")[0] for key in tensors if key not in kept)
     if prefixes:
         shown = ", ".join(f"{prefix} ({count})" for prefix, count in sorted(prefixes.items()))
-        logger.warning("skipped keys that the tokenizer does not use, %s: %s", why, shown)
+        logger.warning("skipped keys that are not used here, %s: %s", why, shown)
     return kept
 
 

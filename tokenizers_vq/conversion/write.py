@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,8 +49,7 @@ def convert_to_folder(
     for in `out`. Raises what `convert` raises, and `ValueError` where `out` holds anything but an earlier conversion.
     """
     with replacing(out) as new:
-        if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / RECORD).is_file())):
-            raise ValueError(f"{out} holds something else than an earlier conversion: give another --out")
+        check_replaceable(out)
         return _convert_into(new, source, weights, config, out, name, card)
 
 
@@ -62,35 +62,43 @@ def _convert_into(
     name: str | None,
     card: Mapping[str, Any] | None,
 ) -> Converted:
-    said = _Messages()
-    logger = logging.getLogger("tokenizers_vq.conversion")
-    logger.addHandler(said)
-    try:
+    with listening() as said:
         tokenizer = convert(source, weights, config)
         discriminator, left_out = None, None
         try:
             discriminator = convert_discriminator(source, weights, config)
         except ValueError as error:
             left_out = str(error)
-    finally:
-        logger.removeHandler(said)
-    files = _checksums(Path(weights))
+    files = checksums(Path(weights))
     if card is None:
         known = _published(source, files, name, out)
         card, name = (catalogue.card(known), known.name) if known is not None else ({}, name)
-    skipped = tuple(dict.fromkeys(said.messages))
-    record: dict[str, Any] = {
-        "source": source,
-        "files": files,
-        "config": Path(config).name if isinstance(config, (str, Path)) else None if config is None else dict(config),
-        "skipped": list(skipped),
-    }
-    tokenizer.save_pretrained(new, card={**_card(source, files, name or out.name), **card})
+    skipped = tuple(dict.fromkeys(said))
+    origin = written_card(source, files, name or out.name, "tvq convert")
+    tokenizer.save_pretrained(new, card={**origin, **card})
     if discriminator is not None:
         saved.save(discriminator, new / saved.FOLDER)
-    write_atomically(new / RECORD, json.dumps(record, indent=2) + "\n")
+    keep_record(new, source, files, config, skipped)
     kind = None if discriminator is None else saved.describe(discriminator)["discriminator"]["kind"]
     return Converted(tokenizer, kind, left_out, skipped, files)
+
+
+def check_replaceable(out: Path) -> None:
+    """Raises `ValueError` where `out` holds anything but an earlier conversion."""
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / RECORD).is_file())):
+        raise ValueError(f"{out} holds something else than an earlier conversion: give another --out")
+
+
+@contextmanager
+def listening() -> Iterator[list[str]]:
+    """A list to which what converters warn of is added inside the block."""
+    heard = _Messages()
+    logger = logging.getLogger("tokenizers_vq.conversion")
+    logger.addHandler(heard)
+    try:
+        yield heard.messages
+    finally:
+        logger.removeHandler(heard)
 
 
 class _Messages(logging.Handler):
@@ -100,6 +108,23 @@ class _Messages(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.messages.append(record.getMessage())
+
+
+def keep_record(
+    folder: Path,
+    source: str,
+    files: Mapping[str, str],
+    config: str | Path | Mapping[str, Any] | None,
+    skipped: Sequence[str],
+) -> None:
+    """Write `conversion.json`: source, files with their sha256, the config or its name, what was skipped."""
+    record: dict[str, Any] = {
+        "source": source,
+        "files": dict(files),
+        "config": Path(config).name if isinstance(config, (str, Path)) else None if config is None else dict(config),
+        "skipped": list(skipped),
+    }
+    write_atomically(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def _published(source: str, files: dict[str, str], name: str | None, out: Path) -> catalogue.Published | None:
@@ -112,17 +137,19 @@ def _published(source: str, files: dict[str, str], name: str | None, out: Path) 
     return None
 
 
-def _checksums(path: Path) -> dict[str, str]:
+def checksums(path: Path) -> dict[str, str]:
+    """sha256 by name of a file, or of the files of weights in a folder."""
     files = sorted(file for file in path.iterdir() if file.suffix in _WEIGHTS) if path.is_dir() else [path]
     return {file.name: catalogue.sha256(file) for file in files}
 
 
-def _card(source: str, files: dict[str, str], name: str) -> dict[str, Any]:
+def written_card(source: str, files: Mapping[str, str], name: str, command: str) -> dict[str, Any]:
+    """What a card says of a checkpoint that nothing else is known of; `command` converted it."""
     listed = "\n".join(f"- `{file}`, sha256 `{checksum}`" for file, checksum in files.items())
     return {
         "title": name,
         "name": name,
         "data": f"that of the published checkpoint (`{source}`); not recorded in it",
         "terms": "those of the published checkpoint, which it does not record; ask its publisher before you use it",
-        "notes": f"**Converted** from the layout `{source}` (`tvq convert {source}`):\n\n{listed}",
+        "notes": f"**Converted** from the layout `{source}` (`{command} {source}`):\n\n{listed}",
     }

@@ -1,0 +1,33 @@
+"""The layouts of published priors: which module reads one, how its files are known, what they are wrapped in."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+from tokenizers_vq.config import nearest
+
+
+class Source(NamedTuple):
+    """One published layout."""
+
+    module: str
+    """the module of this package that reads it: `read(given: Given) -> Converted`"""
+    mark: str
+    """regular expression of a key that other layouts lack"""
+    wrappers: tuple[str, ...] = ()
+    """where its files keep the tensors, tried before the names that all training frameworks use"""
+
+
+SOURCES: dict[str, Source] = {
+    "maskgit-transformer": Source("maskgit_transformer", r"model\.embeddings\.word_embeddings\.|in_blocks\.\d+\."),
+}
+"""`convert`'s source -> how it is read"""
+
+
+def module(source: str) -> Any:
+    """The module that reads a source. Raises `ValueError` for an unknown one, with those there are."""
+    if source not in SOURCES:
+        known = sorted(SOURCES)
+        raise ValueError(f"no source of priors '{source}'{nearest(source, known)}; there are: {', '.join(known)}")
+    return importlib.import_module(f"prior.conversion.{SOURCES[source].module}")
