@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, shared
 
 EXAMPLES = ROOT / "examples"
 _NETWORK = "{kind: vqgan, width: 8, multipliers: [1, 2], blocks: 1, attention: [], groups: 4, latent_width: 8}"
@@ -113,6 +114,23 @@ def test_doctor(run: Run, photos: Path, tmp_path: Path) -> None:
     said = run("doctor.py", photos, tmp_path, *small, "data.workers=0", "ema=null")
     assert said.count("\n--- ") == 4
     assert "the l1 loss has weight 0" in said
+
+
+def test_upscale(run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    import tokenizers_vq as tvq
+
+    monkeypatch.setenv("TVQ_LPIPS_SQUEEZE", str(shared("data/backbones/squeezenet1_1_fp16.pth")))
+    said = run("upscale.py", photos, photos, tmp_path / "rows.png", 2)
+    torch.set_grad_enabled(True)
+    figures = re.findall(r"(.*): PSNR ([\d.]+) dB, LPIPS-squeeze ([\d.]+), feature distance ([\d.]+)", said)
+    assert [name for name, *_ in figures] == ["bicubic", "U-Net"]
+    bicubic, rows = figures[0], tvq.images.read(tmp_path / "rows.png")
+    assert rows.shape == (1, 3, 3 * 64, 8 * 64)
+    # 24x20 pictures at 64 px hold no more than 32 px do: bicubic is near the original.
+    assert float(bicubic[1]) > 25 and float(bicubic[2]) < 0.1 < abs(float(figures[1][1]) - float(bicubic[1]))
+    assert len((EXAMPLES / "upscale.py").read_text().splitlines()) < 60
 
 
 def test_usage_report(run: Run, photos: Path, model: Path, tmp_path: Path) -> None:
