@@ -37,9 +37,7 @@ def main(photos: str, test: str, out: str, steps: str) -> None:
     for _, images in zip(range(int(steps)), (batch["images"] for batch in batches), strict=False):
         output = resize(small := resize(images, 32, 32), 64, 64) + unet(small)
         record = Record(images, output, discriminator=d)
-        loss = (
-            nn.functional.l1_loss(record.output, images) + near(record) + 0.02 * Hinge().generator(record)
-        )  # no judge
+        loss = nn.functional.l1_loss(record.output, images) + near(record) + 0.02 * Hinge().generator(record)
         optimizer.zero_grad()
         output.backward(torch.autograd.grad(loss, record.output)[0])  # the record is cut from the network, and spares d
         Hinge().discriminator(*(d(*d.inputs(record, seen)) for seen in (images, output.detach()))).backward()
