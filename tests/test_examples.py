@@ -126,12 +126,9 @@ def test_probes(run: Run, photos: Path, tmp_path: Path) -> None:
         "log_every=1",
         "data.workers=0",
     ]
-    for _ in range(2):  # the second time nothing is trained
-        said = run("probes.py", photos, photos, tmp_path, *small)
-        rows = re.findall(
-            r"^(\w+): PSNR [\d.]+ dB; domain by chance 50.0%; .*class by chance 50.0%; ", said, re.MULTILINE
-        )
-        assert rows == ["without", "attribute_reversal", "feature_alignment"]
+    said = run("probes.py", photos, photos, tmp_path, *small)
+    rows = re.findall(r"^(\w+): PSNR [\d.]+ dB; domain by chance 50.0%; .*class by chance 50.0%; ", said, re.MULTILINE)
+    assert rows == ["without", "attribute_reversal", "feature_alignment"]
     table = datasets.load_dataset(
         "parquet", data_files=str(tmp_path / "test.parquet"), split="train", cache_dir=tmp_path
     )
