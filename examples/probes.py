@@ -2,10 +2,10 @@
 
 python examples/probes.py PHOTOS TEST OUT [PATH=VALUE ...]
 
-PHOTOS and TEST hold classes. Each photograph is used twice, as it is and with Gaussian noise of deviation 10/255; which
-of the two it is, its domain, is the label that `attribute_reversal` unlearns. Three tokenizers of one recipe: without
-such a loss, with `attribute_reversal`, with `feature_alignment`. Printed: accuracy of domain and class in held-out
-images by linear probes, and the PSNR. Stopped and started again, it goes on where it was.
+PHOTOS and TEST hold classes. Each photograph of PHOTOS is used twice, as it is and with Gaussian noise of deviation
+10/255; which of the two, its domain, is the label that `attribute_reversal` unlearns. Three tokenizers of one recipe:
+without such a loss, with `attribute_reversal`, with `feature_alignment`. Printed: accuracy of domain and class in TEST
+by linear probes, and the PSNR. Stopped and started again, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -35,36 +35,38 @@ ROWS = {
 SIZE: dict[str, Any] = {"image_size": 64, "channels": 3, "batch_size": 50}
 
 
-def pairs(path: str, limit: int) -> Iterator[dict[str, Any]]:
-    """Each photograph as PNG, with its class, plain and noisy."""
+def rows(path: str, limit: int, both: bool) -> Iterator[dict[str, Any]]:
+    """Each photograph as PNG, with its class: plain and noisy, or every second one noisy.
+
+    Probes need photographs of which only one is there: what is learned of one would be wrong of its held-out twin.
+    """
     noise = torch.Generator().manual_seed(0)
     for batch in evaluation_batches(DataConfig(path=path, limit=limit), **SIZE):
-        for image, label in zip(batch["images"], batch["labels"].tolist(), strict=True):
-            for domain in (0, 1):
+        for place, (image, label) in enumerate(zip(batch["images"], batch["labels"].tolist(), strict=True)):
+            for domain in (0, 1) if both else (place % 2,):
                 buffer, level = io.BytesIO(), domain * 2 * 10 / 255  # of images in [-1, 1]
                 noisy = image + level * torch.randn(image.shape, generator=noise)
                 tvq.images.to_pil(noisy.clamp(-1, 1)).save(buffer, format="PNG")
                 yield {"image": {"bytes": buffer.getvalue(), "path": None}, "label": label, "domain": domain}
 
 
-def write(path: str, table: Path, limit: int) -> None:
-    """The pairs of all photographs as a table, once."""
+def write(table: Path, *what: Any) -> None:
+    """The rows as a table, once."""
     if not table.exists():
         table.parent.mkdir(parents=True, exist_ok=True)
-        datasets.Dataset.from_list(list(pairs(path, limit))).to_parquet(table.with_suffix(".partial"))
+        datasets.Dataset.from_list(list(rows(*what))).to_parquet(table.with_suffix(".partial"))
         table.with_suffix(".partial").rename(table)
 
 
 def main(photos: str, test: str, out: str, *overrides: str) -> None:
     learned, held = Path(out, "train.parquet"), Path(out, "test.parquet")
-    write(photos, learned, 4000)
-    write(test, held, 1000)
+    write(learned, photos, 4000, True)
+    write(held, test, 2000, False)
     for row, losses in ROWS.items():
         data = [f"data.path={learned}", "data.label_column=domain"]
         train(load_recipe("vqvae-tiny-64", [*RECIPE, *data, losses, *overrides]), Path(out, row))
         tokenizer = tvq.load(Path(out, row))
         shares = []
-        # Classes of the photographs as they are: the noisy twin of one to learn from would be held out.
         for column, path in (("domain", str(held)), (None, test)):
             config = DataConfig(path=path, label_column=column, limit=2000)
             found = probe(tokenizer, evaluation_batches(config, **SIZE))

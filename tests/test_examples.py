@@ -130,7 +130,7 @@ def test_probes(run: Run, photos: Path, tmp_path: Path) -> None:
     rows = re.findall(r"^(\w+): PSNR [\d.]+ dB; domain by chance 50.0%; .*class by chance 50.0%; ", said, re.MULTILINE)
     assert rows == ["without", "attribute_reversal", "feature_alignment"]
     table = datasets.load_dataset(
-        "parquet", data_files=str(tmp_path / "test.parquet"), split="train", cache_dir=tmp_path
+        "parquet", data_files=str(tmp_path / "train.parquet"), split="train", cache_dir=tmp_path
     )
     plain, noisy = (tvq.images.read(table[i]["image"]) for i in range(2))
     assert table["domain"][:4] == [0, 1, 0, 1] and table["label"][0] == table["label"][1]

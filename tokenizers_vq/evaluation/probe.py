@@ -242,7 +242,8 @@ def _reduced(maps: Tensor, most: int) -> Tensor:
         grid = maps.shape[2:]
         share = (most / maps[0].numel()) ** (1 / len(grid))
         cells = [max(math.floor(side * share), 1) for side in grid]
-        maps = F.adaptive_avg_pool1d(maps, cells[0]) if len(cells) == 1 else F.adaptive_avg_pool2d(maps, cells)
+        flat = len(cells) == 1
+        maps = F.adaptive_avg_pool1d(maps, cells[0]) if flat else F.adaptive_avg_pool2d(maps, (cells[0], cells[1]))
     return maps.flatten(1)
 
 
