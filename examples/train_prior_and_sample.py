@@ -25,7 +25,7 @@ def main(codes: str, out: str, *overrides: str) -> None:
     model = prior.load(out)
     labels = None
     if model.config.condition.kind == "class":  # codes whose images all have a class
-        labels = spread(list(range(model.config.condition.num_classes)), 16)
+        labels = spread(model.condition.every(), 16)
 
     # Same seed, same codes. Guidance above 1 pulls towards the class, as far as its training left the class out.
     sampler = prior.Sampler(temperature=1.0, top_p=0.95, guidance=1.5 if labels is not None else 1.0, seed=0)

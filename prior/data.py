@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from prior.conditions import ClassConfig, SeveralConfig
 from prior.decoding import short
 from prior.recipe import PriorRecipe
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.data.order import MicroBatches
 from tokenizers_vq.data.shards import CodeShards, read_codes
+from tokenizers_vq.data.transforms import VIEWS
 
 _BLOCK = 65536
 
@@ -45,12 +47,16 @@ class Data:
                     f"{recipe.codes} ({short(self.shards.fingerprint)})"
                 )
             check_layout(self.held, self.shards.layout, f"{recipe.codes} has")
-            if _told_classes(recipe, self.shards, self.held):
-                self.held = self.held.renumbered(self.shards.label_names, recipe.codes)
+            for column in _told_classes(recipe, self.shards, self.held):
+                self.held = self.held.renumbered(self.shards.classes(column).names, recipe.codes, column)
             self.held_rows = np.arange(len(self.held))
         for folder, rows in ((recipe.codes, self.rows), (recipe.held_out_codes, self.held_rows)):
             if not len(rows):
                 raise ValueError(f"{folder} holds no codes: encode some images")
+
+    def folders(self, recipe: PriorRecipe) -> dict[str, CodeShards]:
+        """The folders by name: the one that is trained on, then the one that is measured on."""
+        return {recipe.codes: self.shards, recipe.held_out_codes or recipe.codes: self.held}
 
     def batches(self, recipe: PriorRecipe, start: int, rank: int, world: int) -> Iterator[dict[str, Any]]:
         """This process's micro-batches, as `read_rows` gives them, from optimizer step `start` on, endlessly."""
@@ -70,14 +76,26 @@ class Data:
 def read_rows(shards: CodeShards, rows: np.ndarray) -> dict[str, Any]:
     """Rows as a batch: `tokens` int64 `(B, N)`, `labels` int64 `(B,)`, -1 for none, and all `captions` of each image.
 
-    `captions`: B tuples of strings, None where the codes have none.
+    `captions`: B tuples of strings, None where the codes have none. `classes`: the labels of every column of them, by
+    its name. `label_names`: the names of `labels`, where they have any. `keys`, `views`: names of
+    the images, and which view of it each row is.
     """
-    return {"tokens": shards[rows], "labels": shards.labels_of(rows), "captions": shards.captions_of(rows)}
+    return {
+        "tokens": shards[rows],
+        "labels": shards.labels_of(rows),
+        "keys": shards.keys_of(rows),
+        "views": rows % VIEWS[shards.info["views"]].rows,
+        "label_names": shards.label_names,
+        "classes": {name: shards.labels_of(rows, name) for name in shards.label_columns},
+        "captions": shards.captions_of(rows),
+    }
 
 
-def _told_classes(recipe: PriorRecipe, *shards: CodeShards) -> bool:
-    """Whether the prior is told classes: where they are asked for, or all images have one."""
-    return recipe.model.told(all(bool((part.labels >= 0).all()) for part in shards)).kind == "class"
+def _told_classes(recipe: PriorRecipe, *shards: CodeShards) -> list[str | None]:
+    """Columns of the classes that the prior is told: those asked for, or the first where all images have one."""
+    told = recipe.model.told(all(bool((part.labels >= 0).all()) for part in shards))
+    parts = told.conditions if isinstance(told, SeveralConfig) else (told,)
+    return [part.name for part in parts if isinstance(part, ClassConfig)]
 
 
 def split(keys: Sequence[str], share: float, most: int) -> tuple[np.ndarray, np.ndarray]:

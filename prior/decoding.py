@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
-from prior.conditions import ClassCondition, Condition
 from prior.model import Prior
 from tokenizers_vq.models import load
 from tokenizers_vq.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
 def short(fingerprint: str | None) -> str:
@@ -22,17 +25,17 @@ def open_tokenizer(name: str | None, fingerprint: str | None, whose: str, device
 
     Raises `ValueError` for another tokenizer or none named, and what `load` raises.
     """
+    if fingerprint is None:
+        raise ValueError(
+            f"{whose} does not say which tokenizer made its codes; train it on codes of `tvq encode`, "
+            "or convert it again with --tokenizer"
+        )
     if name is None:
         raise ValueError(f"{whose} does not say which tokenizer made its codes: give it with --tokenizer")
     try:
         tokenizer = load(name, device=device)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"the tokenizer of {whose}: {error}; say where it is now with --tokenizer") from None
-    if fingerprint is None:
-        raise ValueError(
-            f"{whose} does not say which tokenizer made its codes; train it on codes of `tvq encode`, "
-            "or convert it again with --tokenizer"
-        )
     if tokenizer.fingerprint != fingerprint:
         raise ValueError(
             f"{whose} is of another tokenizer ({short(fingerprint)}) than {name} ({short(tokenizer.fingerprint)}): "
@@ -55,17 +58,6 @@ def grid(images: Tensor, columns: int) -> Tensor:
     return make_grid(shown, nrow=columns, padding=2, pad_value=1.0)
 
 
-def spread(classes: list[int], count: int) -> Tensor:
-    """int64 `(count,)`: classes in turn, each as often as the next, so that a grid shows them row by row."""
-    return torch.tensor([classes[index * len(classes) // count] for index in range(count)])
-
-
-def find_classes(text: str, condition: Condition) -> list[int]:
-    """Class numbers from `0,3,cat`: numbers, or names the prior knows. Raises `ValueError` for a class that is none."""
-    if not isinstance(condition, ClassCondition):
-        raise ValueError("--classes: this prior was trained without classes; leave them out")
-    parts = [text] if text in condition.label_names else [part.strip() for part in text.split(",")]
-    try:
-        return [condition.find(part) for part in parts]
-    except ValueError as error:
-        raise ValueError(f"--classes: {error}") from None
+def spread(values: list[T], count: int) -> list[T]:
+    """`count` values in turn, each as often as the next, so that a grid shows them row by row."""
+    return [values[index * len(values) // count] for index in range(count)]

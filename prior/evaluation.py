@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from prior.conditions import ClassCondition
 from prior.data import Data, check_layout, frequencies, read_rows
 from prior.decoding import short
 from prior.model import Prior
@@ -112,10 +113,12 @@ def evaluate(model: str, codes: str | None = None, *, device: str = "auto", batc
             f"on ({short(prior.config.fingerprint)})"
         )
     check_layout(shards, prior.layout, f"{model} is for")
-    if prior.config.label_names is not None:
-        shards = shards.renumbered(prior.config.label_names, model)
+    for part in prior.condition.parts.values():
+        if isinstance(part, ClassCondition) and part.label_names:
+            shards = shards.renumbered(part.label_names, model, part.column)
     if not len(rows):
         raise ValueError(f"{shards.folder} holds no codes: encode some images")
+    prior.condition.prepare({str(shards.folder): shards})
     counts = frequencies(shards, rows)
     return Measured(
         bits_per_token(prior, shards, rows, batch_size),

@@ -13,7 +13,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from prior.conditions import ConditionConfig, Context, NoneConfig
+from prior.conditions import ClassConfig, ConditionConfig, Context, NoneConfig
 from prior.networks import NetworkConfig
 from prior.sampling import Sampler, uniforms
 from prior.sequences import LayoutConfig, Sequence
@@ -40,23 +40,36 @@ class PriorConfig(Config):
     """folder or name of the tokenizer: `tokenizers_vq.load` takes it"""
     fingerprint: str | None = None
     """fingerprint of the tokenizer"""
-    label_names: tuple[str, ...] | None = None
-    """names of the classes"""
     book: QuantizerConfig | None = None
     """the tokenizer's quantizer, for a network that is fed the vectors of its codes"""
 
     @model_validator(mode="before")
     @classmethod
     def _of_older_files(cls, data: Any) -> Any:
-        # Until there were others, every prior called itself autoregressive.
-        if isinstance(data, Mapping) and data.get("kind") == "autoregressive":
-            return {**data, "kind": "prior"}
+        if not isinstance(data, Mapping):
+            return data
+        # Until there were others, every prior called itself autoregressive,
+        if data.get("kind") == "autoregressive":
+            data = {**data, "kind": "prior"}
+        # and until a prior could be told several classes, their names stood here.
+        if "label_names" in data:
+            data = dict(data)
+            names, told = data.pop("label_names"), data.get("condition")
+            if isinstance(told, ClassConfig):
+                told = told.to_dict()
+            if names is not None and isinstance(told, Mapping) and told.get("kind") == "class":
+                data["condition"] = {**told, "label_names": names}
         return data
+
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """Names of the classes, where the prior is told one and they have names."""
+        return self.condition.label_names if isinstance(self.condition, ClassConfig) else None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.network.fed_vectors != (self.book is not None):
-            needs = "needs the tokenizer's quantizer" if self.book is None else "takes no quantizer"
+            needs = "needs the tokenizer's quantizer: give its config" if self.book is None else "takes no quantizer"
             raise ConfigError(("book",), f"a {self.network.kind} network {needs}")
         return self
 
@@ -64,7 +77,8 @@ class PriorConfig(Config):
 class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-prior"]):
     """The distribution of an image's codes, given what it is told. `tokens`: int64 `(B, N)`, as `layout.flatten` gives.
 
-    `condition` is what `Prior.condition.resolve` takes for B rows: a class's number or name, a list of them, or None.
+    `condition` is what the prior is told for B rows: a class's number or name, a text, one for all or a list of B, or
+    None; what is told several things takes them by name, `{"text": "a cat", "style": "noto"}`, or a list of these.
     """
 
     config: PriorConfig
@@ -73,7 +87,7 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
         super().__init__()
         self.config = config
         self.sequence = Sequence(config.layout.build())
-        self.condition = config.condition.build(config.network.dim, config.label_names)
+        self.condition = config.condition.build(config.network.dim)
         book = None if config.book is None else config.book.build().requires_grad_(False)
         self.network = config.network.build(self.sequence, book)
 
@@ -94,7 +108,7 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
 
     def context(self, condition: Any, n: int) -> Context:
         """What the network is told for `n` rows. Raises `ValueError` for a condition that cannot be told."""
-        return self.condition(*self.condition.resolve(condition, n))
+        return self.condition(*self.condition.resolve(self.condition.own(condition), n))
 
     def forward(self, tokens: Tensor, condition: Any = None) -> Tensor:
         """The training loss of codes, a scalar; what is wrapped for several processes.
@@ -139,7 +153,7 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
         if not hasattr(n, "__index__") or (n := operator.index(n)) < 1:
             raise ValueError(f"cannot draw {n!r} samples; ask for 1 or more, then say what of: sample(2, [0, 3])")
         chosen = self._sampler(sampler, settings)
-        self.condition.check_guidance(chosen.guidance, condition)
+        self.condition.check_guidance(chosen.guidance, self.condition.own(condition))
         given = self._known(known, n)
 
         def noise(draw: int, count: int) -> Tensor:
@@ -161,7 +175,8 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
                 raise ValueError(
                     f"a {self.config.network.kind} prior is drawn with {wanted.__name__}, got {type(sampler).__name__}"
                 )
-            return wanted(**{**{name: getattr(sampler, name) for name in type(sampler).model_fields}, **settings})
+            # What nobody set is as this kind of network has it.
+            return wanted(**{**{name: getattr(sampler, name) for name in sampler.model_fields_set}, **settings})
         if sampler is not None and not isinstance(sampler, Mapping):
             raise ValueError(
                 f"sampler must be a prior.Sampler, got {sampler!r}: give its fields by name, such as guidance=3"

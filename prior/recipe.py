@@ -12,7 +12,8 @@ from typing_extensions import Self
 from prior.conditions import ClassConfig, ConditionConfig, NoneConfig
 from prior.models import PRESETS, list_models
 from prior.networks import NetworkConfig
-from tokenizers_vq.config import Config, ConfigError, apply_overrides, nearest, parse, read_yaml
+from tokenizers_vq.config import Config, ConfigError, Schedule, apply_overrides, nearest, parse, read_yaml
+from tokenizers_vq.data.config import DataConfig
 from tokenizers_vq.training.loop import LoopConfig
 from tokenizers_vq.training.recipe import EmaConfig, OptimizerConfig
 
@@ -31,7 +32,7 @@ class ModelConfig(Config):
         Annotated[Literal["auto", "class", "none"], Tag("word")] | Annotated[ConditionConfig, Tag("config")],
         Discriminator(lambda value: "word" if value in _WORDS else "config"),
     ] = "auto"
-    """what it is told beforehand; auto: the class, where every image has one; or a kind with its fields"""
+    """what it is told; auto: the class, where every image has one; or a kind with its fields, or a list of these"""
     label_dropout: float = Field(default=0.1, ge=0, le=1)
     """probability in training that the class is left out, which guidance needs; a kind with fields has its own"""
 
@@ -39,6 +40,9 @@ class ModelConfig(Config):
     @classmethod
     def _kinds_by_name(cls, data: Any) -> Any:
         told = data.get("condition") if isinstance(data, Mapping) else None
+        if isinstance(told, (list, tuple)):
+            parts = [{"kind": part} if isinstance(part, str) else part for part in told]
+            return {**data, "condition": {"kind": "several", "conditions": parts}}
         return {**data, "condition": {"kind": told}} if isinstance(told, str) and told not in _WORDS else data
 
     def told(self, classes: bool) -> ConditionConfig:
@@ -56,7 +60,9 @@ class PriorRecipe(LoopConfig):
     model: ModelConfig
     """the prior; in a recipe file also a preset's name"""
     codes: str
-    """folder of codes that `tvq encode` wrote"""
+    """folder of codes that `tvq encode` wrote; of a run on images, where it keeps those of their centres"""
+    data: DataConfig | None = None
+    """images that are augmented and encoded as the prior trains; null: `codes` alone"""
     held_out_codes: str | None = None
     """another folder of codes to measure on; null = a part of `codes` is kept out of training"""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -73,11 +79,17 @@ class PriorRecipe(LoopConfig):
     """weight decay acts on matrices alone"""
     ema: EmaConfig | None = EmaConfig()
     """average of the weights, which is what is saved; null = none"""
+    anneal: dict[str, Schedule] = Field(default_factory=dict)
+    """scalar buffers of the prior that a schedule sets at every step, by name: `network.random_order`"""
+    gradient_checkpointing: bool = False
+    """blocks are computed anew in the backward pass, which takes less memory and a third more time"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.batch_size % self.accumulate:
             raise ConfigError(("accumulate",), f"{self.accumulate} does not divide batch_size {self.batch_size}")
+        if self.data is not None and self.data.streaming:
+            raise ConfigError(("data", "streaming"), "images that a prior is trained on need an index; set it to false")
         if not self.held_out and self.held_out_codes is None:
             raise ConfigError(("held_out",), "0 leaves nothing to measure on; give a share, or held_out_codes")
         return self
@@ -88,8 +100,13 @@ def list_recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def load_recipe(name: str | Path, codes: str | Path | None = None, overrides: Sequence[str] = ()) -> PriorRecipe:
-    """A recipe by name or from a YAML file, on a folder of codes, with `path=value` overrides.
+def load_recipe(
+    name: str | Path,
+    codes: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    images: str | None = None,
+) -> PriorRecipe:
+    """A recipe by name or from a YAML file, on a folder of codes or on images, with `path=value` overrides.
 
     Raises one-line `ValueError`s with near names, `FileNotFoundError` for a missing file.
     """
@@ -101,6 +118,8 @@ def load_recipe(name: str | Path, codes: str | Path | None = None, overrides: Se
     data = read_yaml(path)
     if codes is not None:
         data["codes"] = str(Path(codes))
+    if images is not None:
+        data["data"] = {**(data.get("data") or {}), "path": images}
     first = [override for override in overrides if override.partition("=")[0] == "model"]
     rest = [override for override in overrides if override not in first]
     return parse(PriorRecipe, apply_overrides(_expand(apply_overrides(data, first)), rest), f"recipe {name}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
@@ -94,8 +95,11 @@ def guidance_at(sampler: Sampler, share: float) -> float:
     return 1 + (sampler.guidance - 1) * rise
 
 
-def guide(logits: Tensor, guidance: float) -> Tensor:
-    """`(2B, K)`, the conditional half first -> `uncond + guidance (cond - uncond)`, `(B, K)`; -inf stays -inf."""
+def guide(logits: Tensor, guidance: float | Tensor) -> Tensor:
+    """`(2B, ..., K)`, the conditional half first -> `uncond + guidance (cond - uncond)`, `(B, ..., K)`.
+
+    `guidance`: a number, or a tensor that is broadcast. -inf stays -inf.
+    """
     conditional, unconditional = logits.float().chunk(2)
     guided = torch.lerp(unconditional, conditional, guidance)
     return guided.masked_fill(conditional.isinf(), float("-inf"))
@@ -111,16 +115,27 @@ def uniforms(count: int, length: int, seed: int, first: int = 0, draw: int = 0) 
     return torch.stack(rows) if rows else torch.empty(0, length)
 
 
-def draw(logits: Tensor, sampler: Sampler, uniform: Tensor) -> Tensor:
-    """Logits `(B, K)` and uniforms `(B,)` in [0, 1) -> codes int64 `(B,)`.
+def probabilities(logits: Tensor, sampler: Sampler) -> Tensor:
+    """Guided logits `(..., K)` -> float32 probabilities that codes are drawn with; at temperature 0 all of one code."""
+    if sampler.temperature == 0:
+        return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).float()
+    logits = logits.float() / sampler.temperature
+    return filter_logits(logits, sampler.top_k, sampler.top_p, sampler.min_p).softmax(dim=-1)
+
+
+def pick(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Weights `(B, K)`, not negative, and uniforms `(B,)` in [0, 1) -> codes int64 `(B,)`, drawn in proportion.
 
     The distribution function is inverted: one random number a code, where an exponential race needs K.
     """
+    # float64, and u below 1 by 2^-24: the product stays below the total, so no code of probability 0 is drawn.
+    reached = weights.cumsum(dim=-1, dtype=torch.float64 if weights.device.type != "mps" else torch.float32)
+    target = uniform.to(reached)[:, None] * reached[:, -1:]
+    return torch.searchsorted(reached, target, right=True)[:, 0].clamp_(max=weights.shape[-1] - 1)
+
+
+def draw(logits: Tensor, sampler: Sampler, uniform: Tensor) -> Tensor:
+    """Logits `(B, K)` and uniforms `(B,)` in [0, 1) -> codes int64 `(B,)`."""
     if sampler.temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits.float() / sampler.temperature
-    probabilities = filter_logits(logits, sampler.top_k, sampler.top_p, sampler.min_p).softmax(dim=-1)
-    # float64, and u below 1 by 2^-24: the product stays below the total, so no code of probability 0 is drawn.
-    reached = probabilities.cumsum(dim=-1, dtype=torch.float64 if logits.device.type != "mps" else torch.float32)
-    target = uniform.to(reached)[:, None] * reached[:, -1:]
-    return torch.searchsorted(reached, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
+    return pick(probabilities(logits, sampler), uniform)

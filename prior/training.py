@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,30 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from prior.conditions import ClassCondition, ClassConfig
+from prior.book import book_config, fill_book
+from prior.conditions import ClassCondition
 from prior.data import Data, frequencies, read_rows
 from prior.decoding import decode, grid, open_tokenizer, short, spread
 from prior.evaluation import Measured, bits_per_token, entropies, unigram
 from prior.identity import check_codes, keep_codes
 from prior.model import Prior, PriorConfig
+from prior.models import load
 from prior.recipe import PriorRecipe
+from prior.retarget import as_begun, begin, interpolated
 from prior.sampling import Sampler
 from prior.sequences import LayoutConfig
+from prior.views import Views, with_folders
 from tokenizers_vq.config import read_yaml, schedule_value
 from tokenizers_vq.folders import lasting_name
 from tokenizers_vq.tokenizer import Tokenizer
-from tokenizers_vq.training import loop
-from tokenizers_vq.training.runs import alone, claim
+from tokenizers_vq.training import anneal, loop
+from tokenizers_vq.training.runs import alone, claim, has_checkpoint
 
 MAY_CHANGE = (*loop.MAY_CHANGE, "evaluate_every", "tokenizer")
+MOVED = ("codes", "data.path", "data.workers", "model.condition.codes")
+"""of a run on images: where they lie now, for the stored codes know them, and its own folders"""
 PICTURED = 16
 
 
@@ -35,20 +43,15 @@ def configure(recipe: PriorRecipe, data: Data, tokenizer: Tokenizer | None = Non
 
     Raises `ValueError` where the codes lack what the condition needs.
     """
-    shards = data.shards
-    sets = {recipe.codes: shards, recipe.held_out_codes or recipe.codes: data.held}
+    shards, sets = data.shards, data.folders(recipe)
     labelled = all(bool((codes.labels >= 0).all()) for codes in sets.values())
-    condition = recipe.model.told(labelled).fit(sets)
-    classes = condition.num_classes if isinstance(condition, ClassConfig) else None
-    fed = recipe.model.network.fed_vectors
     return PriorConfig(
         network=recipe.model.network,
-        condition=condition,
+        condition=recipe.model.told(labelled).fit(sets),
         layout=LayoutConfig.of(shards.layout),
         tokenizer=lasting_name(recipe.tokenizer) if recipe.tokenizer else shards.tokenizer,
         fingerprint=shards.fingerprint,
-        label_names=shards.label_names if len(shards.label_names or ()) == classes else None,
-        book=tokenizer.config.quantizer if fed and tokenizer is not None else None,
+        book=book_config(recipe.model.network, tokenizer),
     )
 
 
@@ -79,13 +82,17 @@ class PriorTask:
         if recipe.ema is not None:
             self.ema = ModelEmaV3(prior, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup, exclude_buffers=True)
             self.state["ema"] = self.ema
-        if recipe.compile:
-            for block in prior.network.trunk_blocks():
+        anneal.check(recipe.anneal, prior, "prior")
+        for block in prior.network.trunk_blocks():
+            if recipe.compile:
                 block.compile()
+            if recipe.gradient_checkpointing:
+                _compute_anew(block)
 
     def step(self, batch: dict[str, Any], step: int, accelerator: Accelerator) -> dict[str, Tensor]:
         """One micro-batch `{tokens (B, N), labels (B,), captions}`."""
         model, optimizer = self.modules["prior"], self.optimizers["prior"]
+        anneal.move(self.recipe.anneal, self.prior, step)
         with accelerator.accumulate(model):
             loss = model(batch["tokens"], self.prior.condition.take(batch, draw=True))
             loop.check_finite(step, {"the loss": loss})
@@ -140,7 +147,7 @@ class PriorTask:
             return None
         condition = self.trained.condition
         if isinstance(condition, ClassCondition):
-            told = spread(list(range(condition.num_classes)), PICTURED)
+            told = spread(condition.every(), PICTURED)
         else:
             rows = np.resize(self.data.held_rows, PICTURED)
             told = condition.take(read_rows(self.data.held, rows))
@@ -159,6 +166,18 @@ class PriorTask:
         self.trained.save_pretrained(folder, card=card)
 
 
+def _compute_anew(block: nn.Module) -> None:
+    """Keep of a block's forward its inputs alone (arXiv 1604.06174); gradients and what is dropped stay the same."""
+    forward = block.forward
+
+    def checkpointed(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    block.forward = checkpointed
+
+
 def _spare_vectors(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Take the vectors (gains of norms, begin vector) out of the weight decay, which would pull them to 0."""
     (group,) = optimizer.param_groups
@@ -169,20 +188,25 @@ def _spare_vectors(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 @alone
-def train(recipe: PriorRecipe, out: Path, *, device: str = "auto") -> Measured:
+def train(recipe: PriorRecipe, out: Path, *, device: str = "auto", init_from: str | None = None) -> Measured:
     """Train by `recipe` into the folder `out`, going on where it holds a run; says how it compares with the unigram.
 
-    Raises `ValueError` where `out` holds a run of another recipe or tokenizer, where codes or tokenizer do not belong
-    together, and what `read_codes` and `loop.run` raise.
+    `init_from`: a prior whose weights a new run begins with; codes of another tokenizer get a new embedding and head,
+    another grid stretches its positions. Raises `ValueError` where `out` holds a run of another recipe or tokenizer,
+    where codes or tokenizer do not belong together, and what `read_codes`, `retarget.begin` and `loop.run` raise.
     """
+    accelerator, recipe = loop.make_accelerator(recipe, out, device), as_begun(recipe, out)
+    views = None if recipe.data is None else _open_views(recipe, out, device, accelerator)
+    recipe = recipe if recipe.data is None else with_folders(recipe, out)
     data = Data(recipe)
+    trained = load(init_from) if init_from is not None and not has_checkpoint(out) else None
+    recipe = recipe if trained is None else interpolated(recipe, data.shards.layout, trained)
     recipe = recipe.replace(fingerprint=data.shards.fingerprint)
     _refuse_other_tokenizer(recipe, out)
-    accelerator = loop.make_accelerator(recipe, out, device)
     tokenizer = _tokenizer(recipe, data, accelerator)
     config = configure(recipe, data, tokenizer)
     with accelerator.main_process_first():
-        may_change = (*MAY_CHANGE, *check_codes(recipe, data, out))
+        may_change = (*MAY_CHANGE, *check_codes(recipe, data, out), *(() if views is None else MOVED))
         changed = claim(recipe, out, write=accelerator.is_main_process, may_change=may_change)
         if accelerator.is_main_process:
             keep_codes(recipe, data, out)
@@ -190,17 +214,43 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto") -> Measured:
         accelerator.print(changed)
     loop.seed_everything(recipe.seed)
     prior = Prior(config)
-    if prior.network.book is not None and tokenizer is not None:
-        prior.network.book.load_state_dict(tokenizer.quantizer.state_dict())
+    fill_book(prior, tokenizer)
+    if trained is not None and init_from is not None:
+        begin(prior, trained, init_from, accelerator.print)
+    elif init_from is not None:
+        accelerator.print(f"{out} goes on from its checkpoint: --init-from {init_from} is for a new run")
     prior = prior.to(accelerator.device)
+    with accelerator.main_process_first():
+        prior.condition.prepare(data.folders(recipe))
+    if tokenizer is not None:
+        prior.condition.adopt(tokenizer)
     accelerator.print(
         f"training on {accelerator.device}, {recipe.precision}: {len(data.rows)} rows of {prior.layout.length} "
         f"codes, {len(data.held_rows)} held out; the run is {out}"
     )
     task = PriorTask(recipe, prior, data, tokenizer if recipe.image_every else None)
-    loop.run(task, recipe, accelerator, out, lambda start, rank, world: data.batches(recipe, start, rank, world))
+
+    def batches(start: int, rank: int, world: int) -> Iterator[dict[str, Any]]:
+        if views is None:
+            return data.batches(recipe, start, rank, world)
+        return views.batches(recipe, data, start, rank, world)
+
+    loop.run(task, recipe, accelerator, out, batches)
     accelerator.print(task.measured.words())
     return task.measured
+
+
+def _open_views(recipe: PriorRecipe, out: Path, device: str, accelerator: Accelerator) -> Views:
+    """The images of a run, the codes of their centres stored in it."""
+    recipe = with_folders(recipe, out)
+    views = Views(recipe, out, device)
+    recipe = recipe.replace(fingerprint=views.encoder.fingerprint)
+    _refuse_other_tokenizer(recipe, out)
+    with accelerator.main_process_first():
+        claim(recipe, out, write=accelerator.is_main_process, may_change=(*MAY_CHANGE, *MOVED))
+    views.store(recipe.batch_size)
+    accelerator.wait_for_everyone()
+    return views
 
 
 def _refuse_other_tokenizer(recipe: PriorRecipe, out: Path) -> None:

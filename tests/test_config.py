@@ -51,6 +51,7 @@ class Drawing(Config):
             "shapes.0.sides: no such field; did you mean 'side'?",
         ),
         ({"shapes": [{"radius": 2.0}]}, "shapes.0: needs a `kind`"),
+        ({"shapes": ["rond"]}, "shapes.0.kind: unknown kind 'rond'; did you mean 'round'?"),
         (
             {"shapes": [], "weight": {"kind": "linear", "begin": 0, "end": 1, "over": [6, 5]}},
             "weight.over: needs a first and a later step",
@@ -61,6 +62,10 @@ def test_one_line_says_where_and_what(data: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^drawing.yaml: {message}") as error:
         parse(Drawing, data, "drawing.yaml")
     assert "\n" not in str(error.value)
+
+
+def test_a_kind_alone_is_a_part_with_its_defaults() -> None:
+    assert parse(Drawing, {"shapes": ["round", {"kind": "square", "side": 2}]}).shapes == (Round(), Square(side=2))
 
 
 def test_configs_round_trip_and_are_immutable() -> None:

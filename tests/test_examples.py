@@ -158,6 +158,39 @@ def test_usage_report(run: Run, photos: Path, model: Path, tmp_path: Path) -> No
     assert json.loads((tmp_path / "report.json").read_text())["data"]["images"] == 12
 
 
+@pytest.mark.parametrize(
+    ("name", "count", "narrow"),
+    [
+        ("vqvae2-tiny-64", 2, ["image_size=32"]),
+        ("var-tiny-64", 6, ["encoder.latent_width=8", "decoder.latent_width=8"]),
+        ("rqvae-tiny-64", 4, ["encoder.latent_width=8", "decoder.latent_width=8", "image_size=16"]),
+    ],
+)
+def test_mix(run: Run, photos: Path, tmp_path: Path, name: str, count: int, narrow: list[str]) -> None:
+    import torch
+
+    import tokenizers_vq as tvq
+
+    tvq.create(name, [*narrow, "encoder.width=8", "decoder.width=8"]).save_pretrained(tmp_path / "model")
+    first, second = sorted(photos.rglob("*.png"))[:2]
+    said = run("mix.py", tmp_path / "model", first, second, tmp_path / "mix.png")
+    assert f"{count + 1} pictures of {count} {'levels' if name.startswith('rq') else 'grids'}" in said
+    tokenizer = tvq.load(tmp_path / "model")
+    side = tokenizer.config.size[0]
+    with Image.open(tmp_path / "mix.png") as picture:
+        assert picture.size == ((side + 2) * (count + 1) + 2, side + 4)
+        shown = np.asarray(picture.convert("RGB"))
+    for path, left in ((first, 2), (second, (side + 2) * count + 2)):
+        with torch.no_grad():
+            whole = tokenizer.decode(tokenizer.encode(tvq.images.read(path, size=tokenizer.config.image_size)))
+        assert (np.asarray(tvq.images.to_pil(whole[0])) == shown[2:-2, left : left + side]).all()
+
+
+def test_mix_refuses_a_tokenizer_of_one_grid(run: Run, photos: Path, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="has one grid of one level"):
+        run("mix.py", model, *sorted(photos.rglob("*.png"))[:2], tmp_path / "mix.png")
+
+
 def test_train_prior_and_sample(run: Run, codes: Path, tmp_path: Path) -> None:
     small = ["model.network.layers=1", "model.network.dim=32", "batch_size=4", "held_out=0.3", "image_every=0"]
     said = run("train_prior_and_sample.py", codes, tmp_path / "run", *small, "steps=2", "precision=fp32")

@@ -26,21 +26,40 @@ class Batch(NamedTuple):
         return cls(**{name: data[name] for name in cls._fields if name in data})
 
 
+def check_captions(captions: Sequence[tuple[str, ...]] | None, user: str) -> list[tuple[str, ...]]:
+    """The captions of each image that say anything, one or more.
+
+    Raises `ValueError`, one line, where the data have none, or an image has none. `user`: what asks for them.
+    """
+    if captions is None:
+        raise ValueError(
+            f"{user} needs a caption for each image, and the data have none: give data with captions "
+            "(`data.caption_column`), or take it out"
+        )
+    said = [tuple(text for text in texts if text.strip()) for texts in captions]
+    if without := sum(not texts for texts in said):
+        raise ValueError(
+            f"{user} needs a caption for each image; {without} of {len(said)} images have none: give each one, or take "
+            "it out"
+        )
+    return said
+
+
 def check_labels(labels: Tensor | None, classes: int, user: str, field: str) -> Tensor:
     """The labels, `(B,)` int64, where each is one of 0 to `classes - 1`.
 
     Raises `ValueError`, one line, where the data have none, an image has none, or one is out of range. `user`: what
     asks for them; `field`: where a recipe says how many classes there are.
     """
-    if labels is None:
+    if labels is None or (labels.numel() and bool((labels < 0).all())):
         raise ValueError(
             f"{user} needs a label for each image, and the data have none: give data with labels (folders of "
             "classes, or `data.label_column`), or take it out"
         )
     if without := int((labels < 0).sum()):
         raise ValueError(
-            f"{user} needs a label for each image; {without} of {len(labels)} images of a batch have none (-1): give "
-            "each one, or take it out"
+            f"{user} needs a label for each image; {without} of {len(labels)} images have none (-1): give each one, or "
+            "take it out"
         )
     if labels.numel() and (high := int(labels.max())) >= classes:
         raise ValueError(

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from typing_extensions import Self
@@ -58,10 +59,11 @@ class Config(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _lists_to_tuples(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            return {key: _tuples(value) for key, value in data.items()}
-        return data
+    def _as_people_write(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        tuples = {key: _tuples(value) for key, value in data.items()}
+        return {key: _kinds(value) if key in _named(cls) else value for key, value in tuples.items()}
 
     def arguments(self) -> dict[str, Any]:
         """The fields as keyword arguments (nested configs stay configs); `kind` left out."""
@@ -73,7 +75,7 @@ class Config(BaseModel):
 
     def replace(self, **changes: Any) -> Self:
         """A copy with `changes` applied, validated again."""
-        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+        return type(self)(**{**{name: getattr(self, name) for name in self.model_fields_set}, **changes})
 
 
 def _tuples(value: Any) -> Any:
@@ -82,6 +84,36 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return value
+
+
+@cache
+def _named(config: type[Config]) -> frozenset[str]:
+    """The fields that hold configs of several kinds and no text: `objective: wasserstein` can only mean a kind."""
+    found = {name: list(_leaves(field.annotation)) for name, field in config.model_fields.items()}
+    return frozenset(
+        name
+        for name, leaves in found.items()
+        if any("kind" in leaf.model_fields for leaf in leaves if _is_config(leaf)) and not {str, Literal} & set(leaves)
+    )
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    origin = get_origin(annotation)
+    if origin is None or origin is Literal:
+        yield origin or annotation
+    else:
+        for part in get_args(annotation)[: 1 if origin is Annotated else None]:
+            yield from _leaves(part)
+
+
+def _is_config(leaf: Any) -> bool:
+    return isinstance(leaf, type) and issubclass(leaf, Config)
+
+
+def _kinds(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_kinds(item) for item in value)
+    return {"kind": value} if isinstance(value, str) else value
 
 
 def _dump(value: Any, defaults: bool) -> Any:

@@ -51,15 +51,15 @@ def sections(config: type[Config], path: str = "") -> list[Section]:
             found = [by_kind[part]]
         elif part in fields:
             annotations = [each.model_fields[part].annotation for each in found if part in each.model_fields]
-            below = list(dict.fromkeys(inner for annotation in annotations for inner in _configs(annotation)))
+            below = list(dict.fromkeys(inner for annotation in annotations for inner in configs_of(annotation)))
             if not below:
-                return [_section(each, only=part) for each in found if part in each.model_fields]
+                return [section(each, only=part) for each in found if part in each.model_fields]
             found = below
         else:
             where = ".".join(walked) or "the top"
             raise ConfigError((path,), f"no field '{part}' at {where}{nearest(part, fields | set(by_kind))}")
         walked.append(part)
-    return [_section(each) for each in found]
+    return [section(each) for each in found]
 
 
 def commented(config: Config, indent: int = 0) -> str:
@@ -99,7 +99,8 @@ def _plain(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def _section(config: type[Config], only: str | None = None) -> Section:
+def section(config: type[Config], only: str | None = None) -> Section:
+    """What `config` is and what its fields are; `only`: of one field."""
     about = (config.__doc__ or "").strip().splitlines()
     shown = {name: field for name, field in config.model_fields.items() if name != "kind" and only in (None, name)}
     fields = [Field(name, _words(field.annotation), _default(field), _help(field)) for name, field in shown.items()]
@@ -123,13 +124,13 @@ def _kind(config: type[Config]) -> str | None:
     return str(values[0]) if len(values) == 1 else None
 
 
-def _configs(annotation: Any) -> list[type[Config]]:
+def configs_of(annotation: Any) -> list[type[Config]]:
     """The configs that an annotation admits, in its order, through unions, lists and mappings."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
     if get_origin(annotation) is Literal:
         return []
-    return list(dict.fromkeys(inner for part in get_args(annotation) for inner in _configs(part)))
+    return list(dict.fromkeys(inner for part in get_args(annotation) for inner in configs_of(part)))
 
 
 def _words(annotation: Any) -> str:
@@ -159,5 +160,5 @@ def _words(annotation: Any) -> str:
 
 
 def _schedule(annotation: Any) -> bool:
-    names = {getattr(part, "__name__", "") for part in _configs(annotation)}
+    names = {getattr(part, "__name__", "") for part in configs_of(annotation)}
     return names == {"ScheduleCurve", "ScheduleChain"}

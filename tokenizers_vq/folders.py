@@ -143,7 +143,10 @@ def find(name: str | Path, weights: Path, what: str, **options: Any) -> Path:
     if text in shipped(weights):
         return weights / text
     if Path(name).is_file():
-        raise ValueError(f"{name} is a file, where a {what}'s folder is wanted; a published checkpoint: `tvq convert`")
+        command = "tvq-prior" if what == "prior" else "tvq"
+        raise ValueError(
+            f"{name} is a file, where a {what}'s folder is wanted; a published checkpoint: `{command} convert`"
+        )
     if Path(name).is_dir():
         raise FileNotFoundError(f"{name} holds no {CONFIG}, neither itself nor in model/: it is no saved {what}")
     mistyped = Path(name).parent.is_dir()  # of owner/name too: a folder of that owner lies here

@@ -13,6 +13,7 @@ from typing_extensions import Self
 from tokenizers_vq.codes import CodeLayout, Codes, Output, Quantized, whole_numbers
 from tokenizers_vq.config import ConfigError
 from tokenizers_vq.images import check
+from tokenizers_vq.masking import touched_cells, touched_codes
 from tokenizers_vq.networks.vqvae2 import Vqvae2DecoderConfig, Vqvae2EncoderConfig
 from tokenizers_vq.quantizers import Quantizer, QuantizerConfig
 from tokenizers_vq.quantizers.statistics import joined_stats
@@ -111,6 +112,16 @@ class HierarchicalTokenizer(Tokenizer):
         """
         latents, _ = self._quantize(images, _by_lookup)
         return latents
+
+    def _mask_codes(self, mask: Tensor, ring: int) -> list[Tensor]:
+        height, width = mask.shape
+        grids = self.encoder.grids(height, width)
+        layouts = [quantizer.layout(grid) for quantizer, grid in zip(self.quantizers, grids, strict=True)]
+        return [
+            codes
+            for grid, layout in zip(grids, layouts, strict=True)
+            for codes in touched_codes(touched_cells(mask, grid, ring), layout)
+        ]
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Codes:

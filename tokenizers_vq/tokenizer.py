@@ -18,6 +18,7 @@ from tokenizers_vq.codes import CodeLayout, Codes, Output, whole_numbers
 from tokenizers_vq.config import Config, ConfigError, Size, nearest, parse
 from tokenizers_vq.devices import without_memory
 from tokenizers_vq.images import check
+from tokenizers_vq.masking import Touched, check_mask, touched_cells, touched_codes
 from tokenizers_vq.networks import Decoder, DecoderConfig, Encoder, EncoderConfig
 from tokenizers_vq.pretrained import Pretrained, model_card
 from tokenizers_vq.quantizers import Quantizer, QuantizerConfig
@@ -191,6 +192,57 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
                 "with codes[None], and give flat rows their grid with code_layout().unflatten(codes)"
             )
         return self.decode_features(self.quantizer.lookup(codes))
+
+    def resized(self, image_size: int | tuple[int, int]) -> Tokenizer:
+        """A tokenizer of copies of these weights for images of another size (a side, or height and width).
+
+        The scales of a multi-scale quantizer are stretched to the new grid (`quantizers.multiscale.stretched`); most
+        other tokenizers take any size as they are. Raises `ValueError` for sizes that the stride does not divide, and
+        for networks with learned positions, which take other sizes by themselves.
+        """
+        changes: dict[str, Any] = {"image_size": image_size}
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if isinstance(self.config, TokenizerConfig):
+            changes["quantizer"] = self.config.quantizer.resized(self.encoder.grid(*size))
+        else:
+            self.code_layout(*size)
+        made = self.config.replace(**changes).build()
+        try:
+            made.load_state_dict(self.state_dict())
+        except RuntimeError:
+            raise ValueError(
+                f"its weights hold places of images of {self.config.size[0]}x{self.config.size[1]}, which it stretches "
+                "itself: encode images of other sizes with it as it is"
+            ) from None
+        return made.to(device=self.device, dtype=self.dtype).train(self.training)
+
+    def mask_codes(self, mask: Tensor, ring: int | None = None) -> Touched:
+        """Pixels bool `(H, W)`, True where they are masked -> bool, True for the codes that stand for them.
+
+        A code stands for the pixels of its cell, the `stride x stride` square at its place; of several grids, for all
+        that its cell covers. `ring`: how many cells around those count too. None is 1 where the encoder's features
+        depend on pixels beside their cell, as they do in every encoder of this package: what is masked would show in
+        the codes that are kept. It thins out with distance, but where there is attention or a norm over the grid every
+        code depends on every pixel a little; then the codes meant are those that depend on the mask most.
+
+        The result has the shape of one image's codes, a tuple of several grids. Raises `ValueError` for masks of
+        another type, sizes as `encode` refuses them, and tokenizers whose codes stand in a row, not on a grid.
+        """
+        check_mask(mask)
+        if len(self.code_layout().grids[0]) != 2:
+            raise ValueError("these codes stand in a row and for no place in the image: a mask of pixels touches all")
+        if ring is None:
+            ring = int(getattr(self.encoder, "leaks", True))
+        if ring < 0:
+            raise ValueError(f"ring must be 0 or more, got {ring}")
+        found = self._mask_codes(mask, ring)
+        return found[0] if len(found) == 1 else tuple(found)
+
+    def _mask_codes(self, mask: Tensor, ring: int) -> list[Tensor]:
+        height, width = mask.shape
+        return touched_codes(
+            touched_cells(mask, self.encoder.grid(height, width), ring), self.code_layout(height, width)
+        )
 
     def forward(self, images: Tensor, render: bool = True) -> Output:
         """Autoencode `(B, C, H, W)` for training: everything on the way, nothing clamped.

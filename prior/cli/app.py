@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from prior.cli.convert import convert
 from prior.cli.evaluate import evaluate
+from prior.cli.export import export
 from prior.cli.fields import fields
+from prior.cli.info import info
 from prior.cli.models import models
 from prior.cli.sample import sample
 from prior.cli.train import train
@@ -14,7 +16,8 @@ from tokenizers_vq.cli.common import make_app, run_app
 
 app = make_app(
     "Priors over the codes of an image tokenizer: trained, measured, sampled for new images.",
-    [models, fields, train, evaluate, sample, convert],
+    [models, info, fields, train, evaluate, sample, convert, export],
+    open_to=[sample],
 )
 
 

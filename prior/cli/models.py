@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 def models() -> None:
-    """List the names that `train` takes (it also takes a YAML file), and priors that are trained already."""
+    """List the names that `train` takes (it also takes a YAML file), and trained priors, shipped and published."""
+    from prior.conversion import catalogue
     from prior.model import WEIGHTS
     from prior.models import PRESETS, list_models
     from prior.recipe import RECIPES, list_recipes
@@ -19,3 +20,9 @@ def models() -> None:
     if shipped:
         cards = {name: WEIGHTS / name / "README.md" for name in shipped}
         list_names("trained, for sample and evaluate:", cards)
+    print("published, for sample and evaluate; * fetched by hand, see tvq-prior info NAME:")
+    entries = catalogue.entries()
+    width = max(map(len, entries)) + 1
+    for name, published in entries.items():
+        mark = "*" if published.hub is None and not catalogue.converted(name).is_dir() else ""
+        print(f"  {name + mark:{width}}  {published.about}; told {published.told}")

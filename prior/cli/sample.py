@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,11 @@ def sample(
     model: common.Model,
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FIELD=VALUE]...", help="more fields of the sampler, such as guidance_schedule=cosine"),
+        typer.Argument(
+            metavar="[FIELD=VALUE]... [--NAME VALUE]...",
+            help="more fields of the sampler, such as guidance_schedule=cosine; and what else the prior is told, by "
+            "its name, such as --style noto",
+        ),
     ] = None,
     out: Annotated[
         Path, typer.Option(help="folder for PNG files, grid.png, samples.json; or X.png: the grid alone")
@@ -31,7 +36,7 @@ def sample(
     grid: Annotated[str, typer.Option(metavar="ROWSxCOLUMNS", help="how many, and how grid.png shows them")] = "4x8",
     count: Annotated[int | None, typer.Option(min=1, help="how many images, instead of --grid")] = None,
     classes: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--classes", "--class", help="classes by number or name, such as 0,3,cat; in turn, row by row; unset: all"
         ),
@@ -55,6 +60,7 @@ def sample(
     device: common.Device = "auto",
 ) -> None:
     """Draw new images."""
+    from prior.cli import told
     from prior.sampling import Sampler
     from tokenizers_vq.config import apply_overrides
 
@@ -65,8 +71,12 @@ def sample(
     total = count or columns * int(re.split("[xX]", grid)[0])
     plain = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, guidance=guidance, seed=seed)
     opened = _open(model, tokenizer, device)
-    opened = opened._replace(told=_told(opened.prior, classes, text, total))
-    sampler = opened.prior.network.Sampler(**{**plain.to_dict(), **apply_overrides({}, settings or ())})
+    fields, asked = told.split(settings or ())
+    asked |= {name: given for name, given in {"text": text, "class": classes}.items() if given}
+    opened.prior.condition.adopt(opened.tokenizer)
+    opened = opened._replace(told=told.rows(opened.prior.condition, asked, total, OPTIONS))
+    sampler = opened.prior.network.Sampler(**{**plain.to_dict(defaults=False), **apply_overrides({}, fields)})
+    common.show_notes("prior.networks.autoregressive")
     drawn = _draw(opened, sampler, total, batch_size)
     together = out if alone else out / "grid.png"
     _write_grid(together, drawn, min(columns, total))
@@ -77,12 +87,16 @@ def sample(
     print(f"{total} images: {out}, together: {together}")
 
 
+OPTIONS = tuple(name.replace("_", "-") for name in inspect.signature(sample).parameters)
+"""names of the options above"""
+
+
 class _Opened(NamedTuple):
     prior: Prior
     tokenizer: Tokenizer
     settings: dict[str, Any]
     told: Sequence[Any] | None = None
-    """a class or a prompt for each sample"""
+    """what each sample is told"""
 
 
 class _Drawn(NamedTuple):
@@ -103,23 +117,6 @@ def _open(model: str, tokenizer: str | None, device: str) -> _Opened:
     name = tokenizer or config.tokenizer
     opened = open_tokenizer(name, config.fingerprint, model, place)
     return _Opened(prior, opened, {"model": model, "tokenizer": name, "fingerprint": config.fingerprint})
-
-
-def _told(prior: Prior, classes: str | None, text: list[str] | None, total: int) -> Sequence[Any] | None:
-    """A class or a prompt for each of `total` samples: those given in turn, else all classes, or no text."""
-    from prior.conditions import ClassCondition, TextCondition
-    from prior.decoding import find_classes, spread
-
-    condition = prior.condition
-    if text and not isinstance(condition, TextCondition):
-        raise ValueError("--text: this prior is told no text; leave it out")
-    if text:
-        return [text[index] for index in spread(list(range(len(text))), total).tolist()]
-    if classes is not None:
-        return spread(find_classes(classes, condition), total).tolist()
-    if isinstance(condition, ClassCondition):
-        return spread(list(range(condition.num_classes)), total).tolist()
-    return None
 
 
 def _draw(opened: _Opened, sampler: Sampler, total: int, batch_size: int) -> _Drawn:
@@ -150,17 +147,12 @@ def _write_folder(out: Path, drawn: _Drawn, codes: bool, settings: dict[str, Any
 
     from tokenizers_vq.folders import write_atomically
 
-    names, told = drawn.opened.prior.config.label_names, drawn.opened.told
+    condition, told = drawn.opened.prior.condition, drawn.opened.told
     entries = []
     for index, (image, row) in enumerate(zip(drawn.images, drawn.tokens, strict=True)):
         entry: dict[str, object] = {"file": f"{index:05d}.png"}
-        one = None if told is None else told[index]
-        if isinstance(one, str):
-            entry["text"] = one
-        elif one is not None:
-            entry["class"] = one
-            if names is not None:
-                entry["name"] = names[one]
+        if told is not None:
+            entry |= condition.shown(told[index])
         if codes:
             entry["codes"] = row.tolist()
         entries.append(entry)

@@ -12,24 +12,39 @@ from tokenizers_vq.cli import common
 
 def train(
     recipe: Annotated[str, typer.Argument(help="a name from `tvq-prior models`, or a YAML file")],
-    codes: Annotated[str, typer.Argument(help="folder of codes that `tvq encode` wrote")],
+    codes: Annotated[str, typer.Argument(help="folder of codes that `tvq encode` wrote; or images, with --tokenizer")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="fields to set, such as steps=3000")
     ] = None,
     out: Annotated[Path, typer.Option(help="folder of the run; one that is there goes on")] = ...,  # type: ignore[assignment]
     tokenizer: Annotated[
-        str | None, typer.Option(metavar="RUN|MODEL", help="where the tokenizer is now; must be the codes' own")
+        str | None,
+        typer.Option(metavar="RUN|MODEL", help="where the tokenizer is now, the codes' own; or the one for images"),
+    ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="begin with this prior's weights; codes of another tokenizer get new ones"),
     ] = None,
     device: common.Device = "auto",
 ) -> None:
-    """Train a prior on codes, or go on with a run; ends with its bits per token on held-out codes."""
+    """Train a prior on codes, or go on with a run; ends with its bits per token on held-out codes.
+
+    Images are augmented and encoded as it trains (`data.crop`, `data.flip`), beside the stored codes of their centres.
+    """
     from prior.recipe import load_recipe
     from prior.training import train as run
+    from tokenizers_vq.data.shards import INFO
     from tokenizers_vq.training.loop import Interrupted
 
-    found = load_recipe(recipe, codes, overrides or [])
+    images = not (Path(codes) / INFO).is_file()
+    if images and tokenizer is None:
+        raise FileNotFoundError(
+            f"{codes} holds no {INFO}: it is no folder of codes; `tvq encode` makes one, or give --tokenizer to train "
+            "on images as they are"
+        )
+    found = load_recipe(recipe, out / "codes" if images else codes, overrides or [], codes if images else None)
     try:
-        run(found if tokenizer is None else found.replace(tokenizer=tokenizer), out, device=device)
+        run(found if tokenizer is None else found.replace(tokenizer=tokenizer), out, device=device, init_from=init_from)
     except Interrupted as stop:
         common.note(f"tvq-prior: {stop}")
         raise typer.Exit(128 + stop.signal) from None

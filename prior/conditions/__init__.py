@@ -8,10 +8,17 @@ from pydantic import Field
 
 from prior.conditions.base import Condition, Context
 from prior.conditions.classes import ClassCondition, ClassConfig
+from prior.conditions.image import ImageCondition, ImageConfig
 from prior.conditions.nothing import NoCondition, NoneConfig
+from prior.conditions.several import SeveralCondition, SeveralConfig
 from prior.conditions.text import TextCondition, TextConfig
+from prior.conditions.text_encoder import TextEncoderCondition, TextEncoderConfig
+from prior.conditions.tokens import TokensCondition, TokensConfig
 
-ConditionConfig = Annotated[NoneConfig | ClassConfig | TextConfig, Field(discriminator="kind")]
+ConditionConfig = Annotated[
+    NoneConfig | ClassConfig | TextConfig | TextEncoderConfig | ImageConfig | SeveralConfig | TokensConfig,
+    Field(discriminator="kind"),
+]
 
 __all__ = [
     "ClassCondition",
@@ -19,8 +26,16 @@ __all__ = [
     "Condition",
     "ConditionConfig",
     "Context",
+    "ImageCondition",
+    "ImageConfig",
     "NoCondition",
     "NoneConfig",
+    "SeveralCondition",
+    "SeveralConfig",
     "TextCondition",
     "TextConfig",
+    "TextEncoderCondition",
+    "TextEncoderConfig",
+    "TokensCondition",
+    "TokensConfig",
 ]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from tokenizers_vq.config import nearest
+from tokenizers_vq.data.shards import CodeShards
+from tokenizers_vq.tokenizer import Tokenizer
 
 
 class Context(NamedTuple):
@@ -32,16 +36,30 @@ class Context(NamedTuple):
 
 
 class Condition(nn.Module):
-    """What a prior is told. A condition has a config with `build(dim, label_names)` and `fit(shards)`.
+    """What a prior is told. A condition has a config with `build(dim)` and `fit(shards)`.
 
     `fit(shards: Mapping[str, CodeShards])` is the config with what the codes tell filled in (the number of classes);
     it raises `ValueError` where they lack what the condition needs. The first folder is trained on, others measured on.
     """
 
-    noun: ClassVar[str]
+    noun: str
     """what is told, for messages: "a class"; "" where nothing is"""
-    guidable: bool
-    """whether it was left out now and then in training, so that guidance has its other half"""
+    name: str = ""
+    """by which it is told beside others, and as an option of the command: "text", "class"; "" where nothing is"""
+    tensors: ClassVar[int] = 1
+    """how many tensors `resolve` gives; of a mixture, all of its parts'"""
+    dropout: float = 0.0
+    """probability in training that a row is told nothing"""
+
+    @property
+    def guidable(self) -> bool:
+        """Whether it was left out now and then in training, so that guidance has its other half."""
+        return self.dropout > 0
+
+    @property
+    def parts(self) -> dict[str, Condition]:
+        """By name, what is told: this alone, or each of several; empty where nothing is."""
+        return {self.name: self} if self.name else {}
 
     @abstractmethod
     def resolve(self, value: Any, n: int) -> tuple[Tensor, ...]:
@@ -51,16 +69,78 @@ class Condition(nn.Module):
         """
 
     @abstractmethod
+    def nothing(self, n: int) -> tuple[Tensor, ...]:
+        """What `resolve` gives for no condition, for `n` rows, whether or not it may be asked for."""
+
+    @abstractmethod
+    def encode(self, *told: Tensor) -> Context:
+        """What `resolve` gave for B rows -> vectors `(B, P, D)` and their mask."""
+
+    def drop(self, *told: Tensor) -> tuple[Tensor, ...]:
+        """In train mode, rows replaced by those of no condition at the config's rate."""
+        if not self.training or self.dropout == 0:
+            return told
+        gone = torch.rand(told[0].shape[0], device=told[0].device) < self.dropout
+        return replaced(told, gone, self.nothing(1))
+
     def forward(self, *told: Tensor) -> Context:
         """What `resolve` gave -> the context; in train mode rows are replaced by the null at the config's rate."""
+        context = self.encode(*self.drop(*told))
+        if not self.guidable:
+            return context
+        vectors, mask, _ = self.encode(*self.nothing(1))
+        rows = context.vectors.shape[:2]
+        null = Context(vectors.expand_as(context.vectors), None if mask is None else mask.expand(rows))
+        return context._replace(null=null)
 
     def take(self, batch: Mapping[str, Any], draw: bool = False) -> Any:
-        """The value for `resolve` of a batch of codes `{tokens, labels, captions}`: nothing, unless overridden.
+        """The value for `resolve` of a batch of codes, as `prior.data.read_rows` gives it: nothing, unless overridden.
 
-        `labels`: int64 `(B,)`; `captions`: a list of `B` tuples of strings, None where the codes have none. `draw`: one
-        of several captions by torch's generator, which the loop seeds at every micro-batch; else the first.
+        `draw`: one of several captions by torch's generator, which the loop seeds at every micro-batch; else the first.
         """
         return None
+
+    def prepare(self, shards: Mapping[str, CodeShards]) -> None:
+        """Before training or measuring on folders of codes, by name: compute what is computed once."""
+
+    def adopt(self, tokenizer: Tokenizer) -> None:
+        """A tokenizer that is at hand, for what is told by codes of the same one."""
+
+    def read(self, text: str) -> list[Any]:
+        """What an option of the command says -> values that are told in turn. Raises `ValueError`."""
+        return [text]
+
+    def every(self) -> list[Any]:
+        """Values that are shown in turn where nothing is asked for: no condition, unless overridden."""
+        return [None]
+
+    def shown(self, value: Any) -> dict[str, Any]:
+        """One row's value as `samples.json` keeps it."""
+        return {} if value is None else {self.name: value}
+
+    def own(self, value: Any) -> Any:
+        """A value that may be given by name, as `{"text": "a cat"}` -> the value of `resolve`.
+
+        Raises `ValueError` for names of what this prior is not told.
+        """
+        if not isinstance(value, Mapping):
+            return value
+        self.check_names(value)
+        return value.get(self.name)
+
+    def check_names(self, names: Sequence[str] | Mapping[str, Any]) -> None:
+        """Raises `ValueError` for a name of what this prior is not told."""
+        for name in names:
+            if name not in self.parts:
+                raise ValueError(f"this prior is told no {name}{self.told_words(str(name))}")
+
+    def told_words(self, name: str = "") -> str:
+        """What is told, as the end of a message about `name`, which is not."""
+        parts = self.parts
+        hint = nearest(name, parts)
+        if "did you mean" in hint:
+            return hint
+        return f"; it is told {' and '.join(parts)}" if parts else "; it is told nothing"
 
     def check_guidance(self, guidance: float, value: Any) -> None:
         """Raises `ValueError` where guidance other than 1 is asked for and cannot be had with this `value`."""
@@ -88,9 +168,8 @@ class Condition(nn.Module):
         return "It knows no classes.", ""
 
 
-def chosen(captions: list[tuple[str, ...]], draw: bool) -> list[str]:
-    """One caption a row: drawn by torch's generator, or the first; "" where a row has none."""
-    if not draw:
-        return [row[0] if row else "" for row in captions]
-    draws = torch.rand(len(captions), device="cpu").tolist()
-    return [row[int(share * len(row))] if row else "" for row, share in zip(captions, draws, strict=True)]
+def replaced(told: Sequence[Tensor], gone: Tensor, nothing: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The tensors of `told` with rows where `gone`, bool `(B,)`, is True as in `nothing`, of one row each."""
+    return tuple(
+        torch.where(gone.view(-1, *[1] * (one.ndim - 1)), empty, one) for one, empty in zip(told, nothing, strict=True)
+    )

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from prior.conditions.base import Condition, Context
 from tokenizers_vq.config import Config, ConfigError, nearest
@@ -19,43 +20,59 @@ class ClassConfig(Config):
     """A class label, dropped now and then so that classifier-free guidance has its other half (arXiv 2207.12598)."""
 
     kind: Literal["class"] = "class"
+    name: Annotated[str, Field(min_length=1)] | None = None
+    """column of the classes, where the codes have several (`label_column`), by which it is told; null: the first"""
     num_classes: Annotated[int, Field(ge=1)] | None = None
     """number of classes; null in a recipe: as many as the codes have"""
     dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
     """probability in training that a label is replaced by the null class"""
+    label_names: tuple[str, ...] | None = None
+    """names of the classes; filled in from the codes"""
 
-    def build(self, dim: int, label_names: tuple[str, ...] | None = None) -> ClassCondition:
-        """The module, for a network of width `dim` and classes of these names."""
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.label_names is not None and self.num_classes not in (None, len(self.label_names)):
+            raise ConfigError(("label_names",), f"{len(self.label_names)} names for {self.num_classes} classes")
+        return self
+
+    def build(self, dim: int) -> ClassCondition:
+        """The module, for a network of width `dim`."""
         if self.num_classes is None:
             raise ConfigError(("condition", "num_classes"), "required, but not given")
-        return ClassCondition(dim, self.num_classes, self.dropout, label_names)
+        return ClassCondition(dim, self.num_classes, self.dropout, self.label_names, self.name)
 
     def fit(self, shards: Mapping[str, CodeShards]) -> ClassConfig:
         """With the number of classes of the first folder. Raises `ValueError` where images have none, or one beyond."""
-        for folder, codes in shards.items():
-            if bare := int((codes.labels < 0).sum()):
-                raise ValueError(f"model.condition=class: {bare} images of {folder} have no class; use none")
-        (own, first), *others = shards.items()
-        found = max(int(first.labels.max()) + 1, len(first.label_names or ()))
+        labels = {folder: codes.classes(self.name).labels for folder, codes in shards.items()}
+        for folder, numbers in labels.items():
+            if bare := int((numbers < 0).sum()):
+                name = self.name or "class"
+                raise ValueError(f"model.condition={name}: {bare} images of {folder} have no {name}; use none")
+        own, first = next(iter(shards.items()))
+        names = first.classes(self.name).names
+        found = max(int(labels[own].max()) + 1, len(names or ()))
         classes = self.num_classes or found
-        for folder, codes in ((own, first), *others):
-            if (beyond := int(codes.labels.max())) >= classes:
+        for folder, numbers in labels.items():
+            if (beyond := int(numbers.max())) >= classes:
                 known = f"{own} has" if self.num_classes is None else "model.condition.num_classes says"
                 raise ValueError(f"{folder} has class {beyond}, {known} 0 to {classes - 1}")
-        return self.replace(num_classes=classes)
+        return self.replace(num_classes=classes, label_names=names if len(names or ()) == classes else None)
 
 
 class ClassCondition(Condition):
     """One vector a class; the last one is the null class. `dim`: width of the network."""
 
-    noun = "a class"
-
     def __init__(
-        self, dim: int, num_classes: int, dropout: float = 0.1, label_names: tuple[str, ...] | None = None
+        self,
+        dim: int,
+        num_classes: int,
+        dropout: float = 0.1,
+        label_names: tuple[str, ...] | None = None,
+        name: str | None = None,
     ) -> None:
         super().__init__()
         self.num_classes, self.dropout, self.label_names = num_classes, dropout, label_names or ()
-        self.guidable = dropout > 0
+        self.column, self.name, self.noun = name, name or "class", f"a {name or 'class'}"
         self.classes = nn.Embedding(num_classes + 1, dim)
         nn.init.normal_(self.classes.weight, std=0.02)
 
@@ -71,13 +88,13 @@ class ClassCondition(Condition):
         if name.lstrip("-").isdigit():
             if name.isdecimal() and int(name) < self.num_classes:
                 return int(name)
-            raise ValueError(f"no class {name}; they are 0 to {self.num_classes - 1}")
+            raise ValueError(f"no {self.name} {name}; they are 0 to {self.num_classes - 1}")
         if not names:
-            raise ValueError(f"no class called '{name}'; this prior knows numbers alone")
+            raise ValueError(f"no {self.name} called '{name}'; this prior knows numbers alone")
         hint = nearest(name, names)
         if "did you mean" not in hint and len(names) > 20:
             hint = f"; there are {len(names)}, the first is '{names[0]}'"
-        raise ValueError(f"no class called '{name}'{hint}")
+        raise ValueError(f"no {self.name} called '{name}'{hint}")
 
     def resolve(self, value: Any, n: int) -> tuple[Tensor, ...]:
         """A class or one a row, each a number, a name or None (the null class) -> labels int64 `(n,)`.
@@ -86,7 +103,7 @@ class ClassCondition(Condition):
         """
         if value is None:
             self.check_null()
-            return (torch.full((n,), self.num_classes, device=self.classes.weight.device),)
+            return self.nothing(n)
         missing = []
         if isinstance(value, str):
             value = self.find(value)
@@ -119,21 +136,36 @@ class ClassCondition(Condition):
             raise ValueError(f"{what}: the classes are 0 to {self.num_classes - 1}")
         return labels
 
-    def forward(self, *told: Tensor) -> Context:
+    def nothing(self, n: int) -> tuple[Tensor, ...]:
+        """The null class."""
+        return (torch.full((n,), self.num_classes, device=self.classes.weight.device),)
+
+    def encode(self, *told: Tensor) -> Context:
         """Labels int64 `(B,)`, `num_classes` for the null class -> one vector each, `(B, 1, D)`."""
         (labels,) = told
-        if self.training and self.dropout > 0:
-            dropped = torch.rand(labels.shape[0], device=labels.device) < self.dropout
-            labels = labels.masked_fill(dropped, self.num_classes)
-        null = Context(self.classes.weight[self.num_classes].expand(labels.shape[0], 1, -1))
-        return Context(self.classes(labels)[:, None], null=null if self.guidable else None)
+        return Context(self.classes(labels)[:, None])
+
+    def read(self, text: str) -> list[Any]:
+        """Class numbers from `0,3,cat`: numbers, or names that are known."""
+        return [self.find(part) for part in ([text] if text in self.label_names else map(str.strip, text.split(",")))]
+
+    def every(self) -> list[Any]:
+        """All classes."""
+        return list(range(self.num_classes))
+
+    def shown(self, value: Any) -> dict[str, Any]:
+        """The number, and the name where there is one."""
+        if value is None:
+            return {}
+        name = "name" if self.column is None else f"{self.column} name"
+        return {self.name: value, **({name: self.label_names[value]} if self.label_names else {})}
 
     def card(self) -> tuple[str, str]:
         """The classes and the first of them."""
         names = self.label_names
         listed = f": {', '.join(f'{i} {known}' for i, known in enumerate(names))}." if names else "."
-        return f"It is told the class, one of {self.num_classes}{listed}", f'"{names[0]}"' if names else "0"
+        return f"It is told the {self.name}, one of {self.num_classes}{listed}", f'"{names[0]}"' if names else "0"
 
     def take(self, batch: Mapping[str, Any], draw: bool = False) -> Any:
         """The labels."""
-        return batch["labels"]
+        return batch["labels"] if self.column is None else batch["classes"][self.column]

@@ -18,7 +18,7 @@ class NoneConfig(Config):
 
     kind: Literal["none"] = "none"
 
-    def build(self, dim: int, label_names: tuple[str, ...] | None = None) -> NoCondition:
+    def build(self, dim: int) -> NoCondition:
         """The module, for a network of width `dim`."""
         return NoCondition(dim)
 
@@ -31,7 +31,6 @@ class NoCondition(Condition):
     """The begin vector. `dim`: width of the network."""
 
     noun = ""
-    guidable = False
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -40,11 +39,15 @@ class NoCondition(Condition):
     def resolve(self, value: Any, n: int) -> tuple[Tensor, ...]:
         """None -> `n` rows of nothing. Raises `ValueError` where anything is given."""
         if value is not None:
-            what = f"no class '{value}'" if isinstance(value, str) else "a condition is given"
-            raise ValueError(f"{what}: this prior was trained without classes; leave it out")
+            what = f"'{value}'" if isinstance(value, str) else "a condition"
+            raise ValueError(f"{what} is given: this prior was trained without a class or text; leave it out")
+        return self.nothing(n)
+
+    def nothing(self, n: int) -> tuple[Tensor, ...]:
+        """`n` rows of nothing."""
         return (self.begin.new_empty(n, 0),)
 
-    def forward(self, *told: Tensor) -> Context:
+    def encode(self, *told: Tensor) -> Context:
         """Rows of nothing -> the begin vector, `(B, 1, D)`."""
         (rows,) = told
         return Context(self.begin.expand(rows.shape[0], 1, -1))

@@ -6,22 +6,21 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from prior.conditions.base import Condition, Context, chosen
-from tokenizers_vq.config import Config, ConfigError
+from prior.conditions import captions
+from prior.conditions.base import Condition, Context
+from tokenizers_vq.config import ConfigError
 from tokenizers_vq.data.shards import CodeShards
 
 logger = logging.getLogger(__name__)
 
 END, BYTES = 256, 257
-_BLOCK = 65536
 
 
-class TextConfig(Config):
+class TextConfig(captions.CaptionFields):
     """A text, read byte by byte (ByT5, arXiv 2105.13626) by a small encoder that is trained with the prior."""
 
     kind: Literal["text"] = "text"
@@ -34,7 +33,7 @@ class TextConfig(Config):
     dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
     """probability in training that a text is replaced by the empty one, which guidance needs"""
 
-    def build(self, dim: int, label_names: tuple[str, ...] | None = None) -> TextCondition:
+    def build(self, dim: int) -> TextCondition:
         """The module, for a network of width `dim`."""
         if dim % self.heads:
             raise ConfigError(("condition", "heads"), f"{self.heads} heads do not divide the width {dim}")
@@ -42,24 +41,11 @@ class TextConfig(Config):
 
     def fit(self, shards: Mapping[str, CodeShards]) -> TextConfig:
         """Itself; the log says how many captions are cut or missing. Raises `ValueError` for codes without captions."""
-        for folder, codes in shards.items():
-            counts = np.zeros(3, dtype=np.int64)
-            for first in range(0, len(codes), _BLOCK):
-                rows = codes.captions_of(np.arange(first, min(first + _BLOCK, len(codes))))
-                if rows is None:
-                    raise ValueError(
-                        f"model.condition=text: {folder} holds no captions: encode data that have some "
-                        "(data.caption_column), or use class or none"
-                    )
-                texts = [text.encode() for row in rows for text in row]
-                counts += len(texts), sum(len(text) >= self.length for text in texts), sum(not any(row) for row in rows)
-            captions, cut, bare = counts.tolist()
-            if cut:
-                logger.warning("%s: %d of %d captions are cut to %d bytes", folder, cut, captions, self.length - 1)
-            if bare:
-                logger.warning(
-                    "%s: %d of %d images have no caption, which counts as no condition", folder, bare, len(codes)
-                )
+
+        def cut(texts: Sequence[str]) -> int:
+            return sum(len(text.encode()) >= self.length for text in texts)
+
+        captions.count(shards, self.template, "text", cut, f"{self.length - 1} bytes")
         return self
 
 
@@ -69,13 +55,12 @@ class TextCondition(Condition):
     Texts stand at the right of their row, so that the last place is always the end; the empty text is no condition.
     """
 
-    noun = "a prompt"
+    noun, name = "a prompt", "text"
 
     def __init__(self, dim: int, **fields: Any) -> None:
         super().__init__()
         config = TextConfig(**fields)
-        self.length, self.dropout = config.length, config.dropout
-        self.guidable = config.dropout > 0
+        self.length, self.dropout, self.template = config.length, config.dropout, config.template
         self.bytes = nn.Embedding(BYTES, dim)
         self.positions = nn.Parameter(torch.empty(config.length, dim).normal_(std=0.02))
         nn.init.normal_(self.bytes.weight, std=0.02)
@@ -89,14 +74,10 @@ class TextCondition(Condition):
 
         Raises `ValueError` for anything but texts, or another number of them.
         """
-        texts = [value] * n if value is None or isinstance(value, str) else value
-        if not isinstance(texts, Sequence) or not all(one is None or isinstance(one, str) for one in texts):
-            raise ValueError(f"this prior is told a text, got {type(value).__name__}: give a prompt, or a list of them")
-        if any(one is None for one in texts):
+        texts = captions.check_texts(value, n)
+        if value is None or (not isinstance(value, str) and any(one is None for one in value)):
             self.check_null()
-        if len(texts) != n:
-            raise ValueError(f"{len(texts)} prompts are given for {n} rows: give one for all, or one for each")
-        rows = [(one or "").encode() for one in texts]
+        rows = [text.encode() for text in texts]
         cut = sum(len(row) >= self.length for row in rows)
         if cut and not self.training:  # captions to train on were counted by `fit`
             logger.warning("%d of %d texts are cut to %d bytes", cut, n, self.length - 1)
@@ -106,29 +87,21 @@ class TextCondition(Condition):
             row[self.length - len(kept) :] = torch.tensor(kept)
         return (found.to(self.positions.device),)
 
-    def forward(self, *told: Tensor) -> Context:
+    def nothing(self, n: int) -> tuple[Tensor, ...]:
+        """The empty text: an end alone."""
+        empty = torch.full((n, self.length), -1, device=self.positions.device)
+        empty[:, -1] = END
+        return (empty,)
+
+    def encode(self, *told: Tensor) -> Context:
         """Bytes `(B, length)` -> one vector each, padding masked."""
         (rows,) = told
-        empty = torch.full_like(rows[:1], -1)
-        empty[:, -1] = END
-        if self.training and self.dropout > 0:
-            dropped = torch.rand(len(rows), 1, device=rows.device) < self.dropout
-            rows = torch.where(dropped, empty, rows)
-        vectors = self._encode(rows)
-        if not self.guidable:
-            return Context(vectors, rows >= 0)
-        null = Context(self._encode(empty).expand_as(vectors), (empty >= 0).expand_as(rows))
-        return Context(vectors, rows >= 0, null)
-
-    def _encode(self, rows: Tensor) -> Tensor:
         x = self.bytes(rows.clamp(min=0)) + self.positions
-        return self.encoder(x, src_key_padding_mask=rows < 0)
+        return Context(self.encoder(x, src_key_padding_mask=rows < 0), rows >= 0)
 
     def take(self, batch: Mapping[str, Any], draw: bool = False) -> Any:
         """One caption of each image."""
-        if batch["captions"] is None:
-            raise ValueError("this prior is told a text, but these codes have no captions: encode data that have some")
-        return chosen(batch["captions"], draw)
+        return captions.take(batch, self.template, draw)
 
     def card(self) -> tuple[str, str]:
         """That it reads a text."""

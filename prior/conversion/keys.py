@@ -28,13 +28,14 @@ def stack(tensors: Mapping[str, Tensor], parts: Sequence[str], name: str) -> Ren
         ours = f"{before}{name}{after}"
         if ours in found:
             continue
-        group = [f"{before}{part}{after}" for part in parts]
-        if missing := [one for one in group if one not in tensors]:
-            raise ValueError(f"missing {missing[0]}, which {original(tensors, key)} needs beside it")
+        group, theirs = [f"{before}{part}{after}" for part in parts], original(tensors, key)
+        if missing := [part for part, one in zip(parts, group, strict=True) if one not in tensors]:
+            wanted = re.sub(rf"(?<![^.]){re.escape(match[0])}(?![^.])", missing[0], theirs)
+            raise ValueError(f"missing {wanted}, which {theirs} needs beside it")
         shapes = [tuple(tensors[one].shape) for one in group]
         if len({shape[1:] for shape in shapes}) > 1 or not shapes[0]:
-            raise ValueError(f"{original(tensors, key)} and its siblings are {shapes}, which do not fit together")
-        found[ours], originals[ours] = torch.cat([tensors[one] for one in group]), original(tensors, key)
+            raise ValueError(f"{theirs} and its siblings are {shapes}, which do not fit together")
+        found[ours], originals[ours] = torch.cat([tensors[one] for one in group]), theirs
     return Renamed(found, originals)
 
 

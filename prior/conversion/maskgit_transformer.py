@@ -20,7 +20,7 @@ from tokenizers_vq.conversion.keys import Renamed, rekey, rename, skip
 from tokenizers_vq.conversion.maskgit import wanted
 from tokenizers_vq.conversion.vqgan_keys import agree
 
-HEADS = 16  # of all published sizes
+HEADS, WIDTHS = 16, (768, 1024)  # of all published models
 _FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_seq_len", "condition_num_classes")
 _BERT = [
     (r"^model\.embeddings\.LayerNorm\.", "network.norm."),
@@ -44,7 +44,6 @@ _UVIT = [
     (r"\.attn\.proj\.", ".out."),
     (r"\.mlp\.fc1\.", ".up."),
     (r"\.mlp\.fc2\.", ".down."),
-    (r"\.skip_linear\.", ".skip."),
 ]
 
 
@@ -52,7 +51,7 @@ def read(given: Given) -> Converted:
     """The prior of a plain state dict; its table holds the codes, the mask, the classes and the null class.
 
     Sizes are read from the keys; heads stand in the config alone (`model.generator.num_attention_heads`): without, the
-    16 of the published models. Raises `ValueError` for a config that contradicts the keys.
+    16 of the published widths. Raises `ValueError` for a config that contradicts the keys.
     """
     expect(given.config, _generator(given), _FIELDS, given.path)
     uvit = any(re.match(r"(?:in|mid|out)_blocks?\.", key) for key in given.tensors)
@@ -83,6 +82,7 @@ def _uvit(given: Given) -> Converted:
 
     def numbered(key: str) -> str:
         key = re.sub(r"^in_blocks\.", "network.blocks.", re.sub(r"^mid_block\.", f"network.blocks.{half}.", key))
+        key = re.sub(r"^out_blocks\.(\d{1,6})\.skip_linear\.", r"network.skips.\1.", key)
         return re.sub(r"^out_blocks\.(\d{1,6})\.", lambda match: f"network.blocks.{half + 1 + int(match[1])}.", key)
 
     rest = {key: tensor for key, tensor in tensors.items() if key not in ("embeddings.weight", "pos_embed")}
@@ -91,7 +91,7 @@ def _uvit(given: Given) -> Converted:
     # Of an even number of layers it has one more than it says.
     said = whole(_generator(given), "num_hidden_layers", 2 * half)
     sizes = {"num_hidden_layers": said if said // 2 == half else 2 * half, "intermediate_size": mlp}
-    network = UvitConfig(layers=2 * half + 1, mlp=mlp, **_shared(given, table.shape[1]))
+    network = UvitConfig(layers=2 * half + 1, hidden=mlp, **_shared(given, table.shape[1]))
     return _converted(given, network, tables, ours, sizes)
 
 
@@ -127,6 +127,11 @@ def _converted(
 def _shared(given: Given, dim: int) -> dict[str, Any]:
     """Fields that both networks have."""
     made = _generator(given)
+    if made.get("num_attention_heads") is None and dim not in WIDTHS:
+        raise ValueError(
+            f"the number of heads of a network of width {dim} (model.generator.num_attention_heads) stands in the "
+            "config alone: give it"
+        )
     heads, dropout = whole(made, "num_attention_heads", HEADS), number(made, "dropout", 0.1)
     return {"dim": dim, "heads": heads, "dropout": dropout, "schedule": "arccos"}
 

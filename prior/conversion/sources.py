@@ -20,7 +20,12 @@ class Source(NamedTuple):
 
 
 SOURCES: dict[str, Source] = {
+    "llamagen-gpt": Source("llamagen_gpt", r"layers\.\d+\.attention\.wqkv\.|cls_embedding\."),
     "maskgit-transformer": Source("maskgit_transformer", r"model\.embeddings\.word_embeddings\.|in_blocks\.\d+\."),
+    "rar": Source("rar", r"target_aware_pos_embed$"),
+    "rq-transformer": Source("rq_transformer", r"(body|head)_transformer\.blocks\.\d+\."),
+    "taming-gpt": Source("taming_gpt", r"(?:transformer\.)?blocks\.\d+\.attn\.(?:query|key)\.|transformer\.tok_emb\."),
+    "var-transformer": Source("var_transformer", r"(trainer\.var_wo_ddp\.)?pos_1LC$", ("trainer", "var_wo_ddp")),
 }
 """`convert`'s source -> how it is read"""
 

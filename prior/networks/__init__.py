@@ -9,8 +9,10 @@ from pydantic import Field
 from prior.networks.base import Network
 from prior.networks.gpt import GptConfig
 from prior.networks.maskgit import MaskGitConfig
+from prior.networks.rq import RqConfig
 from prior.networks.uvit import UvitConfig
+from prior.networks.var import VarConfig
 
-NetworkConfig = Annotated[GptConfig | MaskGitConfig | UvitConfig, Field(discriminator="kind")]
+NetworkConfig = Annotated[GptConfig | MaskGitConfig | UvitConfig | VarConfig | RqConfig, Field(discriminator="kind")]
 
 __all__ = ["Network", "NetworkConfig"]

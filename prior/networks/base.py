@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prior import sampling
@@ -48,6 +49,11 @@ class Network(nn.Module):
     """whether `logits` takes -1 for a code that it is not shown"""
     Sampler: ClassVar[type[sampling.Sampler]] = sampling.Sampler
     """its settings of drawing"""
+    of_codes: ClassVar[tuple[str, ...]] = ()
+    """its parts that know codes by their numbers, which codes of another tokenizer replace; none: it cannot be given
+    other codes"""
+    of_places: ClassVar[tuple[str, ...]] = ()
+    """its tables with a row for each place, which another grid stretches; further rows stand before those"""
 
     def __init__(self, sequence: Sequence, book: Quantizer | None = None) -> None:
         super().__init__()
@@ -83,3 +89,18 @@ class Network(nn.Module):
     @abstractmethod
     def trunk_blocks(self) -> list[nn.Module]:
         """The repeated blocks, which are compiled one by one."""
+
+
+class Exact(Network):
+    """A network whose `logits` are those of every code given others that are told before it, whatever the order."""
+
+    exact = True
+
+    def loss(self, tokens: Tensor, context: Context) -> Tensor:
+        """Mean cross-entropy, nats a code."""
+        return F.cross_entropy(self.logits(tokens, context).float().flatten(0, 1), tokens.flatten())
+
+    def log_likelihood(self, tokens: Tensor, context: Context) -> Tensor:
+        """The sum over the row of log p(code | those before), `(B,)` nats."""
+        logits = self.logits(tokens, context).float()
+        return -F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape).sum(dim=1)

@@ -41,8 +41,8 @@ class Cache:
             self.layers[index] = new
         return True
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Put `(B, heads, n, head_dim)` after the used places, `n` reserved before.
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put `(B, heads, n, head_dim)` after the used places, `n` reserved before, and give them back.
 
         `used` moves by `advance`, once all layers wrote.
         """
@@ -50,6 +50,21 @@ class Cache:
         store = self.layers[layer]
         store[0, :, :, self.used : last] = keys
         store[1, :, :, self.used : last] = values
+        return keys, values
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """As `write`, and give keys and values of all places up to these."""
+        self.write(layer, keys, values)
+        kept = self.layers[layer][:, :, :, : self.used + keys.shape[2]]
+        return kept[0], kept[1]
+
+    def overwrite(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put `(B, heads, n, head_dim)` at places `(B, n)` of each row, allocated before, and give all of the layer."""
+        store = self.layers[layer]
+        where = places[:, None, :, None].expand(-1, *store.shape[2:3], -1, store.shape[4])
+        store[0].scatter_(2, where, keys.to(store.dtype))
+        store[1].scatter_(2, where, values.to(store.dtype))
+        return store[0], store[1]
 
     def advance(self, count: int) -> None:
         """Count the `count` places written last as used."""

@@ -1,8 +1,9 @@
-"""A decoder-only transformer over codes: RMSNorm, SwiGLU, rotary positions on the grid (LlamaGen, arXiv 2406.06525)."""
+"""Decoder-only transformers over codes: taming's (arXiv 2012.09841), ViT-VQGAN's (arXiv 2110.04627), LlamaGen's (arXiv
+2406.06525) and RAR's (arXiv 2411.00776), and all between them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -15,14 +16,19 @@ from typing_extensions import Self
 from prior.conditions.base import Context
 from prior.networks.autoregressive import Autoregressive, State
 from prior.networks.base import BaseNetworkConfig
+from prior.networks.blocks import Block, BlockConfig, EntryFields, LastNorm, initialise, make_norm, tell
 from prior.networks.cache import Cache
-from prior.networks.packing import Product, product, product_add
+from prior.networks.rotary import rotary_angles, row_angles, turns_of
+from prior.networks.stepping import BlocksState, Trunk
 from prior.sequences import Sequence
 from tokenizers_vq.config import ConfigError
 from tokenizers_vq.quantizers import Quantizer
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-class GptConfig(BaseNetworkConfig):
+
+class GptConfig(EntryFields, BaseNetworkConfig):
     """Decoder-only transformer."""
 
     kind: Literal["gpt"] = "gpt"
@@ -31,120 +37,128 @@ class GptConfig(BaseNetworkConfig):
     dim: Annotated[int, Field(ge=4)]
     """width"""
     heads: Annotated[int, Field(ge=1)]
-    """attention heads; dim / heads must be a multiple of 4"""
+    """attention heads; dim / heads must be a multiple of 4 for rotary positions"""
     multiple: Annotated[int, Field(ge=1)] = 256
     """the SwiGLU's hidden width is 8/3 dim, rounded up to a multiple of this"""
-    token_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """dropout of the embedded tokens"""
-    residual_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """dropout of each branch's output"""
-    eps: float = 1e-5
-    """of RMSNorm"""
-    base: float = 10000.0
+    hidden: Annotated[int, Field(ge=1)] | None = None
+    """width inside the MLP; null: 4 dim for GELU, as `multiple` says for SwiGLU"""
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm or LayerNorm"""
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    """SwiGLU, or two layers around a GELU"""
+    bias: bool = False
+    """biases of the blocks' linear layers"""
+    head_bias: bool = False
+    """bias of the last layer"""
+    qk_norm: bool = False
+    """norms of queries and keys, a head at a time"""
+    positions: Literal["rope", "rope_1d", "llamagen", "learned"] = "rope"
+    """rotary by row and column; rope_1d: rotary by the place in the sequence, whose first vector is 0, as Llama has it;
+    llamagen: as rope, but queries and keys of what stands before the codes vanish, as in LlamaGen's files; learned: a
+    vector added at each place"""
+    base: Positive = 10000.0
     """wavelength base of the rotary positions"""
+    rotary_scale: tuple[Positive, Positive] = (1.0, 1.0)
+    """factors of row and column (rope_1d: their product): old grid / new grid lets a trained network read a larger
+    one"""
+    order: Literal["raster", "random"] = "raster"
+    """of the codes in training; random: each place is told the position of the code that comes next (RAR), and the
+    buffer `network.random_order` is the share of rows in random order, which a recipe's `anneal` moves. Codes are drawn
+    in raster order"""
+    begin: bool = False
+    """a learnt vector before the condition; it is always there where no prefix is"""
+    open_prefix: bool = False
+    """whether the vectors of the condition see each other, later ones too"""
+    adaln_places: bool = False
+    """a learnt vector for each place is added to the pooled condition of adaln (RAR)"""
+    token_dropout: Share = 0.0
+    """dropout of the embedded tokens"""
+    token_noise: Share = 0.0
+    """share of the codes that are read in training as random ones (taming's 1 - pkeep)"""
+    residual_dropout: Share = 0.0
+    """dropout of each branch's output"""
+    attention_dropout: Share = 0.0
+    """dropout of the attention's weights"""
+    eps: float = 1e-5
+    """of the norms"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.dim % (4 * self.heads):
+        if self.positions != "learned" and self.dim % (4 * self.heads):
             raise ConfigError(("heads",), f"dim / heads must be a multiple of 4, got {self.dim} / {self.heads}")
+        if self.dim % self.heads:
+            raise ConfigError(("heads",), f"{self.heads} heads do not divide the width {self.dim}")
+        if self.adaln_places and "adaln" not in self.entry:
+            raise ConfigError(("adaln_places",), "needs adaln among the ways in: entry=[prefix, adaln]")
+        if self.open_prefix and "prefix" not in self.entry:
+            raise ConfigError(("open_prefix",), "needs prefix among the ways in: entry=[prefix]")
+        self.check_entry(self.layers)
         return self
+
+    @property
+    def mlp_width(self) -> int:
+        """Width inside the MLP."""
+        plain = 4 * self.dim if self.mlp == "gelu" else -(-(8 * self.dim // 3) // self.multiple) * self.multiple
+        return self.hidden or plain
+
+    def block(self, layer: int) -> BlockConfig:
+        """Of block number `layer`."""
+        return BlockConfig(
+            dim=self.dim,
+            heads=self.heads,
+            hidden=self.mlp_width,
+            norm=self.norm,
+            mlp=self.mlp,
+            bias=self.bias,
+            qk_norm=self.qk_norm,
+            causal=True,
+            cross=self.crosses(layer),
+            adaln="adaln" in self.entry,
+            dropout=self.residual_dropout,
+            attention_dropout=self.attention_dropout,
+            eps=self.eps,
+        )
 
     def build(self, sequence: Sequence, book: Quantizer | None = None) -> Gpt:
         """The network for a sequence."""
         return Gpt(sequence, **self.arguments())
 
 
-def rotary_angles(positions: Tensor, head_dim: int, base: float) -> Tensor:
-    """Positions `(N, 4)` -> float32 `(N, head_dim / 2)`: the angle of each pair of channels (RoPE, arXiv 2104.09864).
-
-    The first half of the pairs turns with the row, the second half with the column.
-    """
-    count = head_dim // 4
-    frequencies = base ** (-torch.arange(count, device=positions.device, dtype=torch.float32) / count)
-    return (positions[:, 1:3, None].float() * frequencies).flatten(1)
-
-
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn neighbouring channels of `x` `(..., N, head_dim)` by `angles` `(N, head_dim / 2)`, in float32."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
-
-
-class RMSNorm(nn.Module):
-    """`x / rms(x) * weight`, computed in float32 (arXiv 1910.07467)."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(..., D)` -> the same shape and dtype."""
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
-
-
-class Block(nn.Module):
-    """Attention and SwiGLU (arXiv 2002.05202), each behind a norm and on a residual branch."""
-
-    def __init__(self, config: GptConfig) -> None:
-        super().__init__()
-        dim = config.dim
-        hidden = -(-(2 * 4 * dim // 3) // config.multiple) * config.multiple
-        self.heads, self.dropout = config.heads, config.residual_dropout
-        self.attention_norm = RMSNorm(dim, config.eps)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.out = nn.Linear(dim, dim, bias=False)
-        self.mlp_norm = RMSNorm(dim, config.eps)
-        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, dim, bias=False)
-
-    def forward(
-        self,
-        x: Tensor,
-        angles: Tensor,
-        mask: Tensor | None = None,
-        store: Callable[[Tensor, Tensor], Any] | None = None,
-    ) -> Tensor:
-        """`(B, n, D)` with angles `(n, head_dim / 2)` -> `(B, n, D)`; keys and values are handed to `store`.
-
-        `mask`: bool `(B, 1, n, n)`, True where a place (row) sees another (column); None: it sees itself and those
-        before.
-        """
-        b, n, d = x.shape
-        q, k, v = self.qkv(self.attention_norm(x)).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, angles), rotate(k, angles)
-        if store is not None:
-            store(k, v)
-        mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
-        x = x + F.dropout(self.out(mixed.transpose(1, 2).reshape(b, n, d)), self.dropout, self.training)
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
-        return x + F.dropout(self.down(F.silu(gate) * up), self.dropout, self.training)
-
-
 class Gpt(Autoregressive):
-    """Tokens and a prefix of vectors -> logits of the next tokens.
+    """Tokens and what comes before them -> logits of the next tokens.
 
-    Place `p` of the input holds the prefix (P places), then codes 0, 1, ...; its output predicts code `p - P + 1`.
-    Prefix places are not rotated. Where there are several grids or levels, an embedding of a token's stream is added.
+    Place `p` of the input holds the lead (P places: a begin vector, the condition's prefix), then codes 0, 1, ...; its
+    output predicts code `p - P + 1`. Places of the lead have no position. Where there are several grids or levels, an
+    embedding of a token's stream is added.
     """
+
+    of_codes = ("tokens", "streams", "head")
+    of_places = ("positions", "targets", "places")
+    random_order: Tensor
 
     def __init__(self, sequence: Sequence, **fields: Any) -> None:
         super().__init__(sequence)
         config = GptConfig(**fields)
         self.config = config
-        streams = len(sequence.layout.sizes)
-        self.tokens = nn.Embedding(sequence.vocabulary, config.dim)
-        self.streams = nn.Embedding(streams, config.dim) if streams > 1 else None
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.dim, config.eps)
-        self.head = nn.Linear(config.dim, sequence.vocabulary, bias=False)
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-        for block in self.stack:
-            for branch in (block.out, block.down):
-                nn.init.normal_(branch.weight, std=0.02 / (2 * config.layers) ** 0.5)
+        streams, dim, length = len(sequence.layout.sizes), config.dim, sequence.length
+        self.tokens = nn.Embedding(sequence.vocabulary, dim)
+        self.streams = nn.Embedding(streams, dim) if streams > 1 else None
+        self.blocks = nn.ModuleList(Block(config.block(layer)) for layer in range(config.layers))
+        modulated = "adaln" in config.entry
+        self.norm = LastNorm(config.norm, dim, config.eps) if modulated else make_norm(config.norm, dim, config.eps)
+        self.head = nn.Linear(dim, sequence.vocabulary, bias=config.head_bias)
+        initialise(self, self.stack)
+
+        def vectors(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape).normal_(std=0.02))
+
+        self.positions = vectors(length, dim) if config.positions == "learned" else None
+        self.targets = vectors(length, dim) if config.order == "random" else None
+        # Row k + 1 is of the place that predicts code k, row 0 of those before.
+        self.places = vectors(length + 1, dim) if config.adaln_places else None
+        self.begin = vectors(dim) if config.begin or "prefix" not in config.entry else None
+        if config.order == "random":
+            self.register_buffer("random_order", torch.tensor(1.0))
 
     @property
     def stack(self) -> list[Block]:
@@ -155,133 +169,160 @@ class Gpt(Autoregressive):
         """The transformer's blocks."""
         return list(self.blocks)
 
-    def angles(self, prefix: int) -> Tensor:
-        """float32 `(P + N, head_dim / 2)`: no rotation for the prefix."""
-        config = self.config
-        angles = rotary_angles(self.sequence.positions, config.dim // config.heads, config.base)
-        return F.pad(angles, (0, 0, prefix, 0))
+    def angles(self, lead: int, order: Tensor | None = None) -> Tensor:
+        """float32 `(P + N, head_dim / 2)`, of an order `(B, 1, P + N, head_dim / 2)`: no rotation for the lead.
 
-    def embed(self, tokens: Tensor, first: int = 0) -> Tensor:
-        """Codes `(B, n)` at places `first, ...` of the row -> `(B, n, D)`."""
-        x = self.tokens(tokens)
+        With `rope_1d` the lead is rotated too, and an order changes nothing.
+        """
+        config, positions = self.config, self.sequence.positions
+        if config.positions == "rope_1d":
+            places = torch.arange(lead + len(positions), device=positions.device) * math.prod(config.rotary_scale)
+            return row_angles(places, config.dim // config.heads, config.base)
+        positions = positions if order is None else positions[order][:, None]
+        angles = rotary_angles(positions, config.dim // config.heads, config.base, config.rotary_scale)
+        return F.pad(angles, (0, 0, lead, 0))
+
+    def embed(self, tokens: Tensor, first: int = 0, order: Tensor | None = None) -> Tensor:
+        """Codes `(B, n)` at places `first, ...` of the row -> `(B, n, D)`.
+
+        `order`: int64 `(B, N)`, the position of each place; None: raster order.
+        """
+        x, last = self.tokens(tokens), first + tokens.shape[1]
+        here = slice(first, last) if order is None else order[:, first:last]
         if self.streams is not None:
-            x = x + self.streams(self.sequence.streams[first : first + tokens.shape[1]])
+            x = x + self.streams(self.sequence.streams[here])
+        if self.positions is not None:
+            x = x + self.positions[here]
+        if self.targets is not None:
+            after = self.targets[slice(first + 1, last + 1) if order is None else order[:, first + 1 : last + 1]]
+            x = x + F.pad(after, (0, 0, 0, x.shape[1] - after.shape[-2]))  # nothing comes after the last code
         return x
+
+    def lead(self, context: Context, order: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """What stands before the codes `(B, P, D)`, and where it is no padding: bool `(B, P)`, None for everywhere."""
+        vectors, real = context.vectors.to(self.tokens.weight.dtype), context.mask
+        if "prefix" not in self.config.entry:
+            vectors, real = vectors[:, :0], None
+        if self.begin is not None:
+            vectors = torch.cat((self.begin.expand(len(vectors), 1, -1), vectors), dim=1)
+            real = None if real is None else F.pad(real, (1, 0), value=True)
+        if self.targets is not None:
+            target = self.targets[:1].expand(len(vectors), 1, -1) if order is None else self.targets[order[:, :1]]
+            vectors = torch.cat((vectors[:, :-1], vectors[:, -1:] + target), dim=1)
+        return vectors, real
 
     def forward(self, tokens: Tensor, context: Context) -> Tensor:
         """Codes `(B, N)` -> logits `(B, N, K)`, place i from the codes before it."""
         return self.read(tokens[:, :-1], context)
 
-    def read(self, tokens: Tensor, context: Context, cache: Cache | None = None) -> Tensor:
-        """The first codes `(B, n)` -> logits `(B, n + 1, K)` of codes 0 to n; fills an empty `cache`."""
-        prefix = context.vectors.shape[1]
-        x = torch.cat((context.vectors.to(self.tokens.weight.dtype), self.embed(tokens)), dim=1)
-        x = F.dropout(x, self.config.token_dropout, self.training)
-        angles, mask = self.angles(prefix)[: x.shape[1]], _visible(context, tokens.shape[1])
-        if cache is not None:
-            cache.reserve(x.shape[1])
-        for layer, block in enumerate(self.stack):
-            x = block(x, angles, mask, None if cache is None else partial(cache.write, layer))
-        if cache is not None:
-            cache.advance(x.shape[1])
-        return self.head(self.norm(x[:, prefix - 1 :]))
+    def read(self, tokens: Tensor, context: Context, cache: Cache | None = None, order: Tensor | None = None) -> Tensor:
+        """The first codes `(B, n)` -> logits `(B, n + 1, K)` of codes 0 to n; fills an empty `cache`.
 
-    def start(self, tokens: Tensor, context: Context) -> GptState:
+        In an order `(B, N)` the codes are those at its first positions.
+        """
+        config = self.config
+        lead, real = self.lead(context, order)
+        first, count = lead.shape[1], lead.shape[1] + tokens.shape[1]
+        x = torch.cat((lead, self.embed(self._noised(tokens, order), 0, order)), dim=1)
+        x = F.dropout(x, config.token_dropout, self.training)
+        turns = None
+        if config.positions != "learned":
+            turns = turns_of(self.angles(first, order)[..., :count, :], first, config.positions == "llamagen")
+        mask = _visible(real, first, count, config.open_prefix, x.device)
+        told = tell(context, config.entry, x.dtype, self._places(first, count))
+        if cache is not None:
+            cache.reserve(count)
+        for layer, block in enumerate(self.stack):
+            x = block(x, turns, mask, told, None if cache is None else partial(cache.write, layer))
+        if cache is not None:
+            cache.advance(count)
+        x = x[:, first - 1 :]
+        if isinstance(self.norm, LastNorm):
+            assert told.pooled is not None
+            return self.head(self.norm(x, told.pooled if self.places is None else told.pooled[:, first - 1 :]))
+        return self.head(self.norm(x))
+
+    def _places(self, first: int, count: int) -> Tensor | None:
+        """Vectors `(count, D)` that AdaLN is told of each place, `first` of which stand before the codes."""
+        if self.places is None:
+            return None
+        rows = torch.arange(count, device=self.places.device) - first + 2
+        return self.places[rows.clamp(0, self.sequence.length)]
+
+    def _noised(self, tokens: Tensor, order: Tensor | None) -> Tensor:
+        """The codes as training reads them."""
+        if not self.training or not self.config.token_noise:
+            return tokens
+        bounds = self.sequence.bounds if order is None else self.sequence.bounds[order]
+        others = (torch.rand(tokens.shape, device=tokens.device) * bounds[..., : tokens.shape[1]]).long()
+        return torch.where(torch.rand(tokens.shape, device=tokens.device) < self.config.token_noise, others, tokens)
+
+    def logits_in(self, tokens: Tensor, context: Context, order: Tensor) -> Tensor:
+        """Codes `(B, N)` and an order int64 `(B, N)` of their positions -> logits `(B, N, K)`.
+
+        Logits i are of the code at position `order[:, i]`, from those at the positions before it in that order. Raises
+        `ValueError` where the network was not made for orders.
+        """
+        if self.targets is None:
+            raise ValueError("this prior knows raster order alone: it needs order=random")
+        logits = self.read(tokens.gather(1, order)[:, :-1], context, order=order)
+        if not self.sequence.mixed:
+            return logits
+        return logits.masked_fill(self.sequence.impossible[self.sequence.streams[order]], float("-inf"))
+
+    def loss(self, tokens: Tensor, context: Context) -> Tensor:
+        """Mean cross-entropy, nats a code; in train mode of rows in random order, as many as `random_order` says."""
+        if self.targets is None or not self.training:
+            return super().loss(tokens, context)
+        shuffled = torch.rand(len(tokens), 1, device=tokens.device) < self.random_order
+        order = torch.rand(tokens.shape, device=tokens.device).argsort(dim=1)
+        order = torch.where(shuffled, order, torch.arange(tokens.shape[1], device=tokens.device))
+        logits = self.logits_in(tokens, context, order).float()
+        return F.cross_entropy(logits.flatten(0, 1), tokens.gather(1, order).flatten())
+
+    def start(self, tokens: Tensor, context: Context) -> BlocksState:
         """Keys and values of the context and of codes `(B, n)`, and a fast path for those that follow."""
         config, weight = self.config, self.head.weight
-        rows, prefix = context.vectors.shape[:2]
-        places, head_dim = prefix + self.sequence.length - 1, config.dim // config.heads
+        lead, real = self.lead(context)
+        rows, first = lead.shape[:2]
+        places, head_dim = first + self.sequence.length - 1, config.dim // config.heads
         cache = Cache(config.layers, rows, config.heads, places, head_dim, weight.dtype, weight.device)
-        if prefix == 1 and context.mask is None and not tokens.shape[1]:  # a step like the others
-            state = GptState(self, cache, context)
-            state.feed(context.vectors[:, 0])
-            return state
-        logits = self.read(tokens, context, cache)[:, -1]
-        state = GptState(self, cache, context)
-        state.logits = logits
+        alone = first == 1 and real is None and not tokens.shape[1]  # a step like the others
+        logits = None if alone else self.read(tokens, context, cache)[:, -1]
+        turn = None
+        if config.positions != "learned":
+            angles = self.angles(first)
+            lengths = torch.ones_like(angles)
+            if config.positions == "llamagen":
+                lengths[:first] = 0
+            turn = torch.polar(lengths, angles)
+        told = tell(context, config.entry, weight.dtype, self._places(first, places))
+        padding = None if real is None else ~real
+        state = BlocksState(Trunk(self.stack, self.norm, self.head, self.embed, turn, first, padding, told), cache)
+        if logits is None:
+            state.feed(lead[:, 0])
+        else:
+            state.logits = logits
         return state
 
+    def look(self, state: State, codes: Tensor, context: Context, first: Tensor, count: int) -> Tensor:
+        """As `Autoregressive.look`, from the keys and values of the state."""
+        assert isinstance(state, BlocksState)
+        return state.look(codes, first, count)
 
-def _visible(context: Context, count: int) -> Tensor | None:
-    """Bool `(B, 1, P + n, P + n)` of a context of P places and n codes; None where it hides nothing."""
-    if context.mask is None:
+
+def _visible(real: Tensor | None, first: int, count: int, opened: bool, device: torch.device) -> Tensor | None:
+    """Bool `(B or 1, 1, count, count)` of a lead of `first` places and the codes after it; None: the causal one.
+
+    `real`: bool `(B, first)`, where the lead is no padding. `opened`: whether its places see each other.
+    """
+    if real is None and not (opened and first > 1):
         return None
-    real = F.pad(context.mask, (0, count), value=True)
-    square = torch.ones(real.shape[1], real.shape[1], dtype=torch.bool, device=real.device)
+    square = torch.ones(count, count, dtype=torch.bool, device=device).tril()
+    if opened:
+        square[:first, :first] = True
+    if real is None:
+        return square[None, None]
+    real = F.pad(real, (0, count - first), value=True)
     # Padding sees itself, for a softmax over nothing is NaN.
-    return ((square.tril() & real[:, None]) | torch.eye(len(square), dtype=torch.bool, device=real.device))[:, None]
-
-
-def _fast_norm(norm: RMSNorm) -> Product:
-    """`RMSNorm.forward` in fewer operations, without gradient: x sqrt(D) / hypot(|x|, sqrt(D eps))."""
-    count = norm.weight.numel()
-    scaled = norm.weight.detach().float() * count**0.5
-    floor = torch.tensor((count * norm.eps) ** 0.5, device=scaled.device)
-
-    def apply(x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        return (x * scaled).div_(length.hypot_(floor)).to(x.dtype)
-
-    return apply
-
-
-class GptState(State):
-    """One token at a time, without gradient or dropout; equals `Gpt.forward`. Keeps copies of the weights."""
-
-    def __init__(self, network: Gpt, cache: Cache, context: Context) -> None:
-        self.network, self.cache, self.prefix = network, cache, context.vectors.shape[1]
-        rows, heads = cache.layers[0].shape[1:3]
-        angles = network.angles(self.prefix)
-        turn = torch.polar(torch.ones_like(angles), angles)
-        scale = cache.layers[0].shape[-1] ** -0.5
-        # Queries, keys and values are turned in one product: queries scaled too, values as they are.
-        self.turns = torch.stack((turn * scale, turn, torch.ones_like(turn)), dim=1).unsqueeze(2)
-        self.shape = (rows, 3, heads, -1, 2)
-        self.stores = [layer.flatten(1, 2) for layer in cache.layers]
-        self.padding = None if context.mask is None else (~context.mask).repeat_interleave(heads, 0)[:, None]
-        # MKL's float32 products take slices of the cache as they are.
-        self.slices = cache.layers[0].dtype == torch.float32
-        self.blocks = [
-            (
-                _fast_norm(block.attention_norm),
-                product(block.qkv.weight, rows),
-                product_add(block.out.weight, rows),
-                _fast_norm(block.mlp_norm),
-                product(block.gate_up.weight, rows),
-                product_add(block.down.weight, rows),
-            )
-            for block in network.stack
-        ]
-        self.norm = _fast_norm(network.norm)
-        self.head = product(network.head.weight, rows)
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """The code `(B,)` after those seen so far -> logits `(B, K)` of the one that follows."""
-        return self.feed(self.network.embed(tokens[:, None], self.cache.used - self.prefix)[:, 0])
-
-    def feed(self, x: Tensor) -> Tensor:
-        """As `step`, for the vectors `(B, D)` at the next place: those of the prefix, or embedded codes."""
-        if self.cache.reserve(1):
-            self.stores = [layer.flatten(1, 2) for layer in self.cache.layers]
-        for layer, (norm1, qkv, out, norm2, gate_up, down) in enumerate(self.blocks):
-            x = out(self._attend(layer, qkv(norm1(x))), x)
-            gate, up = gate_up(norm2(x)).chunk(2, dim=-1)
-            x = down(F.silu(gate).mul_(up), x)
-        self.cache.advance(1)
-        self.logits = self.head(self.norm(x))
-        return self.logits
-
-    def _attend(self, layer: int, qkv: Tensor) -> Tensor:
-        """Queries, keys and values `(B, 3 D)` of the next place -> what it sees, `(B, D)`; keeps keys and values."""
-        place, store = self.cache.used, self.stores[layer]
-        turned = torch.view_as_complex(qkv.float().view(self.shape)) * self.turns[place]
-        turned = torch.view_as_real(turned).flatten(-2).transpose(0, 1)
-        self.cache.layers[layer][:, :, :, place] = turned[1:]
-        queries = turned[0].reshape(store.shape[1], 1, -1).to(qkv.dtype)
-        keys, values = (store[:, :, : place + 1] if self.slices else store).unbind()
-        scores = torch.bmm(queries, keys.transpose(1, 2))
-        if not self.slices:
-            scores[:, :, place + 1 :] = float("-inf")
-        if self.padding is not None:
-            scores[:, :, : self.prefix].masked_fill_(self.padding, float("-inf"))
-        return torch.bmm(scores.softmax(dim=-1), values).view(qkv.shape[0], -1)
+    return ((square & real[:, None]) | torch.eye(count, dtype=torch.bool, device=device))[:, None]

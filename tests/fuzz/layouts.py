@@ -18,10 +18,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import prior
+from prior.conversion import SOURCES
 from tests.conftest import SHARED
 from tests.conversion import test_cosmos, test_dalle_vqvae2, test_maskgit_titok, test_taming
 from tests.fuzz import harness
+from tests.golden import test_priors
 from tests.golden.test_families import cases, source
+from tests.prior.published import bert, bert_config
 from tokenizers_vq.conversion import convert, convert_discriminator
 from tokenizers_vq.conversion.checkpoint import read_config, read_tensors
 
@@ -39,11 +43,12 @@ def odd(draw: random.Random) -> Any:
 
 
 class Seed(NamedTuple):
-    """A checkpoint of a published layout."""
+    """A checkpoint of a published layout, of a tokenizer or a prior."""
 
     source: str
     tensors: dict[str, Tensor]
     config: dict[str, Any] | None
+    prior: bool = False
 
 
 class Input(NamedTuple):
@@ -53,6 +58,7 @@ class Input(NamedTuple):
     content: Any
     config: Any
     safetensors: bool
+    prior: bool = False
 
 
 def prepare() -> None:
@@ -84,7 +90,16 @@ def seeds() -> tuple[Seed, ...]:
         files = sorted(weights.glob("diffusion*.safetensors")) if weights.is_dir() else [weights]
         tensors = {key: tensor for file in files for key, tensor in read_tensors(file, "state_dict", "model").items()}
         made.append(Seed(case.split("/")[0], tensors, read_config(config)))
-    return tuple(made)
+    return (*made, *_priors())
+
+
+def _priors() -> list[Seed]:
+    made = [Seed("maskgit-transformer", bert()[1], bert_config(), prior=True)]
+    for case in test_priors.cases() if (SHARED / "golden").is_dir() else []:
+        folder, name = SHARED / "golden" / case, case.split("/")[0]
+        tensors = read_tensors(test_priors.weights(folder), *SOURCES[name].wrappers)
+        made.append(Seed(name, tensors, read_config(test_priors.config(folder)), prior=True))
+    return made
 
 
 def make(number: int) -> Input:
@@ -102,9 +117,9 @@ def make(number: int) -> Input:
         config = draw.choice((None, {}, {"model": config}, {"model": 3}, {"params": []}))
     plain = all(isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items())
     if plain and draw.random() < 0.3 and _apart(tensors):
-        return Input(seed.source, {key: value.contiguous() for key, value in tensors.items()}, config, True)
+        return Input(seed.source, {key: value.contiguous() for key, value in tensors.items()}, config, True, seed.prior)
     content = draw.choice((tensors, {"state_dict": tensors}, {"model": tensors}, {"module": tensors, "x": 1}))
-    return Input(seed.source, content, config, False)
+    return Input(seed.source, content, config, False, seed.prior)
 
 
 def _apart(tensors: dict[str, Tensor]) -> bool:
@@ -213,6 +228,9 @@ def call(value: Input) -> None:
     else:
         torch.save(value.content, path)
     try:
+        if value.prior:
+            prior.convert(value.source, path, value.config)
+            return
         convert(value.source, path, value.config)
         convert_discriminator(value.source, path, value.config)
     finally:

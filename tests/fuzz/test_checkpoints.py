@@ -9,7 +9,7 @@ from tests.fuzz import checkpoints, configs, harness, layouts
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("fuzz", "count"), [(checkpoints, 600), (layouts, 24), (configs, 150)])
+@pytest.mark.parametrize(("fuzz", "count"), [(checkpoints, 600), (layouts, 48), (configs, 150)])
 def test_what_strangers_wrote_is_read_or_refused_in_one_line(fuzz, count: int) -> None:
     fuzz.seeds()
     assert not harness.search(range(count), fuzz.make, fuzz.call, fuzz.DOCUMENTED, seconds=60)
@@ -21,7 +21,7 @@ def test_every_seed_is_read() -> None:
             checkpoints.call((which, seed.content, True))
     for seed in layouts.seeds():
         try:
-            layouts.call(layouts.Input(seed.source, seed.tensors, seed.config, False))
+            layouts.call(layouts.Input(seed.source, seed.tensors, seed.config, False, seed.prior))
         except ValueError as error:
             assert "its discriminator" in str(error), seed.source
     for seed in configs.seeds():

@@ -14,6 +14,8 @@ from tokenizers_vq.losses.feature_alignment import (
     marginal_cosine,
     projection,
 )
+from tokenizers_vq.losses.objectives import adaptive_weight
+from tokenizers_vq.training import gradients
 
 
 @pytest.mark.parametrize("name", ["margins", "no-margins"])
@@ -37,6 +39,28 @@ def test_vavae(name: str) -> None:
     total = config.build(tokenizer()).loss(project(case.io["latent"]), case.io["features"])
     case.equal("total", total)
     case.equal("total_grad_projection", torch.autograd.grad(total, project.parameters())[0])
+
+
+@pytest.mark.parametrize("name", ["margins", "no-margins"])
+def test_vavaes_adaptive_weight(name: str) -> None:
+    """By gradients at the latents, carried to the layer that makes them, as the step has it."""
+    case = Case(f"vf-alignment/{name}")
+    given = case.meta["arguments"]
+    weight, bias = case.weights["last_layer.weight"].requires_grad_(), case.weights["last_layer.bias"]
+    latent = torch.nn.functional.conv2d(case.io["features_in"], weight, bias)
+    case.equal("latent", latent)
+    config = FeatureAlignmentConfig(
+        cosine_margin=given["cos_margin"], matrix_margin=given["distmat_margin"], matrix_weight=given["distmat_weight"]
+    )
+    leaf = latent.detach().requires_grad_()
+    z = torch.nn.functional.conv2d(leaf, case.weights["projection.weight"])
+    nll, total = (leaf - case.io["target"]).abs().mean(), config.build(tokenizer()).loss(z, case.io["features"])
+    norms = []
+    for kind, loss in (("nll", nll), ("total", total)):
+        found = gradients.pulled([latent], gradients.at(loss, [leaf]), weight)
+        case.equal(f"{kind}_grad_last_layer", found)
+        norms.append(found)
+    case.equal("adaptive_weight", given["vf_weight"] * adaptive_weight(*norms, max=1e8))
 
 
 def test_repa() -> None:

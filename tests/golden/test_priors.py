@@ -96,6 +96,8 @@ def test_a_converted_prior_draws_the_reference_s_greedy_codes(case: str) -> None
     assert torch.equal(found.greedy(), found.tokens("greedy_codes"))
     if "greedy_codes_guided" in found.io:
         assert torch.equal(found.greedy(**found.how.guidance(found.meta)), found.tokens("greedy_codes_guided"))
+    for name, settings in found.how.also(found.meta).items():
+        assert torch.equal(found.greedy(**settings), found.tokens(name)), name
 
 
 @pytest.mark.parametrize("case", cases())

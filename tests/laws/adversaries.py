@@ -20,15 +20,18 @@ from tokenizers_vq.batch import Batch
 from tokenizers_vq.discriminators import (
     AttentionConfig,
     AugmentedConfig,
+    BottleneckConfig,
     ClassHeadConfig,
     DCGANConfig,
     JointConfig,
+    MinibatchConfig,
     MultiscaleConfig,
     PairConfig,
     PatchGANConfig,
     ProjectionConfig,
     SeveralConfig,
     StyleGAN2Config,
+    TextConfig,
     UNetConfig,
     VisionAidedConfig,
 )
@@ -179,6 +182,16 @@ DISCRIMINATORS = Role(
             (8, 32),
         ),
         DiscriminatorCase("augmented-ada", AugmentedConfig(discriminator=INNER, p="ada"), (8, 32)),
+        DiscriminatorCase("text", TextConfig(discriminator=INNER, length=16, buckets=64, width=8), (8, 32)),
+        DiscriminatorCase("bottleneck", BottleneckConfig(discriminator=INNER, rate=0.1), (8, 32)),
+        DiscriminatorCase(
+            "projection-bottleneck-unet",
+            ProjectionConfig(
+                discriminator=BottleneckConfig(discriminator=UNetConfig(width=4, depth=2)), num_classes=LABELS
+            ),
+            (30, 32),
+        ),
+        DiscriminatorCase("minibatch", MinibatchConfig(discriminator=INNER, kernels=8, dim=3), (8, 32)),
     ],
     {
         "step": "one step is finite, with a gradient on every trainable parameter and at the output",
@@ -276,10 +289,11 @@ OBJECTIVES = Role(
     {
         "formula": "both losses are those of their formulas in float64, averaged over scales",
         "chance": "`chance` is the least loss of a discriminator that answers the same to all, `best` that of any",
+        "accuracy": "a discriminator is right at what is pulled apart, wrong at the reverse, and half right at chance",
         "descent": "the generator raises the logits of its images; the discriminator does the reverse",
         "finite": "finite with finite gradients at logits of +-10,000",
         "precision": "float32 inside bf16 autocast",
-        "processes": "gradients of two processes are those of one",
+        "processes": "gradients and accuracy of two processes are those of one",
         "described": "its config is of the union and can be written and read",
     },
     "test_objectives.py",

@@ -128,7 +128,10 @@ def _of_adversary(case: DiscriminatorCase | RegulariserCase, rows: slice) -> dic
 
 
 def _of_objective(case: ObjectiveCase, rows: slice) -> dict[str, Tensor]:
-    return {f"leaf {name}": value for name, value in at_logits(case, *logits(rows)).items()}
+    real, fake = (Judgement(side, [], {}) for side in logits(rows))
+    accuracy = case.config.accuracy(real, fake)._asdict().items()
+    found = {f"leaf {name}": value for name, value in at_logits(case, *logits(rows)).items()}
+    return found | {f"parameter accuracy {side}": value for side, value in accuracy}
 
 
 def _of_term(case: Any, rows: slice) -> dict[str, Tensor]:

@@ -18,14 +18,19 @@ from prior.model import Prior, PriorConfig
 from prior.networks.autoregressive import Autoregressive
 from prior.networks.gpt import GptConfig
 from prior.networks.maskgit import MaskGitConfig
+from prior.networks.rq import RqConfig
 from prior.networks.uvit import UvitConfig
+from prior.networks.var import Var, VarConfig, VarState
 from prior.sequences import LayoutConfig
 from tests.laws.law import Role
 from tokenizers_vq.codes import CodeLayout
+from tokenizers_vq.quantizers.multiscale import MultiscaleQuantizerConfig
+from tokenizers_vq.quantizers.residual import ResidualQuantizerConfig
+from tokenizers_vq.quantizers.vector import VectorQuantizerConfig
 
 LAWS = {
     "layouts": "a layout is taken, and only possible codes are predicted and drawn; or it is refused in one line",
-    "causality": "logits have a gradient to the codes that they may see, all of them, and to no other",
+    "causality": "logits depend on the codes that they may see, all of them, and on no other",
     "cache": "place by place gives the logits of all places at once",
     "seeds": "same seed, same codes, whatever the batch; another seed, other codes",
     "guidance": "guidance 1 is no guidance; more of it draws other codes",
@@ -67,6 +72,19 @@ def step_by_step(prior: Prior, tokens: Tensor, condition: Any, start: int) -> Te
     return prior.sequence.mask(torch.stack(logits, dim=1), start)
 
 
+@torch.no_grad()
+def dependence(prior: Prior, condition: Any = None) -> Tensor:
+    """Bool `(N, N)`: the logits of a place (row) change with a code (column)."""
+    layout, tokens = prior.layout, rows(prior.layout, 1)
+    sizes = torch.tensor(layout.sizes)[layout.streams()]
+    logits, found = prior.logits(tokens, condition), torch.zeros(layout.length, layout.length, dtype=torch.bool)
+    for place in range(layout.length):
+        other = tokens.clone()
+        other[0, place] = (tokens[0, place] + 1) % sizes[place]
+        found[:, place] = (prior.logits(other, condition) != logits)[0].any(dim=-1)
+    return found
+
+
 @dataclass(frozen=True)
 class Case:
     """A network on a kind of layout."""
@@ -80,8 +98,10 @@ class Case:
     """where it cannot take the layout: a part of the error"""
     sees: Callable[[CodeLayout], Tensor] = before
     """bool `(N, N)`: the codes (columns) that a place (row) may depend on"""
-    embedded: Callable[[Prior], nn.Module] = lambda prior: prior.network.tokens  # type: ignore[return-value]
-    """the module that gives vectors `(B, n, D)` of the first n codes"""
+    embedded: Callable[[Prior], nn.Module] | None = lambda prior: prior.network.tokens  # type: ignore[return-value]
+    """the module that gives vectors `(B, n, D)` of the first n codes; None where those are the tokenizer's own"""
+    book: Callable[[CodeLayout], Any] = lambda layout: None
+    """the quantizer's config of a layout, where the network is fed its vectors"""
     steps: int = 150
     """of learning eight rows"""
     stepwise: Callable[[Prior, Tensor, Any, int], Tensor] = step_by_step
@@ -98,8 +118,10 @@ class Case:
     def build(self, layout: CodeLayout | None = None, classes: int | None = None, dropout: float = 0.1) -> Prior:
         """A prior in eval mode, untrained, of the case's layout or another; with classes, or without a condition."""
         condition = NoneConfig() if classes is None else ClassConfig(num_classes=classes, dropout=dropout)
-        config = LayoutConfig.of(layout or self.layout)
-        return Prior(PriorConfig(network=self.network, condition=condition, layout=config)).eval()
+        layout = layout or self.layout
+        described = LayoutConfig.of(layout)
+        made = PriorConfig(network=self.network, condition=condition, layout=described, book=self.book(layout))
+        return Prior(made).eval()
 
     def spread(self, layout: CodeLayout | None = None, classes: int | None = None) -> Prior:
         """As `build`, with weights large enough for logits to differ."""
@@ -108,6 +130,35 @@ class Case:
             for parameter in made.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
         return made
+
+
+def scale_by_scale(prior: Prior, tokens: Tensor, condition: Any, start: int) -> Tensor:
+    """As `step_by_step`, of a network that draws a whole scale at once."""
+    network = prior.network
+    assert isinstance(network, Var)
+    state = VarState(network, prior.context(condition, len(tokens)))
+    logits = [state.logits]
+    logits += [state.step(tokens[:, places]) for places in network.places[:-1]]
+    return prior.sequence.mask(torch.cat(logits, dim=1)[:, start:], start)
+
+
+def coarser(layout: CodeLayout) -> Tensor:
+    """Bool `(N, N)`: place i sees the codes of coarser grids."""
+    grid = layout.positions()[:, 0]
+    return grid[:, None] > grid
+
+
+def multiscale(layout: CodeLayout) -> Any:
+    """A multi-scale quantizer of the layout's sizes; of other layouts the nearest there is."""
+    books = tuple(VectorQuantizerConfig(num_codes=size, dim=5) for size in layout.sizes[:: layout.levels])
+    scales = tuple(grid if len(grid) == 2 else (1, *grid) for grid in layout.grids)
+    return MultiscaleQuantizerConfig(scales=scales, book=books, phis=2)
+
+
+def residual(layout: CodeLayout) -> Any:
+    """A residual quantizer of the layout's sizes; of other layouts the nearest there is."""
+    books = tuple(VectorQuantizerConfig(num_codes=size, dim=5) for size in layout.sizes[: layout.levels])
+    return ResidualQuantizerConfig(levels=layout.levels, book=books)
 
 
 def rows(layout: CodeLayout, count: int) -> Tensor:
@@ -150,8 +201,18 @@ _MASKED = {
     "processes": "each process draws which codes it masks",
 }
 
+_GPT = GptConfig(layers=2, dim=32, heads=2, multiple=16)
+_LEARNED = _GPT.replace(norm="layer", mlp="gelu", bias=True, head_bias=True, positions="learned")
+_RAR = _LEARNED.replace(
+    order="random", begin=True, qk_norm=True, entry=("prefix", "adaln"), adaln_places=True, eps=1e-6
+)
+
 CASES = [
-    *cases("gpt", GptConfig(layers=2, dim=32, heads=2, multiple=16)),
+    *cases("gpt", _GPT),
+    *cases("rar", _RAR),
+    Case("gpt of taming", _LEARNED, "levels"),
+    Case("gpt in a row", _GPT.replace(positions="rope_1d", begin=True), "levels"),
+    Case("gpt told aside", _GPT.replace(entry=("cross", "adaln"), positions="llamagen", qk_norm=True), "scales"),
     *cases(
         "maskgit",
         MaskGitConfig(layers=2, dim=32, heads=2, dropout=0.0, label_smoothing=0.0),
@@ -166,7 +227,34 @@ CASES = [
         sees=everything,
         steps=400,
     ),
+    *cases(
+        "var",
+        VarConfig(layers=2, dim=32, heads=2),
+        refused=dict.fromkeys(("grid", "row", "levels"), "predicts the codes of a multi-scale quantizer"),
+        sees=coarser,
+        embedded=None,
+        book=multiscale,
+        stepwise=scale_by_scale,
+    ),
+    *cases(
+        "rq",
+        RqConfig(layers=2, depth_layers=2, dim=32, heads=2, residual_dropout=0.0),
+        refused=dict.fromkeys(("grid", "row", "scales"), "predicts codes of several levels on one grid"),
+        embedded=None,
+        book=residual,
+    ),
 ]
+
+CASES.append(
+    Case(
+        "maskgit told aside",
+        MaskGitConfig(layers=2, dim=32, heads=2, dropout=0.0, label_smoothing=0.0, entry=("cross", "adaln")),
+        "levels",
+        _MASKED,
+        sees=everything,
+        steps=200,
+    )
+)
 
 PRIORS = Role("prior, layout", CASES, LAWS, "test_priors.py")
 

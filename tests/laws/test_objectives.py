@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -46,6 +47,31 @@ def test_chance_is_the_least_loss_of_one_answer_to_all(case: ObjectiveCase) -> N
         assert best < -60
     else:
         assert best == pytest.approx(case.config.best, abs=1e-4)
+
+
+@OBJECTIVES.law("accuracy")
+def test_accuracy_is_the_share_of_right_answers(case: ObjectiveCase) -> None:
+    at = case.config.threshold
+    (above, below), same = (Judgement([at + part for part in side], [], {}) for side in _apart()), _said(at)
+    assert case.config.accuracy(above, below) == (1, 1)
+    assert case.config.accuracy(below, above) == (0, 0)
+    assert sum(case.config.accuracy(same, same)) == 1
+    assert case.config.discriminator(same, same).item() == pytest.approx(case.config.chance, abs=1e-5)
+    # Of four images one is taken for a fake, of four reconstructions two for real, at the one scale of two.
+    mixed = _said(at, [2.0, 3.0, 1.5, -9.0]), _said(at, [-2.0, -3.0, 1.1, 8.0])
+    found = case.config.accuracy(*mixed)
+    assert [side.item() for side in found] == pytest.approx([0.875, 0.75])
+
+
+def _apart() -> list[list[torch.Tensor]]:
+    return [[sign * torch.tensor([[1.0], [2.0]]), sign * torch.rand(2, 1, 3, 3)] for sign in (1, -1)]
+
+
+def _said(at: float, beyond: Sequence[float] = (0.0, 0.0, 0.0, 0.0)) -> Judgement:
+    """Two scales; at the other one images and reconstructions are what they should be, if these are."""
+    sign = 1.0 if sum(beyond[:2]) >= 0 else -1.0
+    other = torch.full((4, 1), sign) if any(beyond) else torch.zeros(4, 1)
+    return Judgement([at + torch.tensor(beyond).view(4, 1), at + other], [], {})
 
 
 @OBJECTIVES.law("descent")

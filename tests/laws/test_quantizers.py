@@ -203,7 +203,7 @@ def test_partial_of_all_levels_is_the_lookup_bitwise(case: Case) -> None:
     assert torch.equal(quantizer.partial(codes, quantizer.depth), quantizer.lookup(codes))
     parts = codes if isinstance(codes, tuple) else codes.unbind(-1) if quantizer.depth > 1 else (codes,)
     assert len(parts) == quantizer.depth
-    before = torch.zeros(())
+    before, total = torch.zeros(()), torch.zeros(())
     for upto in range(1, quantizer.depth + 1):
         first: Any = parts[:upto]
         if not isinstance(codes, tuple):
@@ -212,7 +212,8 @@ def test_partial_of_all_levels_is_the_lookup_bitwise(case: Case) -> None:
         assert found.shape == (4, quantizer.dim, *case.grid) and found.dtype == quantizer.lookup(codes).dtype
         assert torch.equal(quantizer.partial(first, upto), found)
         assert not torch.equal(found, before)
-        before = found
+        before, total = found, total + quantizer.addend(parts[upto - 1], upto - 1)
+        assert total.dtype == torch.float32 and torch.equal(total.to(found.dtype), found)
     for upto in (0, quantizer.depth + 1):
         with pytest.raises(ValueError, match=rf"upto must lie in 1 to {quantizer.depth}, .* got {upto}$"):
             quantizer.partial(codes, upto)

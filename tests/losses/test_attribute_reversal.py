@@ -65,7 +65,7 @@ def test_an_encoder_forgets_what_the_classifier_reads() -> None:
     ("labels", "message"),
     [
         (None, "attribute_reversal needs a label for each image, and the data have none: give data with labels"),
-        (torch.tensor([0, -1]), r"1 of 2 images of a batch have none \(-1\)"),
+        (torch.tensor([0, -1]), r"1 of 2 images have none \(-1\)"),
         (
             torch.tensor([0, 4]),
             "classes: label 4 is out of range, 2 classes have labels 0 to 1: set classes to 5",

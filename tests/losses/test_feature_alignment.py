@@ -7,8 +7,10 @@ import torch
 
 import tokenizers_vq as tvq
 from tokenizers_vq.batch import Batch
+from tokenizers_vq.config import ConfigError
 from tokenizers_vq.losses.feature_alignment import FeatureAlignmentConfig, distance_matrix, marginal_cosine, resized
 from tokenizers_vq.losses.record import Record
+from tokenizers_vq.training.recipe import load_recipe
 
 LITE = "tf_efficientnet_lite0"
 
@@ -61,5 +63,14 @@ def test_other_channels_are_averaged_over_triples() -> None:
 def test_what_cannot_be_aligned_is_refused() -> None:
     with pytest.raises(ValueError, match="needs features on a grid of rows and columns"):
         FeatureAlignmentConfig().build(narrow("titok-tiny-64"))
+    small = ["image_size=32", "encoder.width=8", "decoder.width=8", "encoder.block_width=4"]
+    with pytest.raises(
+        ValueError, match=r"^losses\.feature_alignment\.adaptive: needs features on one grid, .* on 2: set"
+    ):
+        FeatureAlignmentConfig(adaptive=True).build(narrow("vqvae2-tiny-64", *small))
+    with pytest.raises(
+        ConfigError, match=r"losses: 'feature_alignment' trains the encoder, which train=decoder freezes"
+    ):
+        load_recipe("vqgan-tiny-64", ["losses=[{kind: l1}, {kind: feature_alignment}]", "train=decoder"])
     with pytest.raises(ValueError, match=r"has stages 0 to 4, .*got \[7\]"):
         FeatureAlignmentConfig(backbone=LITE, stage=7).build(narrow("vqvae-tiny-64"))

@@ -85,6 +85,19 @@ def test_the_best_least_squares_discriminator_weighs_its_targets(targets: tuple[
         assert paid.item() == pytest.approx(float(((2 * Q - (P + Q)).square() / (P + Q)).sum()) / 2, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    "objective",
+    [Minimax(), NonSaturating(real_target=0.9), LeastSquares(), LeastSquares(targets=(0.5, 2.0, 1.0)), Hinge()],
+    ids=lambda objective: objective.kind,
+)
+def test_the_best_discriminator_is_right_as_often_as_anybody_can_be(objective: Objective) -> None:
+    """`(1 + total variation) / 2`, by `threshold`: with smoothed labels this is where p = q too."""
+    table = torch.sign(P - Q).float() if objective.kind == "hinge" else least(objective)[0].float()
+    sides = [Judgement([torch.repeat_interleave(table, count)[:, None]], [], {}) for count in (REAL, FAKE)]
+    right = sum(side.item() for side in objective.accuracy(*sides)) / 2
+    assert right == pytest.approx((1 + float((P - Q).abs().sum()) / 2) / 2, abs=1e-6)
+
+
 def test_the_least_hinge_loss_is_the_overlap() -> None:
     """1 - total variation, at the sign of p - q (arXiv 1705.02894)."""
     best = torch.sign(P - Q).float()

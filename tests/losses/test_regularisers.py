@@ -34,6 +34,8 @@ from tokenizers_vq.losses.regularisers import (
     MatchingAware,
     MatchingAwareConfig,
     Orthogonal,
+    R1Config,
+    R2Config,
     Regulariser,
     WeightClippingConfig,
 )
@@ -264,8 +266,9 @@ def test_an_image_whose_neighbour_has_the_same_label_is_no_wrong_pair(config: An
     assert value(*alike) == 0
 
 
+@pytest.mark.parametrize("penalty", [GradientPenaltyConfig(), R1Config(), R2Config()], ids=lambda config: config.kind)
 @pytest.mark.parametrize("norm", ["batch", "virtual"])
-def test_a_gradient_penalty_beside_a_norm_over_the_batch_is_refused(norm: str) -> None:
+def test_a_penalty_on_slopes_beside_a_norm_over_the_batch_is_refused(norm: str, penalty: Any) -> None:
     mixing = PatchGANConfig(width=4, layers=2, norm=norm)
     around = {
         "norm": mixing,
@@ -274,9 +277,9 @@ def test_a_gradient_penalty_beside_a_norm_over_the_batch_is_refused(norm: str) -
     }
     for path, discriminator in around.items():
         with pytest.raises(ConfigError) as error:
-            make_adversary(discriminator=discriminator, regularisers=(GradientPenaltyConfig(),))
+            make_adversary(discriminator=discriminator, regularisers=(penalty,))
         assert str(error.value) == (
-            f"adversary.discriminator.{path}: gradient_penalty is about each image's own logits, which the norm "
+            f"adversary.discriminator.{path}: {penalty.kind} is about each image's own logits, which the norm "
             f"'{norm}' mixes over the batch: give adversary.discriminator.{path}=none or another norm"
         )
 
@@ -292,7 +295,10 @@ def test_matching_needs_a_condition_and_two_images() -> None:
             "none: take it out of adversary.regularisers, or choose a discriminator with a condition"
         )
     adversary = make_adversary(discriminator=LABELLED, regularisers=(MatchingAwareConfig(),))
-    with pytest.raises(ValueError, match=r"^matching_aware needs two images a micro-batch, .* lower accumulate$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^adversary\.regularisers: matching_aware needs two images a micro-batch, .* lower accumulate$",
+    ):
         adversary.check(Batch(torch.zeros(1, 3, 32, 32), ["a"], torch.tensor([0])))
 
 

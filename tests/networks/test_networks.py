@@ -184,3 +184,17 @@ def test_fused_attention_is_left_where_a_cpu_computes_in_bfloat16(half: bool) ->
         attention.fused_attn = False
         assert not attention.fused_attn
         assert torch.allclose(attention(tokens), ours, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_features_are_linear_in_the_encoders_last_weight(family: str) -> None:
+    encoder = FAMILIES[family](3)[0].eval()
+    size = (2, 3, 16, 32) if family != "vit" else (2, 3, 8, 16)
+    pixels, weight, found = torch.rand(size), encoder.last, []
+    before = weight.detach().clone()
+    with torch.no_grad():
+        for factor in (0.0, 1.0, 2.0):
+            weight.copy_(factor * before)
+            found.append(encoder(pixels))
+    torch.testing.assert_close(found[2] - found[1], found[1] - found[0], rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(found[1], found[0])

@@ -33,10 +33,10 @@ SMALL = [
 """overrides that make the recipe `gpt-tiny` small"""
 
 
-def save_tokenizer(folder: Path, seed: int) -> Path:
-    """A tokenizer of 16 x 16 images and 16 codes."""
+def save_tokenizer(folder: Path, seed: int, codes: int = 16) -> Path:
+    """A tokenizer of 16 x 16 images, 4 x 4 codes of 16."""
     torch.manual_seed(seed)
-    narrow = ["encoder.width=16", "decoder.width=16", "quantizer.num_codes=16", "image_size=16"]
+    narrow = ["encoder.width=16", "decoder.width=16", f"quantizer.num_codes={codes}", "image_size=16"]
     tvq.create("vqvae-tiny-64", narrow).save_pretrained(folder)
     return folder
 
@@ -49,6 +49,18 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def other_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tokenizer(tmp_path_factory.mktemp("tokenizers") / "b", 2)
+
+
+@pytest.fixture(scope="session")
+def lively(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer as `tokenizer`, whose codes tell pictures apart."""
+    folder = save_tokenizer(tmp_path_factory.mktemp("tokenizers") / "lively", 3)
+    made = tvq.load(folder)
+    drawn = made.encode_features(torch.rand(16, 3, 16, 16) * 2 - 1).movedim(1, -1).flatten(0, -2)
+    with torch.no_grad():
+        made.quantizer.codebook.copy_(drawn[:: len(drawn) // 16][:16])
+    made.save_pretrained(folder)
+    return folder
 
 
 def chains(layout: CodeLayout, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -66,8 +78,10 @@ def chains(layout: CodeLayout, count: int, seed: int = 0) -> tuple[np.ndarray, n
 
 @pytest.fixture(scope="session")
 def write_codes(tokenizer: Path) -> Callable[..., Path]:
-    """Writes a folder of codes as `tvq encode` leaves it; changes of `codes.json` and of columns as keywords."""
-    made = tvq.load(tokenizer)
+    """Writes a folder of codes as `tvq encode` leaves it; changes of `codes.json` and of columns as keywords.
+
+    `of`: another tokenizer's folder.
+    """
 
     def write(
         folder: Path,
@@ -75,12 +89,14 @@ def write_codes(tokenizer: Path) -> Callable[..., Path]:
         seed: int = 0,
         labels: np.ndarray | None = None,
         shards: int = 2,
+        of: Path = tokenizer,
         **info: object,
     ) -> Path:
+        made = tvq.load(of)
         layout = made.code_layout()
         codes, own = chains(layout, count, seed)
         described = {
-            "tokenizer": str(tokenizer),
+            "tokenizer": str(of),
             "fingerprint": made.fingerprint,
             "layout": layout.to_dict(),
             "image_size": 16,

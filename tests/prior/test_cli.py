@@ -142,7 +142,7 @@ def test_errors_are_one_line(
         ("sample", trained, *out, "--device", "tpu"): "no device 'tpu'",
         ("sample", nameless, *out): "does not say which tokenizer made its codes",
         ("sample", nameless, *out, "--tokenizer", tokenizer, "--classes", "cat"): "this prior knows numbers alone",
-        ("sample", free, *out, "--classes", "0"): "trained without classes",
+        ("sample", free, *out, "--classes", "0"): "--class: this prior is told no class; it is told nothing",
         ("sample", free, *out, "--guidance", "2"): "guidance 2 needs a condition",
         ("evaluate", trained, other): "another tokenizer",
         ("evaluate", trained / "model"): "name a folder of codes",

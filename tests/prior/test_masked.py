@@ -188,7 +188,10 @@ def test_a_sampler_belongs_to_a_kind() -> None:
     network = GptConfig(layers=1, dim=32, heads=2, multiple=16)
     gpt = Prior(PriorConfig(network=network, layout=LayoutConfig.of(LAYOUT)))
     for call, says in (
-        (lambda: gpt.sample(2, None, MaskedSampler()), "a gpt prior is drawn with Sampler, got MaskedSampler"),
+        (
+            lambda: gpt.sample(2, None, MaskedSampler()),
+            "a gpt prior is drawn with AutoregressiveSampler, got MaskedSampler",
+        ),
         (lambda: gpt.sample(2, steps=3), "steps: no such field"),
         (lambda: model.sample(2, 0, order="haltn"), "order: input should be 'confidence', 'halton' or 'random'"),
         (lambda: model.sample(2, 0, steps=0), "steps: input should be greater than or equal to 1"),

@@ -8,7 +8,7 @@ import pytest
 
 import prior
 from prior.data import Data
-from prior.recipe import load_recipe
+from prior.recipe import list_recipes, load_recipe
 from prior.training import configure
 from tests.prior.conftest import SMALL
 from tokenizers_vq.data.shards import read_codes
@@ -31,11 +31,14 @@ def test_errors_of_recipes(arguments: tuple, says: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["gpt-tiny", "gpt-b", "gpt-l", "gpt-xl", "maskgit", "maskgit-tiny"])
+@pytest.mark.parametrize("name", [name for name in list_recipes() if name != "demo"])
 def test_recipes_that_ship(name: str) -> None:
     recipe = load_recipe(name, "codes")
-    assert recipe.optimizer.betas == (0.9, 0.96 if name == "maskgit" else 0.95)
-    assert recipe.model.network.kind == name.split("-")[0]
+    # Of MaskGIT and what 1d-tokenizer trains.
+    late = {"maskgit", "titok-maskgit", "titok-uvit", "rar-b", "rar-l", "rar-xl", "rar-xxl"}
+    assert recipe.optimizer.betas == (0.9, 0.96 if name in late else 0.95)
+    kind = name.removeprefix("titok-").split("-")[0]
+    assert recipe.model.network.kind == ("gpt" if kind in ("rar", "taming", "vim") else kind)
     assert recipe.model.label_dropout == 0.1
 
 
@@ -45,7 +48,13 @@ def test_a_condition_with_its_fields(codes: Path, write_codes, tmp_path: Path) -
         return configure(recipe, Data(recipe)).condition
 
     told = condition(codes, "model.condition={kind: class, dropout: 0.5}")
-    assert told.to_dict() == {"kind": "class", "num_classes": 3, "dropout": 0.5}
+    assert told.to_dict() == {
+        "kind": "class",
+        "name": None,
+        "num_classes": 3,
+        "dropout": 0.5,
+        "label_names": ["cat", "dog", "fox"],
+    }
     assert condition(codes, "model.condition={kind: class, num_classes: 10}").num_classes == 10
     with pytest.raises(ValueError, match=r"has class 2, model\.condition\.num_classes says 0 to 1"):
         condition(codes, "model.condition={kind: class, num_classes: 2}")

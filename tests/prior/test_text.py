@@ -149,7 +149,7 @@ def test_captions_of_shards_are_learnt_and_prompted(codes: Path, write_codes, ca
     assert [one["text"] for one in images] == ["a cat", "a cat", "a fox", "a fox"]
     assert "class" not in images[0]
     for arguments, says in (
-        ((*asked, "--classes", "cat"), "--classes: this prior was trained without classes"),
+        ((*asked, "--classes", "cat"), "--class: this prior is told no class; it is told --text"),
         ((*asked, "--guidance", "2"), "guidance 2 needs a prompt"),
         (("train", "gpt-tiny", codes, *SMALL, "model.condition=text", "--out", tmp_path / "no"), "holds no captions"),
     ):

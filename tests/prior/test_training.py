@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import prior
 import tokenizers_vq as tvq
+from prior.conditions import ClassConfig
 from prior.data import Data, split
 from prior.evaluation import bits_per_token, entropies, evaluate, unigram
 from prior.networks.gpt import Gpt, GptConfig
@@ -250,7 +251,8 @@ def test_classes_are_found_in_the_codes(write_codes, tmp_path: Path) -> None:
         return configure(recipe, Data(recipe)).condition
 
     named = write_codes(tmp_path / "named", 30)
-    assert condition(named, "model.label_dropout=0.3").to_dict() == {"kind": "class", "num_classes": 3, "dropout": 0.3}
+    told = condition(named, "model.label_dropout=0.3")
+    assert told == ClassConfig(num_classes=3, dropout=0.3, label_names=("cat", "dog", "fox"))
     assert condition(named, "model.condition=none").kind == "none"
     labels = np.arange(30) % 4 - 1
     partly = write_codes(tmp_path / "partly", 30, labels=labels)
@@ -340,8 +342,8 @@ class _Fed(Gpt):
         self.book = book
         self.project = nn.Linear(book.dim, self.config.dim)
 
-    def embed(self, tokens: Tensor, first: int = 0) -> Tensor:
-        return super().embed(tokens, first) + self.project(self.book.lookup(tokens).movedim(1, -1))
+    def embed(self, tokens: Tensor, first: int = 0, order: Tensor | None = None) -> Tensor:
+        return super().embed(tokens, first, order) + self.project(self.book.lookup(tokens).movedim(1, -1))
 
 
 def test_a_network_that_is_fed_vectors_keeps_the_tokenizer_s_quantizer(

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import tokenizers_vq as tvq
 from tokenizers_vq.config import ConfigError
 from tokenizers_vq.quantizers import MultiscaleQuantizer, ProductQuantizer
-from tokenizers_vq.quantizers.multiscale import phi_of_scale
+from tokenizers_vq.quantizers.multiscale import phi_of_scale, stretched
 
 
 def test_the_published_scales_take_the_published_phis() -> None:
@@ -78,3 +79,47 @@ def test_groups_quantize_their_own_channels() -> None:
     with pytest.raises(ConfigError, match="num_codes: 3 numbers for 2 groups"):
         ProductQuantizer(groups=2, num_codes=(8, 8, 8), dim=6)
     assert ProductQuantizer(groups=1, dim=6)(z).codes.shape == (3, 2, 5)
+
+
+def test_scales_are_stretched_to_another_grid() -> None:
+    published = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    grids = tuple((side, side) for side in published)
+    assert stretched(grids, (16, 16)) == grids
+    for grid, heights, widths in (
+        # beside the scales published for 512 px: 1 2 3 4 6 9 13 18 24 32
+        ((32, 32), (1, 2, 4, 6, 7, 9, 13, 18, 25, 32), (1, 2, 4, 6, 7, 9, 13, 18, 25, 32)),
+        ((24, 24), (1, 2, 4, 5, 6, 8, 11, 14, 19, 24), (1, 2, 4, 5, 6, 8, 11, 14, 19, 24)),
+        ((8, 8), (1, 2, 2, 3, 3, 4, 5, 6, 7, 8), (1, 2, 2, 3, 3, 4, 5, 6, 7, 8)),
+        ((16, 32), published, (1, 2, 4, 6, 7, 9, 13, 18, 25, 32)),
+        ((1, 4), (1,) * 10, (1, 1, 2, 2, 2, 2, 3, 3, 4, 4)),
+    ):
+        assert stretched(grids, grid) == tuple(zip(heights, widths, strict=True)), grid
+    assert stretched(((1, 2), (4, 4), (16, 8)), (32, 8)) == ((1, 2), (6, 4), (32, 8))
+    assert stretched(((1, 1),), (3, 5)) == ((3, 5),)
+
+
+@torch.no_grad()
+def test_a_tokenizer_is_resized_with_its_scales() -> None:
+    narrow = ["encoder.width=8", "decoder.width=8", "encoder.latent_width=8", "decoder.latent_width=8", "image_size=32"]
+    made = tvq.create("var-tiny-64", [*narrow, "quantizer.scales=[1, 2, 4]"]).eval()
+    with pytest.raises(ValueError, match=r"the scales end in a grid of 4x4, .* with tokenizer.resized\(image_size\)"):
+        made.encode(torch.zeros(1, 3, 64, 32))
+    wide = made.resized((64, 32))
+    assert wide.code_layout().grids == ((1, 1), (3, 2), (8, 4)) and wide.config.size == (64, 32) and not wide.training
+    assert all(torch.equal(value, wide.state_dict()[name]) for name, value in made.state_dict().items())
+    images = torch.randn(2, 3, 64, 32).clamp(-1, 1)
+    assert wide.decode(wide.encode(images)).shape == images.shape
+    again = wide.resized(32)
+    assert again.code_layout().grids == ((1, 1), (2, 2), (4, 4)) and again.fingerprint == made.fingerprint
+    with pytest.raises(ValueError, match="stride"):
+        made.resized(33)
+    with torch.device("meta"):
+        plain = tvq.create("vqvae2-tiny-64").resized(32)
+        assert plain.code_layout().grids == ((4, 4), (8, 8))
+        for name, size, says in (
+            ("vit-vqgan-tiny-64", 128, "its weights hold places of images of 64x64"),
+            ("titok-tiny-64", 128, "64 codes stand for images of 64x64, got 128x128"),
+            ("vqvae2-tiny-64", 33, "not divisible by"),
+        ):
+            with pytest.raises(ValueError, match=says):
+                tvq.create(name).resized(size)

@@ -65,7 +65,7 @@ def test_a_run_leaves_a_loadable_model_a_log_and_pictures(tmp_path: Path, small:
     assert "optimizer.lr: 0.001" in settings.read_text()
 
 
-def test_regularisers_are_resumed(tmp_path: Path, small: list[str]) -> None:
+def test_regularisers_and_states_of_discriminators_are_resumed(tmp_path: Path, small: list[str]) -> None:
     kinds = [
         "{kind: lecam, weight: 0.1, decay: 0.9}",
         "{kind: historical_averaging, weight: 0.1}",
@@ -74,12 +74,17 @@ def test_regularisers_are_resumed(tmp_path: Path, small: list[str]) -> None:
         "{kind: r2, every: 3}",
         "{kind: orthogonal}",
     ]
-    critic = ["adversary.objective={kind: wasserstein}", "adversary.discriminator.norm=none"]
+    inner = "discriminator: {kind: patchgan, width: 4, layers: 1, norm: none}"
+    members = f"{{kind: augmented, p: ada, {inner}}}, {{kind: bottleneck, rate: 0.01, {inner}}}"
+    critic = [
+        "adversary.objective={kind: wasserstein}",
+        f"adversary.discriminator={{kind: several, discriminators: [{members}]}}",
+    ]
     asked = [*small, *critic, "log_every=1", f"adversary.regularisers=[{', '.join(kinds)}]"]
     whole = everything(run(tmp_path / "whole", asked))
     run(tmp_path / "parts", asked, "steps=5")
     assert_bitwise(whole, everything(run(tmp_path / "parts", asked)))
-    for name in ("0.real_average", "1.average", "1.steps"):
+    for name in ("0.real_average", "1.average", "1.steps", "1.multiplier", "1.kl"):
         (state,) = [value for key, value in whole.items() if key.endswith(name)]
         assert state.abs().sum() != 0, name
     lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]

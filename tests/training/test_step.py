@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ from tokenizers_vq.training.loop import make_accelerator
 from tokenizers_vq.training.recipe import RECIPES, Recipe
 from tokenizers_vq.training.runs import train
 from tokenizers_vq.training.step import TokenizerTask
+from tokenizers_vq.training.tracking import read_log
 
 
 class ColoursConfig(Config):
@@ -122,6 +124,34 @@ def test_mixing_is_the_formula_in_its_docstring() -> None:
     assert torch.equal(back[0], rec) and torch.equal(back[1], adv)
 
 
+def test_an_adaptive_term_is_as_long_as_the_others_at_the_encoders_last_layer(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = recipe(pictures, ADVERSARY, "accumulate=1", "optimizer.clip=null", "model.quantizer.revive_after=null")
+    images = torch.rand(8, 3, 16, 16) * 2 - 1
+    found: dict[bool, dict[str, Tensor]] = {}
+    for adaptive in (False, True):
+        torch.manual_seed(3)
+        task = TokenizerTask(given, tvq.Tokenizer(given.model))
+        task.terms[1].adaptive = adaptive
+        named = {parameter: name for name, parameter in task.tokenizer.named_parameters()}
+        last = named[weight := task.tokenizer.encoder.last]
+        out = task.tokenizer(images)
+        record = Record(images, out.images)
+        record.features = out.features
+        (rec,) = torch.autograd.grad((out.images - images).abs().mean(), weight, retain_graph=True)
+        (colours,) = torch.autograd.grad(0.5 * task.terms[1](record), weight)
+        with monkeypatch.context() as patched:
+            found[adaptive] = one_step(task, {"images": images}, patched)
+    factor = (rec.norm() / (colours.norm() + 1e-4)).detach()
+    assert not 0.9 < factor < 1.1
+    more = found[True][last] - found[False][last]
+    torch.testing.assert_close(more, (factor - 1) * colours, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(found[True]["term 0"], factor * found[False]["term 0"], rtol=1e-4, atol=1e-7)
+    head = "decoder.head.weight"
+    torch.testing.assert_close(found[True][head], found[False][head])
+
+
 def run(out: Path, given: Recipe) -> dict[str, Tensor]:
     train(given, out, device="cpu")
     return everything(out)
@@ -145,6 +175,9 @@ SGD = [
     "model.quantizer.revive_after=null",
     "steps=3",
     "checkpoint_every=3",
+    "log_every=1",
+    ADVERSARY,
+    f"adversary.discriminator={{kind: bottleneck, rate: 0.1, discriminator: {PLAIN}}}",
 ]
 
 
@@ -161,7 +194,9 @@ def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert parameters_of_terms(found)
     for name, tensor in found.items():
         if not name.endswith("quantizer.age"):  # counts updates
-            torch.testing.assert_close(tensor.double(), expected[name].double(), rtol=1e-4, atol=2e-5, msg=name)
+            torch.testing.assert_close(
+                tensor.double(), expected[name].double(), rtol=1e-4, atol=2e-5, msg=name, equal_nan=True
+            )
 
 
 def test_two_processes_and_micro_batches_give_terms_the_gradients_of_one(pictures: Path, tmp_path: Path) -> None:
@@ -169,11 +204,45 @@ def test_two_processes_and_micro_batches_give_terms_the_gradients_of_one(picture
     assert_near(run(tmp_path / "parts", recipe(pictures, *SGD, "accumulate=4")), alone)
     assert in_processes(2, together, pictures, tmp_path / "both") == [2, 2]
     assert_near(everything(tmp_path / "both"), alone)
+    lines = [read_log(tmp_path / name / "log.jsonl") for name in ("alone", "both")]
+    for one, two in zip(*lines, strict=True):
+        names = [name for name in one if name.startswith(("share/", "adversary/"))]
+        assert {"share/l1", "share/generator", "adversary/kl", "adversary/accuracy_real"} <= set(names)
+        assert two == pytest.approx({**two, **{name: one[name] for name in names}}, rel=1e-3, abs=1e-4)
 
 
 def test_what_a_part_cannot_take_is_said_before_step_0(pictures: Path, tmp_path: Path) -> None:
     given = recipe(pictures, "losses=[{kind: l1}, {kind: colours, labelled: true}]")
     with pytest.raises(ValueError, match=r"^losses\.colours: needs labels"):
+        train(given, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "problem"),
+    [
+        ("kind: projection, num_classes: 2", "num_classes: label 2 is out of range, 2 classes have labels 0 to 1"),
+        ("kind: class_head, num_classes: 1001", None),
+        ("kind: text", "text needs a caption for each image; 1 of 19 images have none"),
+    ],
+)
+def test_one_image_that_a_part_cannot_take_is_found_before_step_0(
+    wrapper: str, problem: str | None, pictures: Path, tmp_path: Path
+) -> None:
+    """Also where the first batches do not hold it."""
+    lines = ["file_name,caption"]
+    for i, picture in enumerate(sorted(pictures.iterdir())):
+        name = f"{'c' if i == 18 else 'ab'[i % 2]}/{picture.name}"
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, tmp_path / "data" / name)
+        lines.append(f"{name},{'' if i == 18 else 'a picture'}")
+    (tmp_path / "data" / "metadata.csv").write_text("\n".join(lines))
+    asked = f"adversary={{discriminator: {{{wrapper}, discriminator: {PLAIN}}}, start: 0}}"
+    given = recipe(tmp_path / "data", asked, "batch_size=2", "accumulate=1", "steps=1")
+    if problem is None:
+        train(given, tmp_path / "run", device="cpu")
+        return
+    with pytest.raises(ValueError, match=rf"^adversary\.discriminator.*{problem}"):
         train(given, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run" / "checkpoints").exists()
 

@@ -25,8 +25,10 @@ BatchSize = Annotated[int, typer.Option(min=1, help="images at a time")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="where to compute")]
 
 
-def make_app(about: str, verbs: Sequence[Callable[..., None]]) -> typer.Typer:
-    """An app of these verbs, with --debug and --version."""
+def make_app(
+    about: str, verbs: Sequence[Callable[..., None]], open_to: Sequence[Callable[..., None]] = ()
+) -> typer.Typer:
+    """An app of these verbs, with --debug and --version; `open_to`: those that read options of other names."""
     app = typer.Typer(
         help=about,
         no_args_is_help=True,
@@ -35,7 +37,7 @@ def make_app(about: str, verbs: Sequence[Callable[..., None]]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     for verb in verbs:
-        app.command()(verb)
+        app.command(context_settings={"ignore_unknown_options": True} if verb in open_to else None)(verb)
 
     @app.callback()
     def options(
@@ -186,6 +188,15 @@ class _PrintableFormatter(logging.Formatter):
 def note(text: str) -> None:
     """A line for the person, on stderr."""
     print(printable(text), file=sys.stderr, flush=True)
+
+
+def show_notes(logger: str) -> None:
+    """From now on, print what this logger says of its work, as `note` does."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PrintableFormatter())
+    chosen = logging.getLogger(logger)
+    chosen.handlers = [handler]
+    chosen.setLevel(logging.INFO)
 
 
 def name_broken(broken: Mapping[str, str]) -> None:

@@ -32,11 +32,11 @@ def info(
     if folder is None and name in list_models("shipped"):
         folder = WEIGHTS / name
     if folder is not None:
-        _print(name, _trained(folder))
+        print_rows(name, _trained(folder))
     elif name in list_models("published"):
-        _print(name, _published(catalogue.entry(name)))
+        print_rows(name, _published(catalogue.entry(name)))
     elif name in list_models("preset"):
-        _print(name, _preset(name))
+        print_rows(name, _preset(name))
     elif Path(name).is_dir() or is_prior(name):
         find(name)  # says what it is
     else:
@@ -44,7 +44,8 @@ def info(
         raise ValueError(f"no folder, preset, shipped or published model '{name}'{nearest(name, known)}")
 
 
-def _print(name: str, rows: Iterable[tuple[str, str]]) -> None:
+def print_rows(name: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Print facts of a model, each with its title."""
     print(printable(name))
     for title, text in rows:
         print(printable(f"  {title:<20}{text}"))

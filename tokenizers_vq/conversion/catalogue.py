@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -26,7 +26,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Score(Config):
-    """One published reconstruction FID."""
+    """One published FID: of reconstructions, or of generated images."""
 
     value: float
     """the FID"""
@@ -34,6 +34,10 @@ class Score(Config):
     """data, size, reference and tool, as far as the source says"""
     said_by: str
     """the source"""
+
+    def words(self, name: str) -> str:
+        """What the value is; `name`: rFID or gFID."""
+        return f"{name}, {self.protocol} ({self.said_by})"
 
 
 class File(Config):
@@ -47,8 +51,8 @@ class File(Config):
     """checksum, checked after the download"""
 
 
-class Published(Config):
-    """One published tokenizer."""
+class Entry(Config):
+    """What is known of any published model, and where its weights lie."""
 
     name: str
     """FAMILY/MODEL"""
@@ -72,16 +76,10 @@ class Published(Config):
     """model preset of the same architecture"""
     image_size: Positive | None = None
     """side of the images that it was made for"""
-    grids: tuple[tuple[Positive, ...], ...] | None = None
-    """grids of codes at that size"""
-    levels: Positive = 1
-    """codes at one place"""
-    codes: Positive | None = None
-    """codes in the codebook"""
-    dim: Positive | None = None
-    """width of a code vector"""
     hub: str | None = None
     """Hub repository of the weights"""
+    revision: str | None = None
+    """commit of that repository; unset: its newest"""
     page: str | None = None
     """where they are fetched by hand"""
     files: tuple[File, ...] = ()
@@ -92,8 +90,6 @@ class Published(Config):
     """what `convert` is given beside the weights"""
     config_file: str | None = None
     """published config that `tvq convert` needs"""
-    rfid: tuple[Score, ...] = ()
-    """reconstruction FIDs"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -108,6 +104,34 @@ class Published(Config):
         """What `convert` takes, relative to the files' folder; None where it is not known."""
         return self.weights or (self.files[0].name if len(self.files) == 1 else None)
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Published figures by what they are, as a model card shows them."""
+        return {}
+
+
+class Published(Entry):
+    """One published tokenizer."""
+
+    grids: tuple[tuple[Positive, ...], ...] | None = None
+    """grids of codes at that size"""
+    levels: Positive = 1
+    """codes at one place"""
+    codes: Positive | None = None
+    """codes in the codebook"""
+    dim: Positive | None = None
+    """width of a code vector"""
+    rfid: tuple[Score, ...] = ()
+    """reconstruction FIDs"""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Reconstruction FIDs by their protocol."""
+        return {score.words("rFID"): score.value for score in self.rfid}
+
+
+E = TypeVar("E", bound=Entry)
+
 
 def grid_texts(published: Published) -> list[str]:
     """Each grid as people write it, with its levels: 16x16, or 8x8x4; none where the grids are not known."""
@@ -115,16 +139,24 @@ def grid_texts(published: Published) -> list[str]:
     return ["x".join(map(str, (*grid, *tail))) for grid in published.grids or ()]
 
 
-@lru_cache
-def entries() -> Mapping[str, Published]:
-    """Every published tokenizer by name, sorted. Raises `ValueError` naming the file and field of a wrong entry."""
+def read_entries(kind: type[E], folder: Path) -> dict[str, E]:
+    """The entries of all `FAMILY.yaml` of a folder, by name.
+
+    Raises `ValueError` naming the file and field of a wrong entry.
+    """
     found = {}
-    for path in sorted(DATA.glob("*.yaml")):
+    for path in sorted(folder.glob("*.yaml")):
         shared = read_yaml(path)
         for model, fields in shared.pop("models").items():
             name = f"{path.stem}/{model}"
-            found[name] = parse(Published, {**shared, **fields, "name": name}, f"{path.name}: {model}")
+            found[name] = parse(kind, {**shared, **fields, "name": name}, f"{path.name}: {model}")
     return found
+
+
+@lru_cache
+def entries() -> Mapping[str, Published]:
+    """Every published tokenizer by name, sorted. Raises as `read_entries`."""
+    return read_entries(Published, DATA)
 
 
 def entry(name: str) -> Published:
@@ -146,18 +178,21 @@ def converted(name: str) -> Path:
     return cache() / f"converted-{REVISION}" / name
 
 
-def by_hand(published: Published) -> str:
-    """One line: what to fetch, and the command that converts it to where `load` finds it."""
+def by_hand(published: Entry, folder: Path | None = None, command: str = "tvq convert", options: str = "") -> str:
+    """One line: what to fetch, and the command that converts it into `folder`, where `load` finds it.
+
+    `folder` is that of a tokenizer, unless given.
+    """
     links = [file.url or file.name for file in published.files]
     what = f"{published.page or f'https://huggingface.co/{published.hub}'}" + (
         f" ({', '.join(links)})" if links else ""
     )
     config = f" --config {published.config_file}" if published.config_file else ""
     checkpoint = "FOLDER" if published.checkpoint == "." else published.checkpoint or "CHECKPOINT"
-    command = f"tvq convert {published.source} {checkpoint}{config}"
+    whole = f"{command} {published.source} {checkpoint}{config}{options}"
     return (
         f"the weights of '{published.name}' are not on the Hub: fetch {what}, then "
-        f"`{command} --out {converted(published.name)}`, and load('{published.name}') finds them"
+        f"`{whole} --out {folder or converted(published.name)}`, and load('{published.name}') finds them"
     )
 
 
@@ -170,7 +205,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def card(published: Published) -> dict[str, Any]:
+def card(published: Entry) -> dict[str, Any]:
     """What the model card of a converted copy says beyond where it came from, as `save_pretrained` takes it."""
     known = published.weights_licence not in (None, "not stated")
     return {
@@ -178,5 +213,5 @@ def card(published: Published) -> dict[str, Any]:
         "data": f"{published.about}; described in {published.paper}, reference {published.code}",
         "licence": published.weights_licence if known else None,
         "terms": f"{published.weights_licence or 'not known'}" + (f"; {published.note}" if published.note else ""),
-        "figures": {f"rFID, {score.protocol} ({score.said_by})": score.value for score in published.rfid} or None,
+        "figures": published.figures or None,
     }

@@ -23,7 +23,7 @@ def fetch(name: str) -> Path:
         return folder
     if published.hub is None:
         raise FileNotFoundError(catalogue.by_hand(published))
-    weights, config = _download(published), published.to_dict()["config"]
+    weights, config = download(published), published.to_dict()["config"]
     try:
         convert_to_folder(published.source, weights, config, folder, name=name, card=catalogue.card(published))
     except OSError:  # another process may have been first
@@ -32,12 +32,17 @@ def fetch(name: str) -> Path:
     return folder
 
 
-def _download(published: catalogue.Published) -> Path:
-    """The files of a Hub repository, their checksums checked: the path that `convert` takes."""
+def download(published: catalogue.Entry, command: str = "tvq convert") -> Path:
+    """The files of a Hub repository, their checksums checked: the path that `convert` takes.
+
+    Raises `FileNotFoundError` where the Hub does not give them, `ValueError` for files with another checksum.
+    """
     assert published.hub is not None
     patterns = [file.name for file in published.files]
     try:
-        folder = Path(huggingface_hub.snapshot_download(published.hub, allow_patterns=patterns))
+        folder = Path(
+            huggingface_hub.snapshot_download(published.hub, revision=published.revision, allow_patterns=patterns)
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise FileNotFoundError(
@@ -54,6 +59,6 @@ def _download(published: catalogue.Published) -> Path:
     if len(hits) != 1:
         raise FileNotFoundError(
             f"the Hub repository {published.hub} holds {len(hits)} files {published.checkpoint}, where one was wanted: "
-            f"give one to `tvq convert {published.source}`"
+            f"give one to `{command} {published.source}`"
         )
     return hits[0]

@@ -29,6 +29,7 @@ _MARKS = {
 }
 _BEHIND = r"((?:[^.]+\.){1,3}?)"
 _MOST, _LONGEST = 20_000, 500
+_DEEPEST = 4  # a trainer's part, its module, its state dict, tensors
 _ALIKE = {"latent-diffusion": "taming", "ibq": "taming", "chameleon": "taming"}
 
 
@@ -64,7 +65,7 @@ def names(path: Path) -> list[str]:
             with safe_open(path, "pt") as file:
                 keys: Iterable[str] = list(file.keys())
         else:
-            keys = _keys(pickles.read(path), path, 2)
+            keys = _keys(pickles.read(path), path, _DEEPEST)
         return [unwrapped_key(name) for name in islice(keys, _MOST) if len(name) <= _LONGEST]
     except (ValueError, OSError, RuntimeError, SafetensorError):
         return []

@@ -91,7 +91,7 @@ class Columns:
         image = row[self.image]
         path = image.get("path") if isinstance(image, dict) else None
         key = str(row[self.key]) if self.key else readable(path) if self.use_path and path else f"{index:08d}"
-        label = self._number(row[self.label], f"row {index}") if self.label else -1
+        label = self.number(row[self.label], f"row {index}") if self.label else -1
         picture = self._picture(image) if image is not None or not row.get("unread") else Unreadable(row["unread"])
         return Item(picture, key, label, _texts(row[self.captions]) if self.captions else ())
 
@@ -108,7 +108,8 @@ class Columns:
             return Unreadable(f"names a file outside the data's folder, {readable(image)}, which is not followed")
         return path
 
-    def _number(self, label: Any, row: str) -> int:
+    def number(self, label: Any, row: str = "a row") -> int:
+        """The class as a number. Raises `ValueError` for a label that is none; `row` says where it stands."""
         if self.numbers is not None and label in self.numbers:
             return self.numbers[label]
         whole = isinstance(label, (bool, int)) or (isinstance(label, float) and math.isfinite(label) and label % 1 == 0)

@@ -12,6 +12,7 @@ from functools import cache, partial
 from itertools import chain, count, islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
@@ -22,7 +23,7 @@ from tokenizers_vq.data.ahead import ahead
 from tokenizers_vq.data.columns import Columns, Item, Unreadable
 from tokenizers_vq.data.files import readable
 from tokenizers_vq.data.order import MicroBatches, micro_batch_size
-from tokenizers_vq.data.sources import DataConfig, Source, Spread, Stream, open_source, open_stream
+from tokenizers_vq.data.sources import Chosen, DataConfig, Source, Stream, open_source, open_stream
 from tokenizers_vq.data.transforms import augment
 from tokenizers_vq.resizing import resize_center_crop
 
@@ -53,7 +54,7 @@ class Batches:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of all columns, where the data is a table."""
-        opened = self.opened.source if isinstance(self.opened, Spread) else self.opened
+        opened = self.opened.source if isinstance(self.opened, Chosen) else self.opened
         columns: Columns | None = getattr(opened, "columns", None)
         return () if columns is None else columns.names
 
@@ -249,18 +250,21 @@ def training_batches(
     start: int = 0,
     world: int = 1,
     rank: int = 0,
+    images: Sequence[int] | np.ndarray | None = None,
 ) -> Batches:
     """Endless micro-batches of process `rank` from optimizer step `start` on, `accumulate` of them a step.
 
-    `batch_size` is the global one. What comes is a pure function of data, config, seed, step and micro-batch: any
-    number of workers, and the processes' batches in turn are one process's. Streams: the same only for equal processes
-    and workers. Raises as `open_source` does, and `ValueError` where `batch_size` does not divide.
+    `batch_size` is the global one, `images` the numbers of those to train on, unset all. What comes is a pure function
+    of data, config, seed, step and micro-batch: any number of workers, and the processes' batches in turn are one
+    process's. Streams: the same only for equal processes and workers. Raises as `open_source` does, and `ValueError`
+    where `batch_size` does not divide.
     """
     size = micro_batch_size(batch_size, accumulate, world)
     if config.streaming:
         stream = TrainingStream(config, image_size, channels, size, seed, start * accumulate, world, rank)
         return Batches(lambda: _loader(stream, stream.workers), config, stream.opened)
     source = open_source(config)
+    source = source if images is None else Chosen(source, images)
     sampler = MicroBatches(
         len(source), batch_size=batch_size, accumulate=accumulate, seed=seed, start=start, world=world, rank=rank
     )

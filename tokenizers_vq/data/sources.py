@@ -11,11 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import torch
+
 from tokenizers_vq.data import captions, photos, splits
 from tokenizers_vq.data.columns import NONE, Columns, Item
 from tokenizers_vq.data.config import DataConfig
 from tokenizers_vq.data.files import Found, parquet_file, readable
 from tokenizers_vq.data.tables import Table, look, open_table
+from tokenizers_vq.data.told import Told, captions_of, labels_of
 
 
 class About(NamedTuple):
@@ -39,6 +43,8 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def items(self, indices: Sequence[int]) -> list[Item]: ...
+
+    def told(self) -> Told: ...
 
     def files(self) -> list[tuple[str, str]]:
         """Name and path of every file that is read, in order: what `identity.record` takes."""
@@ -78,6 +84,9 @@ class PhotoSource(_Described):
             pixels = photos.photograph(self.paths[number])[top : top + photos.WINDOW, left : left + photos.WINDOW]
             result.append(Item(pixels, f"{self.paths[number].stem}/{top:04d}-{left:04d}", number))
         return result
+
+    def told(self) -> Told:
+        return Told(torch.tensor([number for number, *_ in self.windows]), None)
 
     def files(self) -> list[tuple[str, str]]:
         return [(path.name, str(path)) for path in self.paths]
@@ -141,6 +150,12 @@ class FolderSource(_Described):
             )
             for row in rows
         ]
+
+    def told(self) -> Told:
+        labels = torch.full((len(self),), -1)
+        if self.label_names is not None:
+            labels = torch.tensor(self.table["label"].to_numpy())
+        return Told(labels, captions_of(self.table["captions"]) if self.has_captions else None)
 
     def files(self) -> list[tuple[str, str]]:
         names = [os.fsdecode(name) for name in self.table["path"].to_pylist()]
@@ -226,23 +241,36 @@ class TableSource(_Described):
         rows = ({name: column[i] for name, column in table.items()} for i in range(len(indices)))
         return [self.columns.item(row, index) for row, index in zip(rows, indices, strict=True)]
 
+    def told(self) -> Told:
+        label, captions = (
+            None if name is None else self.dataset.select_columns([name]).with_format("arrow")[:][name]
+            for name in (self.columns.label, self.columns.captions)
+        )
+        labels = torch.full((len(self),), -1) if label is None else labels_of(label, self.columns)
+        return Told(labels, None if captions is None else captions_of(captions))
+
     def files(self) -> list[tuple[str, str]]:
         return self._files
 
 
-class Spread(_Described):
-    """`count` items of a source, evenly spread, in order: the first `count` would be the first classes only."""
+class Chosen(_Described):
+    """Items of a source by their `numbers` there, in that order."""
 
-    def __init__(self, source: Source, count: int) -> None:
-        self.source, self.count, self.label_names = source, min(count, len(source)), source.label_names
+    def __init__(self, source: Source, numbers: Sequence[int] | np.ndarray) -> None:
+        self.source, self.numbers, self.label_names = source, np.asarray(numbers), source.label_names
         self.has_captions = source.has_captions
-        self.about = source.about._replace(description=f"{self.count} of {source.description}")
+        self.about = source.about._replace(description=f"{len(self.numbers)} of {source.description}")
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.numbers)
 
     def items(self, indices: Sequence[int]) -> list[Item]:
-        return self.source.items([index * len(self.source) // self.count for index in indices])
+        return self.source.items(self.numbers[list(indices)].tolist())
+
+    def told(self) -> Told:
+        labels, texts = self.source.told()
+        places = self.numbers.tolist()
+        return Told(labels[places], None if texts is None else [texts[place] for place in places])
 
     def files(self) -> list[tuple[str, str]]:
         return self.source.files()
@@ -296,7 +324,11 @@ def open_source(config: DataConfig, prefer: Sequence[str] = ("train",)) -> Sourc
             source = TableSource(open_table(config, prefer, found, streaming=False))
     if not len(source):
         raise ValueError(f"{readable(config.path)}: holds no images")
-    return source if config.limit is None else Spread(source, config.limit)
+    if config.limit is None:
+        return source
+    count = min(config.limit, len(source))
+    # Evenly spread, in order: the first ones would be the first classes only.
+    return Chosen(source, np.arange(count) * len(source) // count)
 
 
 def open_stream(config: DataConfig, prefer: Sequence[str] = ("train",)) -> Stream:

@@ -12,15 +12,18 @@ from pydantic import Field
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
 from tokenizers_vq.discriminators.attention import AttentionConfig
 from tokenizers_vq.discriminators.augmented import AugmentedConfig
+from tokenizers_vq.discriminators.bottleneck import BottleneckConfig
 from tokenizers_vq.discriminators.class_head import ClassHeadConfig
 from tokenizers_vq.discriminators.dcgan import DCGANConfig
 from tokenizers_vq.discriminators.joint import JointConfig
+from tokenizers_vq.discriminators.minibatch import MinibatchConfig
 from tokenizers_vq.discriminators.multiscale import MultiscaleConfig
 from tokenizers_vq.discriminators.pair import PairConfig
 from tokenizers_vq.discriminators.patchgan import PatchGANConfig
 from tokenizers_vq.discriminators.projection import ProjectionConfig
 from tokenizers_vq.discriminators.several import SeveralConfig
 from tokenizers_vq.discriminators.stylegan2 import StyleGAN2Config
+from tokenizers_vq.discriminators.text import TextConfig
 from tokenizers_vq.discriminators.unet import UNetConfig
 from tokenizers_vq.discriminators.vision_aided import VisionAidedConfig
 
@@ -35,7 +38,10 @@ DiscriminatorConfig = Annotated[
     | PairConfig
     | JointConfig
     | ProjectionConfig
+    | TextConfig
     | ClassHeadConfig
+    | BottleneckConfig
+    | MinibatchConfig
     | AugmentedConfig
     | SeveralConfig,
     Field(discriminator="kind"),

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tokenizers_vq.config import Config
-from tokenizers_vq.discriminators.base import Discriminator, Judgement
+from tokenizers_vq.discriminators.base import Embedded, Split
 from tokenizers_vq.discriminators.layers import DownBlock, Width, bounded, halvings
 from tokenizers_vq.networks.blocks import Score, l2_attention
 
@@ -32,7 +32,7 @@ class AttentionConfig(Config):
         return AttentionDiscriminator(channels, image_size, **self.arguments())
 
 
-class AttentionDiscriminator(Discriminator):
+class AttentionDiscriminator(Split):
     """Images `(B, C, H, W)` of the size it was built for -> logits `(B, 1)`, and the features of each block.
 
     Raises `ValueError` for sides under 8, and for a resolution that no block has.
@@ -61,8 +61,9 @@ class AttentionDiscriminator(Discriminator):
         self.attention = SelfAttention(widths[self.place], config.score)
         self.head = bounded(nn.Linear(widths[-1], 1))
         self.feature_width = widths[-1]
+        self.embedding_widths = [widths[-1]]
 
-    def forward(self, images: Tensor) -> Judgement:
+    def embed(self, images: Tensor) -> Embedded:
         """Images `(B, C, H, W)` in [-1, 1]."""
         features = []
         for i, block in enumerate(self.blocks):
@@ -70,7 +71,10 @@ class AttentionDiscriminator(Discriminator):
             if i == self.place:
                 images = self.attention(images)
             features.append(images)
-        return Judgement([self.head(F.relu(images).sum(dim=(2, 3)))], features, {})
+        return Embedded([F.relu(images).sum(dim=(2, 3))], features)
+
+    def decide(self, embeddings: list[Tensor]) -> list[Tensor]:
+        return [self.head(embeddings[0])]
 
 
 class SelfAttention(nn.Module):

@@ -6,7 +6,6 @@ images, and lowers it else.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from tokenizers_vq import distributed
 from tokenizers_vq.config import Config, Schedule, schedule_value
 from tokenizers_vq.discriminators.base import Judgement, Wrapper
+from tokenizers_vq.discriminators.drawn import generators
 
 if TYPE_CHECKING:
     from tokenizers_vq.discriminators import DiscriminatorConfig
@@ -98,6 +98,10 @@ class Augmented(Wrapper):
             self._adapt(judgement.logits, len(images))
         return judgement
 
+    def figures(self) -> dict[str, Tensor]:
+        """ADA's probability as `p`."""
+        return {**super().figures(), **({"p": self.p.clone()} if self.adaptive else {})}
+
     @torch.no_grad()
     def _adapt(self, logits: list[Tensor], count: int) -> None:
         sign = torch.stack([scale.detach().sign().to(self.p.dtype).mean() for scale in logits]).mean()
@@ -113,14 +117,9 @@ class Augmented(Wrapper):
 
 
 def _drawn(record: Any, level: float) -> tuple[Tensor, Tensor | None]:
-    """By key and step, so that neither processes nor their number matter; without keys from torch's generator."""
-    images, keys = record.images, record.batch.keys
+    images = record.images
     rows, noise = [], []
-    for i in range(len(images)):
-        generator = torch.Generator()
-        generator.manual_seed(
-            zlib.crc32(f"{record.step} {keys[i]}".encode()) if keys else int(torch.randint(2**31, ()))
-        )
+    for generator in generators(record):
         rows.append(torch.rand(DRAWS, generator=generator))
         if level:
             noise.append(level * torch.randn(images.shape[1:], generator=generator))

@@ -23,6 +23,17 @@ class Judgement(NamedTuple):
     """scalars that the discriminator's own loss adds at weight 1, by their names in the log"""
 
 
+class Mixing(NamedTuple):
+    """By what an image's logits depend on the others of its batch, where no penalty on slopes can stand beside it."""
+
+    path: tuple[str, ...]
+    """of the field in the discriminator's config"""
+    by: str
+    """as a message names it"""
+    remedy: str
+    """what to do; {path} stands for the path in the recipe"""
+
+
 class Discriminator(nn.Module):
     """Images `(B, C, H, W)` in [-1, 1] -> `Judgement`. Its config builds it: `config.build(channels, image_size)`.
 
@@ -58,6 +69,17 @@ class Discriminator(nn.Module):
         """
         return type(self).inputs is not Discriminator.inputs
 
+    @property
+    def mixing(self) -> Mixing | None:
+        """What mixes the images of a batch: a norm that its config has, unless it says otherwise.
+
+        A minibatch standard deviation is none: it was published with such penalties (arXiv 1710.10196, 1912.04958).
+        """
+        norm = getattr(self.config, "norm", None)
+        if norm not in ("batch", "virtual"):
+            return None
+        return Mixing(("norm",), f"the norm '{norm}'", "give {path}=none or another norm")
+
     def trained(self) -> list[nn.Parameter]:
         """Its parameters that an optimizer moves."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -76,6 +98,44 @@ class Discriminator(nn.Module):
     @abstractmethod
     def forward(self, *inputs: Any) -> Judgement:
         """Judge one batch, given as `inputs` gives it."""
+
+    def after_step(self) -> None:
+        """Called after its optimizer's step."""
+
+    def figures(self) -> dict[str, Tensor]:
+        """Scalars of its state by their names in the log, where it has some that a person wants to see."""
+        return {}
+
+
+class Embedded(NamedTuple):
+    """What a discriminator sees in one batch, before it decides."""
+
+    embeddings: list[Tensor]
+    """one for each of the logits, `(B, D)`, or `(B, D, h, w)` where these are a map"""
+    features: list[Tensor]
+    """as a judgement has them"""
+
+
+class Split(Discriminator):
+    """A discriminator of images alone, in two halves: what it sees, and a last layer that makes logits of it.
+
+    A wrapper such as `bottleneck` may come between. It sets `embedding_widths` to the D of its embeddings.
+    """
+
+    embedding_widths: list[int]
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Embedded:
+        """Images `(B, C, H, W)` in [-1, 1] -> all but the last layer."""
+
+    @abstractmethod
+    def decide(self, embeddings: list[Tensor]) -> list[Tensor]:
+        """The last layer: the logits of what `embed` found, each image by itself."""
+
+    def forward(self, images: Tensor) -> Judgement:
+        """Images `(B, C, H, W)` in [-1, 1]."""
+        embeddings, features = self.embed(images)
+        return Judgement(self.decide(embeddings), features, {})
 
 
 class Wrapper(Discriminator):
@@ -101,6 +161,12 @@ class Wrapper(Discriminator):
         """Whether the inner one's do, or it has inputs of its own."""
         return self.inner.conditional or type(self).inputs is not Wrapper.inputs
 
+    @property
+    def mixing(self) -> Mixing | None:
+        """What mixes in the inner one."""
+        found = self.inner.mixing
+        return found and found._replace(path=("discriminator", *found.path))
+
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Beside which the inner discriminator cannot stand."""
         self.inner.check_tokenizer(tokenizer)
@@ -112,6 +178,14 @@ class Wrapper(Discriminator):
     def forward(self, *inputs: Any) -> Judgement:
         """The inner discriminator's judgement."""
         return self.inner(*inputs)
+
+    def after_step(self) -> None:
+        """The inner one's."""
+        self.inner.after_step()
+
+    def figures(self) -> dict[str, Tensor]:
+        """The inner one's."""
+        return self.inner.figures()
 
 
 def check_channels(discriminator: Discriminator, batch: Batch) -> None:

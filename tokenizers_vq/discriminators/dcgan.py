@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tokenizers_vq.batch import Batch
-from tokenizers_vq.discriminators.base import Discriminator, Judgement
+from tokenizers_vq.discriminators.base import Embedded, Split
 from tokenizers_vq.discriminators.layers import (
     ConvolutionFields,
     Reference,
@@ -33,7 +33,7 @@ class DCGANConfig(ConvolutionFields):
         return DCGAN(channels, image_size, **self.arguments())
 
 
-class DCGAN(Discriminator):
+class DCGAN(Split):
     """Images `(B, C, H, W)` of the size it was built for -> logits `(B, 1)`, and the features of each convolution.
 
     Raises `ValueError` for images that so many halvings leave less than 2 pixels of.
@@ -55,6 +55,7 @@ class DCGAN(Discriminator):
         for i, w in enumerate(widths):
             self.blocks.append(conv_block(channels if i == 0 else widths[i - 1], w, 2, config, normed=i > 0))
         self.feature_width = widths[-1]
+        self.embedding_widths = [widths[-1]]
         head = nn.Conv2d(widths[-1], 1, (height >> depth, width >> depth))
         nn.init.normal_(head.weight, 0.0, 0.02)
         self.head = bounded(head, config.norm == "spectral")
@@ -65,7 +66,7 @@ class DCGAN(Discriminator):
         super().check(batch)
         check_reference("dcgan", self.config.norm, batch)
 
-    def forward(self, images: Tensor) -> Judgement:
+    def embed(self, images: Tensor) -> Embedded:
         """Images `(B, C, H, W)` in [-1, 1]."""
         if self.config.norm == "virtual":
             images = self.reference(images)
@@ -73,7 +74,9 @@ class DCGAN(Discriminator):
         for block in self.blocks:
             images = block(images)
             features.append(images)
-        logits = self.head(images).flatten(1)
         if self.config.norm == "virtual":
-            logits, *features = (part[self.reference.rows :] for part in (logits, *features))
-        return Judgement([logits], features, {})
+            features = [part[self.reference.rows :] for part in features]
+        return Embedded(features[-1:], features)
+
+    def decide(self, embeddings: list[Tensor]) -> list[Tensor]:
+        return [self.head(embeddings[0]).flatten(1)]

@@ -137,7 +137,7 @@ class Reference(nn.Module):
         with torch.no_grad():
             reference = self.images
             if distributed.world_size() == 1 or not self.kept:
-                every = _of_all(images.detach())
+                every = of_all(images.detach())
                 fresh = every[torch.arange(self.rows, device=images.device) % len(every)]
                 reference = torch.where(self.kept > 0, self.images, fresh)
             if self.training:
@@ -146,11 +146,11 @@ class Reference(nn.Module):
         return torch.cat([reference.to(images.dtype), images])
 
 
-def _of_all(images: Tensor) -> Tensor:
-    """The images of all processes, which hold equally many, one of each in turn."""
+def of_all(rows: Tensor) -> Tensor:
+    """The rows of all processes, which hold equally many, one of each in turn; gradients flow to every process."""
     processes = distributed.world_size()
-    every = images.new_zeros(len(images) * processes, *images.shape[1:])
-    every[distributed.rank() :: processes] = images
+    every = rows.new_zeros(len(rows) * processes, *rows.shape[1:])
+    every[distributed.rank() :: processes] = rows
     return distributed.sum(every)
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tokenizers_vq.config import Config
-from tokenizers_vq.discriminators.base import Discriminator, Judgement
+from tokenizers_vq.discriminators.base import Embedded, Split
 from tokenizers_vq.discriminators.layers import Blur, DownBlock, Width, bounded
 
 SLOPE = 0.2
@@ -35,7 +35,7 @@ class MultiscaleConfig(Config):
         return Multiscale(channels, image_size, **self.arguments())
 
 
-class Multiscale(Discriminator):
+class Multiscale(Split):
     """Images `(B, C, H, W)` -> logits `(B, 1, H / 2^j, W / 2^j)` for each pair of scales i < j, and features.
 
     Scale i is the image halved i times. The pairs stand in the order of j, then of i: (0, 1), (0, 2), (1, 2), ... The
@@ -63,16 +63,25 @@ class Multiscale(Discriminator):
         )
         self.heads = nn.ModuleList(bounded(nn.Conv2d(w, 1, 1), spectral) for w in widths)
         self.feature_width = widths[-1]
+        self.embedding_widths = [w for j, w in enumerate(widths) for _ in range(j + 1)]
 
-    def forward(self, images: Tensor) -> Judgement:
+    def embed(self, images: Tensor) -> Embedded:
         """Images `(B, C, H, W)` in [-1, 1]."""
         batch = len(images)
-        logits, features, trunk = [], [], images[:0]
-        for i, (stem, block, head) in enumerate(zip(self.stems, self.blocks, self.heads, strict=True)):
+        embeddings, features, trunk = [], [], images[:0]
+        for i, (stem, block) in enumerate(zip(self.stems, self.blocks, strict=True)):
             entering = stem(images)
             # What entered before and what enters here go through the block together, one after the other.
             trunk = block(entering if i == 0 else torch.cat([trunk, entering]))
-            logits += head(F.leaky_relu(trunk, SLOPE)).split(batch)
+            embeddings += F.leaky_relu(trunk, SLOPE).split(batch)
             features.append(trunk[:batch])
             images = self.halve(images)
-        return Judgement(logits, features, {})
+        return Embedded(embeddings, features)
+
+    def decide(self, embeddings: list[Tensor]) -> list[Tensor]:
+        logits: list[Tensor] = []
+        for j, head in enumerate(self.heads):
+            # Those of one scale together, as the block made them.
+            judged = embeddings[len(logits) : len(logits) + j + 1]
+            logits += head(torch.cat(judged)).split(len(judged[0]))
+        return logits

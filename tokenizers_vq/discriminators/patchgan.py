@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tokenizers_vq.batch import Batch
-from tokenizers_vq.discriminators.base import Discriminator, Judgement, check_channels
+from tokenizers_vq.discriminators.base import Embedded, Split, check_channels
 from tokenizers_vq.discriminators.layers import (
     Blur,
     ConvolutionFields,
@@ -33,7 +33,7 @@ class PatchGANConfig(ConvolutionFields):
         return PatchGAN(channels, image_size, **self.arguments())
 
 
-class PatchGAN(Discriminator):
+class PatchGAN(Split):
     """Images `(B, C, H, W)` -> logits `(B, 1, H / 2^layers - 2, W / 2^layers - 2)`, and the features of each block.
 
     Convolutional: it takes any size that holds a patch, and raises `ValueError` for smaller ones. With virtual batch
@@ -52,6 +52,7 @@ class PatchGAN(Discriminator):
             before = channels if i == 0 else widths[i - 1]
             self.blocks.append(conv_block(before, width, stride, config, normed=i > 0))
         self.feature_width = widths[-1]
+        self.embedding_widths = [widths[-1]]
         self.head = narrow_conv(widths[-1], 1, 1, config.norm == "spectral", bias=True)
         if config.norm == "virtual":
             self.reference = Reference(config.reference_size, channels, image_size)
@@ -70,7 +71,7 @@ class PatchGAN(Discriminator):
                 "lower its `layers` or enlarge `image_size`"
             )
 
-    def forward(self, images: Tensor) -> Judgement:
+    def embed(self, images: Tensor) -> Embedded:
         """Images `(B, C, H, W)` in [-1, 1]."""
         self._check_size(*images.shape[-2:])
         if self.config.norm == "virtual":
@@ -79,10 +80,12 @@ class PatchGAN(Discriminator):
         for block in self.blocks:
             images = block(images)
             features.append(images)
-        logits = self.head(images)
         if self.config.norm == "virtual":
-            logits, *features = (part[self.reference.rows :] for part in (logits, *features))
-        return Judgement([logits], features, {})
+            features = [part[self.reference.rows :] for part in features]
+        return Embedded(features[-1:], features)
+
+    def decide(self, embeddings: list[Tensor]) -> list[Tensor]:
+        return [self.head(embeddings[0])]
 
 
 def conv_block(channels: int, width: int, stride: int, config: Any, normed: bool) -> nn.Sequential:

@@ -54,8 +54,16 @@ class Projection(Wrapper):
 
     def forward(self, images: Tensor, labels: Tensor, *others: Any) -> Judgement:
         """Images `(B, C, H, W)`, labels `(B,)`."""
-        judgement: Judgement = self.inner(images, *others)
-        pooled = judgement.features[-1].flatten(2).mean(dim=2)
-        product = (pooled * self.classes(labels)).sum(dim=1)
-        logits = [scale + product.view(-1, *(1 for _ in scale.shape[1:])) for scale in judgement.logits]
-        return judgement._replace(logits=logits)
+        return projected(self.inner(images, *others), self.classes(labels))
+
+
+def projected(judgement: Judgement, vectors: Tensor) -> Judgement:
+    """To all logits of an image comes the product of its vector, `(B, D)`, with its last features, pooled."""
+    pooled = judgement.features[-1].flatten(2).mean(dim=2)
+    return raised(judgement, (pooled * vectors).sum(dim=1))
+
+
+def raised(judgement: Judgement, amount: Tensor) -> Judgement:
+    """`amount` `(B,)` more at all logits of an image."""
+    logits = [scale + amount.view(-1, *(1 for _ in scale.shape[1:])) for scale in judgement.logits]
+    return judgement._replace(logits=logits)

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from tokenizers_vq.batch import Batch
 from tokenizers_vq.config import Config, ConfigError
-from tokenizers_vq.discriminators.base import Discriminator, Judgement
+from tokenizers_vq.discriminators.base import Discriminator, Judgement, Mixing
 
 if TYPE_CHECKING:
     from tokenizers_vq.discriminators import DiscriminatorConfig
@@ -62,6 +62,20 @@ class Several(Discriminator):
     def conditional(self) -> bool:
         """Whether a member is."""
         return any(member.conditional for member in self.members)
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """What mixes in the first member in which something does."""
+        found = [(i, member.mixing) for i, member in enumerate(self.members) if member.mixing is not None]
+        return found[0][1]._replace(path=("discriminators", str(found[0][0]), *found[0][1].path)) if found else None
+
+    def after_step(self) -> None:
+        for member in self.members:
+            member.after_step()
+
+    def figures(self) -> dict[str, Tensor]:
+        """Those of all members, numbered."""
+        return {f"{name}_{i}": x for i, member in enumerate(self.members) for name, x in member.figures().items()}
 
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """Images, then a tuple of what each member asks for beside them."""

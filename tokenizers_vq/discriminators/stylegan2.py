@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tokenizers_vq.batch import Batch
 from tokenizers_vq.config import Config
-from tokenizers_vq.discriminators.base import Discriminator, Judgement
+from tokenizers_vq.discriminators.base import Embedded, Split
 
 SMALLEST = 8
 
@@ -38,7 +38,7 @@ class StyleGAN2Config(Config):
         return StyleGAN2(channels, image_size, **self.arguments())
 
 
-class StyleGAN2(Discriminator):
+class StyleGAN2(Split):
     """Images `(B, C, H, W)` of the size it was built for -> logits `(B, 1)`, and the features of each block.
 
     The sides are powers of two from 8, not necessarily equal; widths follow the shorter one. Each process, and each
@@ -57,6 +57,7 @@ class StyleGAN2(Discriminator):
         self.stem = nn.Sequential(EqualisedConv2d(channels, widths[0], 1), nn.LeakyReLU(0.2))
         self.blocks = nn.ModuleList(ResidualBlock(a, b) for a, b in itertools.pairwise(widths))
         self.feature_width = last = widths[-1]
+        self.embedding_widths = [last]
         positions = math.prod(image_size) * 16 // short**2
         self.mix = nn.Sequential(EqualisedConv2d(last + 1, last, 3, padding=1), nn.LeakyReLU(0.2))
         self.head = nn.Sequential(
@@ -74,7 +75,7 @@ class StyleGAN2(Discriminator):
                 "others: raise `batch_size`, lower `accumulate`, or give stddev_group=1 to do without"
             )
 
-    def forward(self, images: Tensor) -> Judgement:
+    def embed(self, images: Tensor) -> Embedded:
         """Images `(B, C, H, W)` in [-1, 1]."""
         super().check(Batch(images))
         # The layout in which depthwise convolutions are fast: twice the speed of the whole on a CPU.
@@ -84,8 +85,10 @@ class StyleGAN2(Discriminator):
             images = block(images)
             features.append(images)
         deviation = minibatch_deviation(images, self.stddev_group).to(images.dtype)
-        logits = self.head(self.mix(torch.cat([images, deviation], dim=1)))
-        return Judgement([logits], features, {})
+        return Embedded([self.head[:-1](self.mix(torch.cat([images, deviation], dim=1)))], features)
+
+    def decide(self, embeddings: list[Tensor]) -> list[Tensor]:
+        return [self.head[-1](embeddings[0])]
 
 
 def layer_width(side: int, factor: float = 1.0, multiplier: float = 2.0) -> int:

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tokenizers_vq.config import Config
-from tokenizers_vq.discriminators.base import Discriminator, Judgement
+from tokenizers_vq.discriminators.base import Embedded, Split
 from tokenizers_vq.discriminators.layers import DownBlock, Width, bounded, halvings
 
 
@@ -28,7 +28,7 @@ class UNetConfig(Config):
         return UNet(channels, image_size, **self.arguments())
 
 
-class UNet(Discriminator):
+class UNet(Split):
     """Images `(B, C, H, W)` -> logits `(B, 1)` and `(B, 1, H, W)`, and the features on the way down.
 
     Spectral norm everywhere. Raises `ValueError` for sides that `2^depth` does not divide.
@@ -55,17 +55,22 @@ class UNet(Discriminator):
             self.up.append(UpBlock(width if i == 0 else 2 * width, above))
         self.pixels = bounded(nn.Conv2d(widths[0], 1, 1))
         self.feature_width = widths[-1]
+        self.embedding_widths = [widths[-1], widths[0]]
 
-    def forward(self, images: Tensor) -> Judgement:
+    def embed(self, images: Tensor) -> Embedded:
         """Images `(B, C, H, W)` in [-1, 1]."""
         features: list[Tensor] = []
         for block in self.down:
             images = block(images)
             features.append(images)
-        whole = self.head(F.relu(images).sum(dim=(2, 3)))
+        whole = F.relu(images).sum(dim=(2, 3))
         for i, block in enumerate(self.up):
             images = block(images if i == 0 else torch.cat([images, features[-1 - i]], dim=1))
-        return Judgement([whole, self.pixels(F.relu(images))], features, {})
+        return Embedded([whole, F.relu(images)], features)
+
+    def decide(self, embeddings: list[Tensor]) -> list[Tensor]:
+        whole, pixels = embeddings
+        return [self.head(whole), self.pixels(pixels)]
 
 
 class UpBlock(nn.Module):

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tokenizers_vq.config import Config
-from tokenizers_vq.discriminators.base import Discriminator, Judgement
+from tokenizers_vq.discriminators.base import Embedded, Split
 from tokenizers_vq.discriminators.layers import Width
 
 JUDGE = "tf_efficientnet_lite0"
@@ -34,7 +34,7 @@ class VisionAidedConfig(Config):
         return VisionAided(channels, image_size, **self.arguments())
 
 
-class VisionAided(Discriminator):
+class VisionAided(Split):
     """Images `(B, 1 or 3, H, W)` -> logits `(B, 1, h, w)` of each stage, and its features.
 
     Raises `ValueError` for the judge's backbone, for stages that the backbone does not have, other channels, and images
@@ -67,16 +67,21 @@ class VisionAided(Discriminator):
                 f"vision_aided with stage {config.stages[-1]} needs images of at least {smallest}x{smallest}, got "
                 f"{height}x{width}: take finer `stages` or enlarge `image_size`"
             )
-        self.heads = nn.ModuleList(
+        heads = [
             nn.Sequential(
                 nn.Conv2d(info["num_chs"], config.width, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(config.width, 1, 1)
             )
             for info in chosen
-        )
+        ]
+        self.heads: Any = nn.ModuleList(heads)
         self.feature_width = chosen[-1]["num_chs"]
+        self.embedding_widths = [config.width for _ in chosen]
 
-    def forward(self, images: Tensor) -> Judgement:
+    def embed(self, images: Tensor) -> Embedded:
         """Images `(B, 1 or 3, H, W)` in [-1, 1]."""
         rgb = images.expand(-1, 3, -1, -1) if self.channels == 1 else images
         features = self.backbone.stages(rgb, self.config.stages)
-        return Judgement([head(f) for head, f in zip(self.heads, features, strict=True)], features, {})
+        return Embedded([head[:-1](f) for head, f in zip(self.heads, features, strict=True)], features)
+
+    def decide(self, embeddings: list[Tensor]) -> list[Tensor]:
+        return [head[-1](embedding) for head, embedding in zip(self.heads, embeddings, strict=True)]

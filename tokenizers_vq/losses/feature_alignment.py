@@ -39,7 +39,8 @@ def distance_matrix(projected: Tensor, target: Tensor, margin: float = 0.0) -> T
 class FeatureAlignmentConfig(BackboneConfig):
     """Features before the quantizer, projected, against those of a timm backbone at one stage.
 
-    REPA's loss by default (plus 1, so that 0 is the least); VA-VAE's: `cosine_margin` 0.5, `matrix_weight` 1.
+    REPA's loss by default (plus 1, so that 0 is the least); VA-VAE's: `cosine_margin` 0.5, `matrix_weight` 1,
+    `adaptive` with `weight` 0.1.
     """
 
     kind: Literal["feature_alignment"] = "feature_alignment"
@@ -55,6 +56,8 @@ class FeatureAlignmentConfig(BackboneConfig):
     """weight of the distance-matrix loss; that of the cosine is 1"""
     matrix_margin: float = Field(default=0.25, ge=0)
     """differences of similarities up to here cost nothing"""
+    adaptive: bool = False
+    """balance its gradient against that of the other losses at the encoder's last layer: `weight` is its share of it"""
 
     def build(self, tokenizer: Tokenizer) -> FeatureAlignment:
         return FeatureAlignment(tokenizer, **self.arguments())
@@ -81,12 +84,17 @@ class FeatureAlignment(Term):
     def __init__(self, tokenizer: Tokenizer, **fields: Any) -> None:
         super().__init__()
         self.config = config = FeatureAlignmentConfig(**fields)
-        self.weight = config.weight
+        self.weight, self.adaptive = config.weight, config.adaptive
         grids = tokenizer.code_layout().grids
         if any(len(grid) != 2 for grid in grids):
             raise ValueError(
                 "losses.feature_alignment: needs features on a grid of rows and columns; this tokenizer's are "
                 f"{grids[0][0]} in a row: take the loss out"
+            )
+        if config.adaptive and len(grids) > 1:
+            raise ValueError(
+                f"losses.feature_alignment.adaptive: needs features on one grid, this tokenizer's are on {len(grids)}: "
+                "set adaptive=false"
             )
         self.network = Backbone(config.backbone)
         (width,) = self.network.widths([config.stage])

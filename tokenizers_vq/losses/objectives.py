@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,15 @@ from tokenizers_vq import distributed
 from tokenizers_vq.config import Config, ConfigError
 from tokenizers_vq.discriminators.base import Judgement
 from tokenizers_vq.losses.record import Record
+
+
+class Accuracy(NamedTuple):
+    """Shares of the logits, in [0, 1], at which the discriminator is right; averaged over scales."""
+
+    real: Tensor
+    """of the images"""
+    fake: Tensor
+    """of the reconstructions"""
 
 
 class Objective(Config):
@@ -30,6 +39,18 @@ class Objective(Config):
     def best(self) -> float:
         """The loss that a discriminator which knows all apart comes near to: 0, or -inf where chance is 0."""
         return 0.0 if self.chance > 0 else -math.inf
+
+    @property
+    def threshold(self) -> float:
+        """The logit that, at chance, is said of everything: what lies above is called real."""
+        return 0.0
+
+    def accuracy(self, real: Judgement, fake: Judgement) -> Accuracy:
+        """How often the discriminator is right, by `threshold`; its answer to all alike is right about one side."""
+        return Accuracy(
+            _average(real.logits, lambda r: (r > self.threshold).float()),
+            _average(fake.logits, lambda f: (f <= self.threshold).float()),
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -91,6 +112,11 @@ class Sigmoid(Objective):
         """The entropy of `real_target`."""
         return _entropy(self.real_target)
 
+    @property
+    def threshold(self) -> float:
+        """`ln(t / (2 - t))`, t being `real_target`: the logit of t / 2; 0 without."""
+        return math.log(self.real_target / (2 - self.real_target))
+
     def discriminator(self, real: Judgement, fake: Judgement) -> Tensor:
         """`mean [t softplus(-r) + (1 - t) softplus(r)] + mean softplus(f)`."""
         return _average(real.logits, self._is_real) + _average(fake.logits, F.softplus)
@@ -138,6 +164,10 @@ class RelativisticAverage(Sigmoid):
         """`-(1 + t) ln((1 + t) / 2) - (1 - t) ln((1 - t) / 2)`, t being `real_target`; 0 without."""
         return 2 * _entropy((1 + self.real_target) / 2)
 
+    def accuracy(self, real: Judgement, fake: Judgement) -> Accuracy:
+        """How often an image lies above the mean reconstruction, and a reconstruction not above the mean image."""
+        return _accuracy(real, fake, lambda r, f: (_mean(f), _mean(r)))
+
     def generator(self, record: Record) -> Tensor:
         """`mean softplus(mean r - f) + mean softplus(r - mean f)`: it also lowers the average that images are above."""
         return _average_of_two(
@@ -175,6 +205,11 @@ class LeastSquares(Objective):
         """`(b - a)^2 / 4`, at logits of `(a + b) / 2`."""
         return (self.targets[1] - self.targets[0]) ** 2 / 4
 
+    @property
+    def threshold(self) -> float:
+        """`(a + b) / 2`."""
+        return (self.targets[0] + self.targets[1]) / 2
+
     def generator(self, record: Record) -> Tensor:
         """`mean (f - c)^2 / 2`."""
         return 0.5 * _average(record.fake.logits, lambda f: (f - self.targets[2]).square())
@@ -200,6 +235,10 @@ class Wasserstein(Objective):
         """0, at logits of one value; there is no least loss beyond it."""
         return 0.0
 
+    def accuracy(self, real: Judgement, fake: Judgement) -> Accuracy:
+        """By the middle of the two means: logits have no zero here."""
+        return _accuracy(real, fake, lambda r, f: ((_mean(r) + _mean(f)) / 2,) * 2)
+
     def generator(self, record: Record) -> Tensor:
         """`-mean f`."""
         return -_average(record.fake.logits, lambda f: f)
@@ -207,6 +246,18 @@ class Wasserstein(Objective):
     def discriminator(self, real: Judgement, fake: Judgement) -> Tensor:
         """`mean f - mean r`."""
         return _average(fake.logits, lambda f: f) - _average(real.logits, lambda r: r)
+
+
+def _accuracy(
+    real: Judgement, fake: Judgement, thresholds: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> Accuracy:
+    """Scale by scale: what lies above the first threshold of images, and not above the second of reconstructions."""
+    found = []
+    for scale in zip(real.logits, fake.logits, strict=True):
+        r, f = (side.float() for side in scale)
+        above, below = thresholds(r, f)
+        found.append(torch.stack([(r > above).float().mean(), (f <= below).float().mean()]))
+    return Accuracy(*torch.stack(found).mean(dim=0))
 
 
 def _kinds(base: type[Objective]) -> Iterator[str]:

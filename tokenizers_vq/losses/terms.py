@@ -26,6 +26,8 @@ class Term(nn.Module):
     name: str
     """as the log and the message about a non-finite step call it"""
     weight: Rate
+    adaptive: bool = False
+    """whether its gradients are multiplied by how much longer the others' are at the encoder's last layer"""
 
     def check(self, batch: Batch) -> None:
         """Raises `ValueError`, one line, for labels or captions that it cannot take. Asked before step 0."""

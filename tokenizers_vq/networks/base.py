@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -16,6 +16,9 @@ Distribution = Literal["pixels", "logit_laplace"]
 class Encoder(nn.Module):
     """Pixels `(B, C, H, W)` -> features `(B, D, *grid)`."""
 
+    leaks: ClassVar[bool] = True
+    """whether features depend on pixels outside their cell of the grid"""
+
     @abstractmethod
     def grid(self, height: int, width: int) -> tuple[int, ...]:
         """Grid of the features. Raises `ValueError` naming the nearest sizes that work."""
@@ -23,6 +26,11 @@ class Encoder(nn.Module):
     @abstractmethod
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode."""
+
+    @property
+    def last(self) -> nn.Parameter:
+        """Weight of the last layer, in which the features are linear: the one that was registered last."""
+        return [parameter for parameter in self.parameters() if parameter.ndim > 1][-1]
 
     def trunk_blocks(self) -> Iterator[nn.Module]:
         """Modules that compile one by one, in place."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from tokenizers_vq import distributed
 from tokenizers_vq.codes import CodeLayout, Codes, Quantized
@@ -43,6 +44,10 @@ class QuantizerFields(Config):
         """What to try where few of its codes are used, the likeliest first."""
         return []
 
+    def resized(self, grid: tuple[int, ...]) -> Self:
+        """The config of a quantizer with the same weights for features of another grid: itself, unless overridden."""
+        return self
+
     def described(self) -> dict[str, Any]:
         """What the tokenizer's fingerprint is taken of: the fields that are not at their default."""
         return self.to_dict(defaults=False)
@@ -74,7 +79,7 @@ class Quantizer(nn.Module):
     training_state: ClassVar[tuple[str, ...]] = ()
     """buffers that neither `encode` nor `lookup` reads; left out of the fingerprint"""
     depth: int = 1
-    """levels, groups or scales, of which `partial` takes the first"""
+    """levels, groups or scales, of which `partial` takes the first and `addend` one"""
     straight: bool = False
     """as a book: behind `confine` its estimator is the identity, so that the sum of several levels' is the identity"""
     finer: float | tuple[float, ...] = 1.0
@@ -110,6 +115,13 @@ class Quantizer(nn.Module):
         """
         self._check_upto(upto)
         return self.lookup(codes)
+
+    def addend(self, codes: Tensor, level: int) -> Tensor:
+        """What codes `(B, *grid)` of one level or scale alone (0 = the first) add, float32 `(B, dim, *grid)`.
+
+        The sum of the first n, taken in order, is `partial(codes, n)`, bitwise.
+        """
+        return self.lookup(codes).float()
 
     def _check_upto(self, upto: int) -> None:
         if not 1 <= upto <= self.depth:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -57,6 +58,12 @@ class MultiscaleQuantizerConfig(BooksConfig):
     def grids(self) -> tuple[tuple[int, int], ...]:
         """The scales as heights and widths."""
         return tuple(scale if isinstance(scale, tuple) else (scale, scale) for scale in self.scales)
+
+    def resized(self, grid: tuple[int, ...]) -> Self:
+        """With the scales stretched to another last grid."""
+        scales = stretched(self.grids, grid)
+        # As they are commonly written, for the fingerprint is taken of that.
+        return self.replace(scales=tuple(height if height == width else (height, width) for height, width in scales))
 
     def described(self) -> dict[str, Any]:
         """As before there were books where that says it, so that fingerprints stay."""
@@ -115,7 +122,7 @@ class MultiscaleQuantizer(Quantizer):
             got, wanted = ("x".join(map(str, sides)) for sides in (grid, grids[-1]))
             raise ValueError(
                 f"the scales end in a grid of {wanted}, the features' is {got}: give images of the size that it was "
-                "made for, or build it with other `scales`"
+                "made for, or stretch the scales with tokenizer.resized(image_size)"
             )
         sizes = [book.layout(grid).sizes[0] for book, grid in zip(self.books, grids, strict=True)]
         return CodeLayout(grids, 1, tuple(sizes))
@@ -147,6 +154,11 @@ class MultiscaleQuantizer(Quantizer):
         if not upto <= len(parts) <= self.depth:
             raise ValueError(f"codes must be of the first {upto} to {self.depth} scales, got {len(parts)}")
         return self._sum(parts[:upto])
+
+    def addend(self, codes: Tensor, level: int) -> Tensor:
+        """`(B, D, h, w)`, the last scale's size, of codes `(B, h_k, w_k)` of scale k; see `Quantizer.addend`."""
+        with torch.autocast(codes.device.type, enabled=False):
+            return self._enlarged(self.books[level].lookup(codes), level)
 
     def _sum(self, parts: Sequence[Tensor]) -> Tensor:
         wanted, got = list(self.config.grids[: len(parts)]), [tuple(part.shape[1:]) for part in parts]
@@ -246,6 +258,22 @@ def _convolved(h: Tensor, weight: Tensor) -> Tensor:
     taps = [padded[..., row : row + height, column : column + width] for row in range(3) for column in range(3)]
     product = weight.permute(0, 2, 3, 1).flatten(1).to(wide) @ torch.cat(taps, dim=1).flatten(2).to(wide)
     return product.float().unflatten(2, (height, width))
+
+
+def stretched(grids: Sequence[tuple[int, ...]], last: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """As many scales as `grids`, square or not, that end in `last`: a side s of S becomes T ** (log s / log S).
+
+    So scales grow by the same factors on a logarithmic axis (VAR's grow as a^k, arXiv 2404.02905, section 3.2), and
+    begin where they began, with 1x1. VAR's ten scales of 16 give 1 2 4 6 7 9 13 18 25 32 for 32; published for 512 px
+    are 1 2 3 4 6 9 13 18 24 32. Where T is small, scales are repeated: networks know them by their number.
+    """
+    sides = [[_stretched(grid[axis], grids[-1][axis], last[axis]) for axis in (0, 1)] for grid in grids[:-1]]
+    return (*((height, width) for height, width in sides), (last[0], last[1]))
+
+
+def _stretched(side: int, old: int, new: int) -> int:
+    share = math.log(side) / math.log(old) if old > 1 else 0.0
+    return min(new, math.floor(new**share + 0.5))
 
 
 def phi_of_scale(scales: int, phis: int) -> list[int]:

@@ -102,6 +102,15 @@ class ProductQuantizer(Quantizer):
         rest = [known[0].new_zeros(shape[0], group.dim, *shape[2:]) for group in self._groups[upto:]]
         return torch.cat([*known, *rest], dim=1)
 
+    def addend(self, codes: Tensor, level: int) -> Tensor:
+        """`(B, D, *grid)` of codes `(B, *grid)` of a group, zero in the channels of others; see `Quantizer.addend`."""
+        vectors = self._groups[level].lookup(codes).float()
+        shape = vectors.shape
+        widths = [group.dim for group in self._groups]
+        before, after = sum(widths[:level]), sum(widths[level + 1 :])
+        parts = [vectors.new_zeros(shape[0], width, *shape[2:]) for width in (before, after)]
+        return torch.cat((parts[0], vectors, parts[1]), dim=1)
+
     def _vectors(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return [group.lookup(part) for group, part in zip(self._groups, parts, strict=False)]
 

@@ -135,6 +135,10 @@ class ResidualQuantizer(Quantizer):
             raise ValueError(f"codes must have {upto} to {self.config.levels} levels last, got {tuple(codes.shape)}")
         return self._sum(codes.unbind(-1)[:upto])
 
+    def addend(self, codes: Tensor, level: int) -> Tensor:
+        """`(B, D, *grid)` of codes `(B, *grid)` of a level; see `Quantizer.addend`."""
+        return self._unscaled(self.levels[level].lookup(codes), level)
+
     def _sum(self, parts: Sequence[Tensor]) -> Tensor:
         vectors = [level.lookup(part) for level, part in zip(self.levels, parts, strict=False)]
         return _partial_sums([self._unscaled(vector, i) for i, vector in enumerate(vectors)])[-1].to(vectors[0].dtype)

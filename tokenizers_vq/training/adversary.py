@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from tokenizers_vq import distributed
 from tokenizers_vq.batch import Batch
-from tokenizers_vq.config import schedule_value
+from tokenizers_vq.config import ConfigError, schedule_value
 from tokenizers_vq.discriminators.base import Discriminator, Judgement
 from tokenizers_vq.losses.objectives import adaptive_weight
 from tokenizers_vq.losses.record import Record
@@ -35,14 +37,26 @@ class GeneratorLoss(NamedTuple):
     """for the log"""
 
 
+@contextmanager
+def _placed() -> Iterator[None]:
+    """What a discriminator refuses gets the recipe's field in front, where it names none."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith("adversary."):
+            raise
+        raise ConfigError(("adversary", "discriminator"), str(error)) from None
+
+
 class Adversary:
     """Built by a recipe for a tokenizer. Raises `ValueError` where the discriminator cannot judge its images."""
 
     def __init__(self, config: AdversaryConfig, optimizer: OptimizerConfig, tokenizer: Tokenizer) -> None:
         self.config, self.optimizer = config, config.optimizer or optimizer
-        self.discriminator: Discriminator = config.discriminator.build(
-            channels=tokenizer.config.channels, image_size=tokenizer.config.size
-        )
+        with _placed():
+            self.discriminator: Discriminator = config.discriminator.build(
+                channels=tokenizer.config.channels, image_size=tokenizer.config.size
+            )
         self.discriminator.check_tokenizer(tokenizer)
         self.regularisers: list[Regulariser] = [
             regulariser.build(self.discriminator, config.objective) for regulariser in config.regularisers
@@ -53,7 +67,8 @@ class Adversary:
 
     def check(self, batch: Batch) -> None:
         """Raises `ValueError`, one line, for what discriminator or regularisers cannot take."""
-        self.discriminator.check(batch)
+        with _placed():
+            self.discriminator.check(batch)
         for regulariser in self.regularisers:
             regulariser.check(batch)
 
@@ -85,8 +100,11 @@ class Adversary:
             "gradient/last_adversary": torch.linalg.vector_norm(adv),
         }
 
-    def own_loss(self, wrapped: nn.Module, record: Record) -> tuple[Tensor, dict[str, Tensor]]:
-        """The discriminator's loss on fresh judgements through its wrapper, and figures."""
+    def own_loss(self, wrapped: nn.Module, record: Record, logged: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
+        """The discriminator's loss on fresh judgements through its wrapper, and figures.
+
+        `logged`: whether somebody reads those of the balance between the two sides.
+        """
         fakes = record.reconstructions.detach()
         real: Judgement = wrapped(*self.discriminator.inputs(record, record.images))
         fake: Judgement = wrapped(*self.discriminator.inputs(record, fakes))
@@ -103,14 +121,27 @@ class Adversary:
                 if value.requires_grad:
                     loss = loss + weight * regulariser.every * value
                 figures[f"adversary/{regulariser.name}"] = value.detach()
-        for judgement, which in ((real, "real"), (fake, "fake")):
-            means = [part.detach().float().mean() for part in judgement.logits]
-            figures[f"adversary/logits_{which}"] = torch.stack(means).mean()
-        # Of a critic, its estimate of Wasserstein's distance.
-        figures["adversary/gap"] = figures["adversary/logits_real"] - figures["adversary/logits_fake"]
-        return loss, figures
+        return loss, {**figures, **(self.balance(real, fake) if logged else {})}
+
+    @torch.no_grad()
+    def balance(self, real: Judgement, fake: Judgement) -> dict[str, Tensor]:
+        """How the discriminator stands: its mean logits, their gap, how often it is right."""
+        means = [torch.stack([part.float().mean() for part in side.logits]).mean() for side in (real, fake)]
+        accuracy = self.config.objective.accuracy(real, fake)
+        return {
+            "adversary/logits_real": means[0],
+            "adversary/logits_fake": means[1],
+            "adversary/gap": means[0] - means[1],  # of a critic, its estimate of Wasserstein's distance
+            "adversary/accuracy_real": accuracy.real,
+            "adversary/accuracy_fake": accuracy.fake,
+        }
+
+    def state_figures(self) -> dict[str, Tensor]:
+        """What the discriminator's own state says: ADA's probability, a bottleneck's multiplier."""
+        return {f"adversary/{name}": value for name, value in self.discriminator.figures().items()}
 
     def after_step(self) -> None:
         """Called after the discriminator's optimizer step."""
+        self.discriminator.after_step()
         for regulariser in self.regularisers:
             regulariser.after_step(self.discriminator)

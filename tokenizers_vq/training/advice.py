@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import yaml
 
 from tokenizers_vq.config import Config, ConfigError, Schedule, ScheduleChain, ScheduleCurve, schedule_value
-from tokenizers_vq.training.recipe import Recipe
+from tokenizers_vq.training.recipe import AdversaryConfig, Recipe
 
 
 class Advice(NamedTuple):
@@ -58,17 +59,50 @@ def rate_of_adversary(recipe: Recipe, factor: float) -> Advice:
     return Advice((f"adversary.optimizer={text}",), "an optimizer of its own")
 
 
+def discriminators_of(adversary: AdversaryConfig) -> Iterator[tuple[str, Any]]:
+    """Every discriminator of a recipe with its path, wrappers before what they hold."""
+    yield from _inside("adversary.discriminator", adversary.discriminator)
+
+
+def _inside(path: str, config: Any) -> Iterator[tuple[str, Any]]:
+    yield path, config
+    if isinstance(inner := getattr(config, "discriminator", None), Config):
+        yield from _inside(f"{path}.discriminator", inner)
+    for i, member in enumerate(getattr(config, "discriminators", ())):
+        yield from _inside(f"{path}.discriminators.{i}", member)
+
+
 def spectral_norm(recipe: Recipe) -> list[Advice]:
-    """Advice to give the discriminator, or the one inside its wrappers, spectral norm where it can have it."""
+    """Advice to give each discriminator that looks at images itself spectral norm, where it can have it."""
     assert recipe.adversary is not None
-    path, config = "adversary.discriminator", cast(Config, recipe.adversary.discriminator)
-    while isinstance(inner := getattr(config, "discriminator", None), Config):
-        path, config = f"{path}.discriminator", inner
+    return [
+        Advice((f"{path}.norm=spectral",), "bounds its slope everywhere")
+        for path, config in discriminators_of(recipe.adversary)
+        if _lacks_spectral_norm(config)
+    ]
+
+
+def _lacks_spectral_norm(config: Any) -> bool:
     try:
-        has = "norm" not in type(config).model_fields or config.replace(norm="spectral") == config
+        return "norm" in type(config).model_fields and config.replace(norm="spectral") != config
     except ConfigError:  # it has other norms
+        return False
+
+
+def slope_penalty(recipe: Recipe, instead: str | None = None) -> list[Advice]:
+    """Advice to bound the discriminator's slope at images, with the norms that this needs.
+
+    Nothing where there is such a penalty, or another regulariser that is not the one to be taken out: `instead`.
+    """
+    assert recipe.adversary is not None
+    parts = list(discriminators_of(recipe.adversary))
+    if (recipe.adversary.regularisers and instead is None) or any(config.kind == "minibatch" for _, config in parts):
         return []
-    return [] if has else [Advice((f"{path}.norm=spectral",), "bounds its slope everywhere")]
+    mixing = [path for path, config in parts if getattr(config, "norm", None) in ("batch", "virtual")]
+    kind = "r1" if instead is None else "gradient_penalty"
+    place = "adversary.regularisers=[{kind: r1}]" if instead is None else f"{instead}={{kind: {kind}}}"
+    why = "bounds its slope at the images" if instead is None else "bounds its slope and leaves its weights free"
+    return [Advice((place, *(f"{path}.norm=none" for path in mixing)), why)]
 
 
 def _scaled(path: str, schedule: Schedule, factor: float) -> list[str]:

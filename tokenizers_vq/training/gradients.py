@@ -6,10 +6,12 @@ loss speaks of them. What a loss does not look at has the gradient None.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from tokenizers_vq import distributed
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -32,10 +34,36 @@ def mixed(reconstruction: Gradients, adversarial: Gradients, weight: Tensor | fl
     `weight`: w lambda, the recipe's weight times the adaptive one; lambda (arXiv 2012.09841, eq. 7; 1 where it is off)
     is read at the output alone, from the gradients that its two sums have at the decoder's last weight.
     """
-    return added(reconstruction, tuple(None if g is None else weight * g for g in adversarial))
+    return added(reconstruction, scaled(adversarial, weight))
+
+
+def scaled(gradients: Gradients, factor: Tensor | float) -> Gradients:
+    """Each times `factor`."""
+    return tuple(None if g is None else factor * g for g in gradients)
 
 
 def carried(values: Sequence[Tensor], gradients: Gradients) -> Tensor:
     """`sum_i <x_i, g_i>`: its gradient at the values x_i is g_i, so that one backward carries all of them on."""
     products = [(value * g).sum() for value, g in zip(values, gradients, strict=True) if g is not None]
     return sum(products, torch.zeros((), device=values[0].device))
+
+
+def pulled(values: Sequence[Tensor], gradients: Gradients, weight: Tensor) -> Tensor:
+    """The gradient at `weight` of what has these gradients at values that come of it, averaged over processes."""
+    given = [(value, g) for value, g in zip(values, gradients, strict=True) if g is not None]
+    if not given:
+        return torch.zeros_like(weight, dtype=torch.float32)
+    ends, starts = zip(*given, strict=True)
+    (found,) = torch.autograd.grad(ends, weight, starts, retain_graph=True)
+    return distributed.mean(found.float())
+
+
+def shares(output: Tensor, weight: Tensor, sides: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`|J g_t| / sum over s of |J g_s|`: each loss's share of the gradient at `weight`, scalars that sum to 1.
+
+    `sides`: its gradient g_t at `output`, weighted as the step has it. J carries what lies at `output` to `weight`, a
+    parameter of the last layer; gradients are averaged over processes first. All are 0 where none has a gradient.
+    """
+    norms = torch.stack([torch.linalg.vector_norm(pulled([output], (side,), weight)) for side in sides.values()])
+    parts = norms / norms.sum().clamp(min=torch.finfo(norms.dtype).tiny)
+    return dict(zip(sides, parts, strict=True))

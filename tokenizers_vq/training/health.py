@@ -5,39 +5,14 @@ The thresholds are set on runs that went well: none of them may be found ill, at
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 from tokenizers_vq.config import Schedule, ScheduleChain, ScheduleCurve, schedule_value
 from tokenizers_vq.quantizers.statistics import WINDOW
-from tokenizers_vq.training.advice import (
-    Advice,
-    against_collapse,
-    peak_of,
-    rate_of_adversary,
-    slower,
-    spectral_norm,
-    written,
-    zero_from,
-)
+from tokenizers_vq.training.advice import Advice, against_collapse, peak_of, slower, written, zero_from
+from tokenizers_vq.training.balance import WINS, adversarial
+from tokenizers_vq.training.findings import Finding, Line, gap, mean, median, recent_of, share, values, when, windows
 from tokenizers_vq.training.recipe import Recipe
-
-Line = Mapping[str, Any]
-WINS = "the discriminator wins"
-
-
-class Finding(NamedTuple):
-    """One thing that is wrong."""
-
-    what: str
-    """a short title"""
-    when: str
-    """the steps that show it"""
-    evidence: str
-    """the figures"""
-    advice: tuple[Advice, ...]
-    """what to try, the likeliest first"""
 
 
 def diagnose(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
@@ -50,7 +25,7 @@ def diagnose(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
     if recipe.adversary is not None:
         findings += _never_started(recipe, lines, done)
     if lines and recipe.adversary is not None:
-        findings += [*_discriminator(recipe, lines), *_clipped(recipe, lines), *_adaptive_weight(recipe, lines)]
+        findings += adversarial(recipe, lines)
     if lines:  # what comes first is often the cause of what follows
         findings += [
             *_too_fast(recipe, lines, any(finding.what == WINS for finding in findings)),
@@ -81,17 +56,20 @@ def summary(recipe: Recipe, lines: Sequence[Line]) -> dict[str, float]:
         "discriminator": "discriminator",
         "logits apart": "",
     }
-    recent = _recent(lines)
+    recent = recent_of(lines)
     for name, figure in named.items():
         if figure:  # at first every code counts as used
-            values = _values([line for line in recent if name != "usage" or _filled(recipe, line["step"])], figure)
+            given = values([line for line in recent if name != "usage" or _filled(recipe, line["step"])], figure)
         else:
-            values = [_gap(line) for line in recent if "discriminator" in line]
-        if values:
-            found[name] = _mean(values)
-    if recipe.adversary is not None and (weights := _values(recent, "adversary/adaptive")):
+            given = [gap(line) for line in recent if "discriminator" in line]
+        if given:
+            found[name] = mean(given)
+    sides = [values(recent, f"adversary/accuracy_{side}") for side in ("real", "fake")]
+    if all(sides):
+        found["discriminator is right"] = mean([mean(side) for side in sides])
+    if recipe.adversary is not None and (weights := values(recent, "adversary/adaptive")):
         top = 0.999 * recipe.adversary.max_adaptive
-        found["adaptive weight at its clamp"] = _share(weights, lambda weight: weight >= top)
+        found["adaptive weight at its clamp"] = share(weights, lambda weight: weight >= top)
     return found
 
 
@@ -195,10 +173,10 @@ def _never_started(recipe: Recipe, lines: Sequence[Line], done: int) -> list[Fin
 
 
 def _codebook(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
-    recent = [line for line in _recent(lines) if _filled(recipe, line["step"]) and "quantizer/usage" in line]
+    recent = [line for line in recent_of(lines) if _filled(recipe, line["step"]) and "quantizer/usage" in line]
     if not recent:
         return []
-    usage, perplexity = (_mean(_values(recent, f"quantizer/{name}")) for name in ("usage", "perplexity"))
+    usage, perplexity = (mean(values(recent, f"quantizer/{name}")) for name in ("usage", "perplexity"))
     sizes = [config.codebook_size for config in recipe.model.quantizer_paths.values()]
     codes = None if None in sizes else min(size for size in sizes if size is not None)
     ill = usage < recipe.warn_usage
@@ -209,12 +187,12 @@ def _codebook(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
     evidence = f"{usage:.1%} of the codes used in the last {WINDOW} updates, perplexity {perplexity:.1f} a batch"
     if codes is not None:
         evidence += f", of {codes} codes"
-    oldest = _values(recent, "quantizer/oldest")
+    oldest = values(recent, "quantizer/oldest")
     if oldest and max(oldest) >= WINDOW:
         evidence += f"; the oldest unused for {max(oldest):.0f} updates"
     # Revival alone keeps usage high: a moved code is used once or twice.
     what = "the codebook collapsed" if usage < recipe.warn_usage else "few codes carry a batch"
-    return [Finding(what, _when(recent), evidence, against_collapse(recipe))]
+    return [Finding(what, when(recent), evidence, against_collapse(recipe))]
 
 
 def _tokens(recipe: Recipe) -> int:
@@ -225,41 +203,41 @@ def _tokens(recipe: Recipe) -> int:
 
 
 def _too_fast(recipe: Recipe, lines: Sequence[Line], wins: bool) -> list[Finding]:
-    terms = [term.kind for term in recipe.losses if _values(lines[-1:], term.kind)]
-    windows = {name: [_mean(part) for part in _windows(_values(lines, name))] for name in terms}
-    if not terms or any(len(means) < 2 for means in windows.values()):
+    terms = [term.kind for term in recipe.losses if values(lines[-1:], term.kind)]
+    falls = {name: [mean(part) for part in windows(values(lines, name))] for name in terms}
+    if not terms or any(len(means) < 2 for means in falls.values()):
         return []
     evidence = []
-    rises = [(means[-1] - min(means), means[0] - min(means), abs(min(means))) for means in windows.values()]
+    rises = [(means[-1] - min(means), means[0] - min(means), abs(min(means))) for means in falls.values()]
     # Every term: where one falls, the others pay for it.
     if all(rise > max(0.5 * fall, 0.3 * low) for rise, fall, low in rises):
-        evidence += [f"{name} rose from {min(means):.4g} to {means[-1]:.4g}" for name, means in windows.items()]
-    norms = [_median(part) for part in _windows(_values(lines, "gradient/tokenizer"))]
+        evidence += [f"{name} rose from {min(means):.4g} to {means[-1]:.4g}" for name, means in falls.items()]
+    norms = [median(part) for part in windows(values(lines, "gradient/tokenizer"))]
     if all(rise > 0.05 * low for rise, _, low in rises) and norms[-1] > 10 * min(norms) > 0:
         evidence.append(f"the gradient's norm grew from {min(norms):.3g} to {norms[-1]:.3g}")
-    for name, means in windows.items():
-        values = _values(lines, name)
-        if max(values) > 10 * abs(values[0]) and means[-1] > 0.3 * abs(values[0]):  # not one long since recovered from
-            evidence.append(f"{name} leapt from {values[0]:.4g} to {max(values):.4g} and is at {means[-1]:.4g}")
+    for name, means in falls.items():
+        given = values(lines, name)
+        if max(given) > 10 * abs(given[0]) and means[-1] > 0.3 * abs(given[0]):  # not one long since recovered from
+            evidence.append(f"{name} leapt from {given[0]:.4g} to {max(given):.4g} and is at {means[-1]:.4g}")
     peak = peak_of(recipe.optimizer.lr, recipe.steps)
-    still = all(means[-1] > means[0] - 0.3 * abs(means[0]) for means in windows.values())
+    still = all(means[-1] > means[0] - 0.3 * abs(means[0]) for means in falls.values())
     if not evidence and still and recipe.optimizer.kind == "adamw" and peak > 2e-3 and lines[-1]["step"] >= 100:
-        evidence += [f"{name} hardly fell, from {means[0]:.4g} to {means[-1]:.4g}" for name, means in windows.items()]
+        evidence += [f"{name} hardly fell, from {means[0]:.4g} to {means[-1]:.4g}" for name, means in falls.items()]
         evidence.append(f"AdamW at a rate of {peak:g}, where 1e-5 to 1e-3 are usual")
     if not evidence:
         return []
     what = "the loss rises, with a discriminator that wins" if wins else "the learning rate is too high"
-    return [Finding(what, _when(_recent(lines)), "; ".join(evidence), slower(recipe))]
+    return [Finding(what, when(recent_of(lines)), "; ".join(evidence), slower(recipe))]
 
 
 def _vanishing(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
-    recent, step = _recent(lines), int(lines[-1]["step"]) - 1
+    recent, step = recent_of(lines), int(lines[-1]["step"]) - 1
     paths: dict[str, tuple[str, Schedule]] = {
         term.kind: (f"losses.{i}.weight", term.weight) for i, term in enumerate(recipe.losses)
     }
     if recipe.adversary is not None:
         paths["generator"] = ("adversary.weight", recipe.adversary.weight)
-    norms = {name: _mean(_values(recent, f"gradient/{name}")) for name in paths if f"gradient/{name}" in recent[-1]}
+    norms = {name: mean(values(recent, f"gradient/{name}")) for name in paths if f"gradient/{name}" in recent[-1]}
     largest = max(norms.values(), default=0.0)
     findings = []
     for name, norm in norms.items():
@@ -269,121 +247,5 @@ def _vanishing(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
             evidence = f"norm {norm:.3g} at the decoder's output, where the largest of the others has {largest:.3g}"
             larger = value * min(1e3, 0.1 * largest / norm) if norm else 10 * value
             advice = Advice((f"{path}={larger:.2g}",), "or take it out")
-            findings.append(Finding(f"the {name} loss has no gradient to speak of", _when(recent), evidence, (advice,)))
+            findings.append(Finding(f"the {name} loss has no gradient to speak of", when(recent), evidence, (advice,)))
     return findings
-
-
-def _discriminator(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
-    adversary = recipe.adversary
-    assert adversary is not None
-    chance, trained = adversary.objective.chance, [line for line in lines if "discriminator" in line]
-    recent = [line for line in _recent(lines) if "discriminator" in line and "generator" in line]
-    if len(recent) < 3:
-        return []
-    # Where there is no least loss (Wasserstein's) there is none to have won at.
-    best, near = adversary.objective.best, 0.05 * (abs(chance) or 1.0)
-    won = best + 0.2 * (chance - best) if math.isfinite(best) else -math.inf
-    loss, gap = _mean(_values(recent, "discriminator")), _mean([_gap(line) for line in recent])
-    evidence = f"its loss is {loss:.3g} ({chance:.3g} = chance); logits {gap:.3g} apart"
-    if _share(recent, lambda line: line["discriminator"] < won and _gap(line) > 0.5) >= 0.8:
-        advice = [rate_of_adversary(recipe, 0.2)]
-        if not adversary.regularisers:
-            advice.append(Advice(("adversary.regularisers=[{kind: r1}]",), "bounds its slope at the images"))
-        advice += spectral_norm(recipe)
-        if not adversary.adaptive:
-            why = "balances its gradient with the reconstruction's"
-            advice.append(Advice(("adversary.adaptive=true",), why))
-        if adversary.start == 0:
-            why = "first let the tokenizer learn what any image looks like"
-            advice.append(Advice(("adversary.start=0.25",), why))
-        return [Finding(WINS, _when(recent), evidence, tuple(advice))]
-    lost = _share(recent, lambda line: abs(line["discriminator"] - chance) < near and abs(_gap(line)) < 0.1)
-    # Clipped weights give logits of any size, to which only an objective with a chance of its own sets a scale.
-    scaled = chance or not _values(recent, "adversary/clipped")
-    if scaled and lost >= 0.8 and recent[0]["step"] - trained[0]["step"] >= 200:
-        advice = [rate_of_adversary(recipe, 3.0), Advice(("adversary.weight=0.1",), "less of its noise")]
-        return [Finding("the discriminator is at chance", _when(recent), evidence, tuple(advice))]
-    return []
-
-
-def _clipped(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
-    assert recipe.adversary is not None
-    recent = [line for line in _recent(lines) if "adversary/clipped" in line]
-    if len(recent) < 3 or (share := _mean(_values(recent, "adversary/clipped"))) <= 0.5:
-        return []
-    findings = []
-    for i, regulariser in enumerate(recipe.adversary.regularisers):
-        if regulariser.kind == "weight_clipping":
-            path = f"adversary.regularisers.{i}"
-            advice = (
-                Advice((f"{path}.limit={5 * regulariser.limit:g}",)),
-                Advice((f"{path}={{kind: gradient_penalty}}",), "bounds its slope and leaves its weights free"),
-            )
-            evidence = f"{share:.0%} of them at {path}.limit {regulariser.limit:g}: it knows simple functions alone"
-            findings.append(Finding("most weights of the discriminator are clipped", _when(recent), evidence, advice))
-    return findings
-
-
-def _adaptive_weight(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
-    adversary = recipe.adversary
-    assert adversary is not None
-    recent = [line for line in _recent(lines) if "adversary/adaptive" in line]
-    if len(recent) < 3:
-        return []
-    top = adversary.max_adaptive
-    clamped = _share(recent, lambda line: line["adversary/adaptive"] >= 0.999 * top)
-    rec, adv = (_mean(_values(recent, f"gradient/last_{name}")) for name in ("reconstruction", "adversary"))
-    # A low clamp is often meant (it keeps a losing discriminator small); it is ill where it leaves next to nothing.
-    if (clamped >= 0.8 and top * adv < 0.1 * rec) or adv < 1e-4:
-        return [
-            Finding(
-                "the adaptive weight is at its clamp" if clamped >= 0.8 else "the adversary has no gradient",
-                _when(recent),
-                f"in {clamped:.0%} of the lines at max_adaptive {top:g}; at the decoder's last layer the adversary's "
-                f"gradient is {adv:.3g}, the reconstruction's {rec:.3g}",
-                (
-                    Advice((f"adversary.max_adaptive={10 * top:g}",)),
-                    Advice(("adversary.adaptive=false", "adversary.weight=0.1")),
-                ),
-            )
-        ]
-    return []
-
-
-def _window(count: int) -> int:
-    return max(5, count // 5)
-
-
-def _recent(lines: Sequence[Line]) -> Sequence[Line]:
-    """The last fifth, five at least."""
-    return lines[-_window(len(lines)) :]
-
-
-def _windows(values: Sequence[float]) -> list[Sequence[float]]:
-    """Whole windows as long as the recent one, which is the last; none overlap."""
-    size = _window(len(values))
-    return [values[i : i + size] for i in range(len(values) % size, len(values), size)]
-
-
-def _values(lines: Sequence[Line], name: str) -> list[float]:
-    return [float(line[name]) for line in lines if name in line]
-
-
-def _gap(line: Line) -> float:
-    return float(line["adversary/logits_real"] - line["adversary/logits_fake"])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
-
-
-def _share(items: Sequence[Any], test: Callable[[Any], bool]) -> float:
-    return sum(map(test, items)) / len(items)
-
-
-def _when(lines: Sequence[Line]) -> str:
-    return f"steps {lines[0]['step']} to {lines[-1]['step']}"

@@ -59,6 +59,10 @@ class LoopConfig(Config):
     compile: bool = False
     """compile the networks' blocks in place (torch.compile)"""
 
+    def logs(self, step: int) -> bool:
+        """Whether the figures of this step, 0 = first, are written into the log."""
+        return (step + 1) % self.log_every == 0 or step + 1 == self.steps
+
     @model_validator(mode="after")
     def _shares_to_steps(self) -> Self:
         # Here, once: a schedule stays a function of the step alone, also where a resumed run is given more steps.
@@ -260,7 +264,7 @@ def _one_step(
         progress.say(message)
     done = step + 1
     progress.advance(done)
-    if done % config.log_every == 0 or done == config.steps:
+    if config.logs(step):
         names = dict.fromkeys(name for part in collected for name in part)
         figures = {n: torch.stack([part[n].float() for part in collected if n in part]).mean() for n in names}
         log.write(done, _mean_over_processes(figures, accelerator.device), progress.rate)

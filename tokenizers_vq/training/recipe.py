@@ -130,6 +130,12 @@ class Recipe(LoopConfig):
             )
         if "feature_matching" in kinds and self.adversary is None:
             raise ConfigError(("adversary",), "the feature_matching loss needs a discriminator: give one")
+        for kind in ("feature_alignment", "attribute_reversal"):
+            if kind in kinds and self.train == "decoder":
+                raise ConfigError(
+                    ("losses",),
+                    f"'{kind}' trains the encoder, which train=decoder freezes: take it out, or give train=all",
+                )
         if self.batch_size % self.accumulate:
             raise ConfigError(("accumulate",), f"{self.accumulate} does not divide batch_size {self.batch_size}")
         return self

@@ -108,6 +108,7 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | N
         )
         accelerator.print(f"reading {found.about.description}", file=sys.stderr)
         size = None if found.source is None else len(found.source)
+        task.told = None if found.source is None else found.source.told()
         with accelerator.main_process_first():
             claim_data(out, size, recipe.data.path, data=found, write=accelerator.is_main_process)
         return found

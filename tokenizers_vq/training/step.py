@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -19,16 +19,33 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from tokenizers_vq import distributed
 from tokenizers_vq.batch import Batch
-from tokenizers_vq.config import nearest, schedule_value
+from tokenizers_vq.config import schedule_value
+from tokenizers_vq.data.told import Told
+from tokenizers_vq.losses.objectives import adaptive_weight
 from tokenizers_vq.losses.record import Record, levels
 from tokenizers_vq.losses.terms import Term
 from tokenizers_vq.tokenizer import Tokenizer
-from tokenizers_vq.training import gradients, modes
+from tokenizers_vq.training import anneal, gradients, modes
 from tokenizers_vq.training.adversary import Adversary
 from tokenizers_vq.training.gradients import Gradients
 from tokenizers_vq.training.health import looks_at_usage, usage_warning
 from tokenizers_vq.training.loop import check_finite
 from tokenizers_vq.training.recipe import OptimizerConfig, Recipe
+
+
+class Terms(NamedTuple):
+    """What the reconstruction losses of a micro-batch give."""
+
+    losses: dict[str, Tensor]
+    """unweighted, without gradient"""
+    at_leaves: Gradients
+    """their summed gradients at the record's leaves"""
+    at_parameters: Gradients
+    """and at what the terms train"""
+    at_output: dict[str, Tensor]
+    """each one's own at the output, where the step is logged"""
+    figures: dict[str, Tensor]
+    """for the log"""
 
 
 class TokenizerTask:
@@ -42,7 +59,7 @@ class TokenizerTask:
         self.term_parameters = [p for term in self.terms for p in term.parameters() if p.requires_grad]
         self.modules: dict[str, nn.Module] = {"tokenizer": modes.freeze(tokenizer.train(), recipe.train)}
         self.optimizers: dict[str, Any] = {"tokenizer": recipe.optimizer.build(tokenizer, *self.terms)}
-        _check_annealed(recipe, tokenizer)
+        anneal.check(recipe.anneal, tokenizer, "tokenizer")
         self.state: dict[str, nn.Module] = {}
         self.usage: Tensor | None = None  # the last step's
         self.ema: ModelEmaV3 | None = None
@@ -57,6 +74,8 @@ class TokenizerTask:
             self.state["start"] = self.adversary.start
             self._keep("regularisers", self.adversary.regularisers)
         self._keep("terms", self.terms)
+        self.told: Told | None = None
+        """what the data say of all their images, where somebody knows; parts are asked about it before step 0"""
         self._checked = False
         if recipe.compile:
             compile_in_place(tokenizer)
@@ -72,8 +91,7 @@ class TokenizerTask:
         seen = Batch.of(batch)
         if not self._checked:
             self._check(seen)
-        for name, schedule in self.recipe.anneal.items():
-            self.tokenizer.get_buffer(name).fill_(schedule_value(schedule, step))
+        anneal.move(self.recipe.anneal, self.tokenizer, step)
         prepared = list(self.modules.values())
         with accelerator.accumulate(*prepared):
             out = self.modules["tokenizer"](seen.images, render=False)  # the record renders what a loss asks for
@@ -86,17 +104,21 @@ class TokenizerTask:
                 discriminator=self.adversary.discriminator if self.adversary else None,
                 step=step,
             )
-            losses, at_leaves, at_parameters, figures = self._reconstruction(record, accelerator)
+            ends = (out.output, *levels(out.features))
+            losses, at_leaves, at_parameters, at_output, figures = self._reconstruction(record, ends, accelerator)
             if self.adversary is not None and self.adversary.start.faces_generator(step):
                 generator = self.adversary.generator(record, out.output, at_leaves, accelerator)
                 at_leaves = gradients.mixed(at_leaves, generator.at_leaves, generator.weight)
                 losses["generator"] = generator.loss
                 figures |= generator.figures
+                if generator.at_leaves[0] is not None and self.recipe.logs(step):
+                    at_output["generator"] = generator.weight * generator.at_leaves[0]
             quantizer = self._quantizer_losses(out.quantized.losses, step)
             losses |= quantizer
             check_finite(step, losses | _named(at_leaves))
-            places = (out.output, *levels(out.features), *self.term_parameters)
-            total = gradients.carried(places, (*at_leaves, *at_parameters))
+            if at_output:
+                figures |= self._shares(out.output, at_output)
+            total = gradients.carried((*ends, *self.term_parameters), (*at_leaves, *at_parameters))
             accelerator.backward(sum(quantizer.values(), total))
             figures |= {name: loss.detach() for name, loss in losses.items()}
             figures |= {f"quantizer/{name}": value for name, value in out.quantized.stats.items()}
@@ -108,19 +130,26 @@ class TokenizerTask:
 
     def _check(self, batch: Batch) -> None:
         """Raises `ValueError` where a part cannot take the labels, captions or sizes that the data have."""
+        if self.told is not None:
+            batch = batch._replace(labels=self.told.labels, captions=self.told.captions)
         for part in (*self.terms, *((self.adversary,) if self.adversary else ())):
             part.check(batch)
         self._checked = True
 
-    def _reconstruction(
-        self, record: Record, accelerator: Accelerator
-    ) -> tuple[dict[str, Tensor], Gradients, Gradients, dict[str, Tensor]]:
-        """The terms: losses, their summed gradients at the record's leaves and at their own parameters, figures."""
+    def _shares(self, output: Tensor, at_output: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each loss's share of the gradient at the decoder's last layer."""
+        last: Tensor = self.tokenizer.decoder.head.weight  # type: ignore[assignment]
+        return {f"share/{name}": share for name, share in gradients.shares(output, last, at_output).items()}
+
+    def _reconstruction(self, record: Record, ends: Sequence[Tensor], accelerator: Accelerator) -> Terms:
+        """`ends`: what the record's leaves were cut from."""
         losses: dict[str, Tensor] = {}
+        at_output: dict[str, Tensor] = {}
         figures: dict[str, Tensor] = {}
         total = torch.zeros((), device=record.images.device)
         places, count = (*record.leaves, *self.term_parameters), len(record.leaves)
         summed: Gradients = (torch.zeros_like(record.output), *(None for _ in places[1:]))
+        balanced: dict[str, Gradients] = {}
         seen = False  # whether any term looks at the output
         for term in self.terms:
             weight = schedule_value(term.weight, record.step)
@@ -137,12 +166,23 @@ class TokenizerTask:
                     if norms:
                         figures[f"gradient/{name}{term.name}"] = torch.linalg.vector_norm(torch.stack(norms))
                 losses[term.name] = loss.detach()
+                if own[0] is not None and self.recipe.logs(record.step):
+                    at_output[term.name] = own[0]
                 seen = seen or own[0] is not None
-                summed, total = gradients.added(summed, own), total + weight * losses[term.name]
+                total = total + weight * losses[term.name]
+                if term.adaptive:
+                    balanced[term.name] = own
+                else:
+                    summed = gradients.added(summed, own)
         if not losses:
             raise ValueError(
                 f"step {record.step}: every reconstruction loss has weight 0; give one of `losses` a weight"
             )
+        alone = summed
+        for name, own in balanced.items():
+            factor = self._balance(ends, alone[:count], own[:count])
+            figures[f"adaptive/{name}"] = factor
+            summed = gradients.added(summed, gradients.scaled(own, factor))
         if self.adversary is not None:
             self.adversary.start.observe(total)
         elif not seen:
@@ -150,7 +190,13 @@ class TokenizerTask:
                 f"step {record.step}: no loss looks at the reconstruction, so the decoder cannot learn: "
                 "give `losses` one that does, such as l1"
             )
-        return losses, summed[:count], summed[count:], figures | {"reconstruction": total}
+        return Terms(losses, summed[:count], summed[count:], at_output, figures | {"reconstruction": total})
+
+    def _balance(self, ends: Sequence[Tensor], others: Gradients, own: Gradients) -> Tensor:
+        """VA-VAE's adaptive weight (arXiv 2501.01423): how much longer the others' gradient is at the last layer."""
+        last = self.tokenizer.encoder.last
+        rec, aligned = (gradients.pulled(ends, part, last) for part in (others, own))
+        return adaptive_weight(rec, aligned, max=1e8)
 
     def _quantizer_losses(self, losses: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         unknown = self.recipe.quantizer_losses.keys() - losses.keys()
@@ -181,14 +227,15 @@ class TokenizerTask:
         return figures
 
     def _discriminator(self, adversary: Adversary, record: Record, accelerator: Accelerator) -> dict[str, Tensor]:
-        loss, figures = adversary.own_loss(self.modules["discriminator"], record)
+        logged = self.recipe.logs(record.step)
+        loss, figures = adversary.own_loss(self.modules["discriminator"], record, logged)
         check_finite(record.step, figures)
         accelerator.backward(loss)
         figures |= self._update("discriminator", adversary.optimizer, record.step, accelerator)
         figures["adversary/started"] = adversary.start.started.float()
         if accelerator.sync_gradients:
             adversary.after_step()
-        return figures
+        return figures | (adversary.state_figures() if logged else {})
 
     def after_step(self, step: int) -> list[str]:
         """Move the weight average; tell when the discriminator starts, and when few codes are in use."""
@@ -234,14 +281,6 @@ def average_gradients(parameters: Sequence[Tensor]) -> None:
     given = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if given and distributed.world_size() > 1:
         vector_to_parameters(distributed.mean(parameters_to_vector(given)), given)
-
-
-def _check_annealed(recipe: Recipe, tokenizer: Tokenizer) -> None:
-    buffers = tokenizer.named_buffers()
-    scalars = [name for name, buffer in buffers if buffer.ndim == 0 and buffer.is_floating_point()]
-    for name in recipe.anneal:
-        if name not in scalars:
-            raise ValueError(f"anneal: this tokenizer has no scalar buffer '{name}'{nearest(name, scalars)}")
 
 
 def compile_in_place(tokenizer: Tokenizer) -> None:

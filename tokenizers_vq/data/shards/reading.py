@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tokenizers_vq.codes import CodeLayout
+from tokenizers_vq.config import nearest
 from tokenizers_vq.data.shards.files import ShardFile, shard_name
 from tokenizers_vq.data.shards.info import INFO, CodesInfo, DamagedCodes, one_line, read_info, short
 from tokenizers_vq.data.transforms import VIEWS
@@ -56,6 +57,15 @@ class Rows:
         return out
 
 
+class Classes(NamedTuple):
+    """One column of classes."""
+
+    labels: np.ndarray
+    """int64 `(n,)`, -1 where there is no class"""
+    names: tuple[str, ...] | None
+    """names of the classes by number, where there are any"""
+
+
 class CodeShards:
     """The rows of a folder of codes, in order: `shards[indices]` is int64 `(b, N)`.
 
@@ -95,14 +105,32 @@ class CodeShards:
         """int64 `(n,)`, -1 where there is no class."""
         return torch.from_numpy(self._labels.copy())
 
-    def labels_of(self, rows: np.ndarray) -> Tensor:
-        """`labels` of m rows, int64 `(m,)`, without those of the others."""
-        return torch.from_numpy(self._labels[rows])
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """Names of the columns of classes, as the data name them; `labels` are those of the first."""
+        return (self.info["data"]["label_column"] or "label",)
+
+    def classes(self, column: str | None = None) -> Classes:
+        """The classes of a column, unset the first. Raises `ValueError` where there is none of that name."""
+        if column is None or column == self.label_columns[0]:
+            return Classes(self._labels, self.label_names)
+        raise ValueError(
+            f"{self.folder} holds no classes '{column}'{nearest(column, self.label_columns)}; `tvq encode` keeps those "
+            f"that are asked for: --label-column {column}"
+        )
+
+    def labels_of(self, rows: np.ndarray, column: str | None = None) -> Tensor:
+        """The classes of m rows, int64 `(m,)`, of the first column or another, without those of the other rows."""
+        return torch.from_numpy(self.classes(column).labels[rows])
 
     @property
     def keys(self) -> list[str]:
         """Names of the images, each as often as it has views."""
         return self._keys.to_pylist()
+
+    def keys_of(self, rows: np.ndarray) -> list[str]:
+        """`keys` of m rows, int64 `(m,)`, without those of the others."""
+        return self._keys.take(rows).to_pylist()
 
     @property
     def names(self) -> list[str]:
@@ -123,8 +151,8 @@ class CodeShards:
             return None
         return [tuple(captions or ()) for captions in self._captions.take(rows).to_pylist()]
 
-    def renumbered(self, names: Sequence[str] | None, whose: str) -> CodeShards:
-        """These codes with classes numbered as in `names`, by their own names.
+    def renumbered(self, names: Sequence[str] | None, whose: str, column: str | None = None) -> CodeShards:
+        """These codes with the classes of a column, unset the first, numbered as in `names`, by their own names.
 
         Raises `ValueError` where a class that occurs here is not among them, or only one of the two has names.
         """

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from tokenizers_vq.config import Config, ConfigError, Rate
+from tokenizers_vq.config import Config, Rate
 from tokenizers_vq.discriminators.base import Discriminator, Judgement
 from tokenizers_vq.losses.objectives import Objective
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.regularisers.base import Every, Regulariser
-from tokenizers_vq.losses.regularisers.slopes import slopes
+from tokenizers_vq.losses.regularisers.slopes import check_unmixed, slopes
 
 
 class GradientPenaltyConfig(Config):
@@ -28,13 +27,7 @@ class GradientPenaltyConfig(Config):
     """the length that the gradient shall have; 0 makes it a penalty on any slope"""
 
     def build(self, discriminator: Discriminator, objective: Objective) -> GradientPenalty:
-        for path, norm in _norms(discriminator.config, ("adversary", "discriminator")):
-            if norm in ("batch", "virtual"):
-                raise ConfigError(
-                    path,
-                    f"gradient_penalty is about each image's own logits, which the norm '{norm}' mixes over the batch: "
-                    f"give {'.'.join(path)}=none or another norm",
-                )
+        check_unmixed(discriminator, self.kind)
         return GradientPenalty(**self.arguments())
 
 
@@ -57,15 +50,3 @@ class GradientPenalty(Regulariser):
         between = slopes(discriminator, record, share * images + (1 - share) * fakes, averaged=True)
         lengths = torch.linalg.vector_norm(between.flatten(1), dim=1)
         return (lengths - self.target).square().mean()
-
-
-def _norms(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every field `norm` of a config and of the discriminators in it, with its path."""
-    if isinstance(value, tuple):
-        value = dict(enumerate(value))
-    elif isinstance(value, Config):
-        value = value.arguments()
-    for name, inner in value.items() if isinstance(value, dict) else ():
-        if name == "norm":
-            yield (*path, name), inner
-        yield from _norms(inner, (*path, str(name)))

@@ -52,8 +52,8 @@ class MatchingAware(Regulariser):
         """One image has no other whose condition it could be given."""
         if len(batch.images) < 2:
             raise ValueError(
-                "matching_aware needs two images a micro-batch, of which each gets the other's condition: "
-                "raise batch_size, or lower accumulate"
+                "adversary.regularisers: matching_aware needs two images a micro-batch, of which each gets the other's "
+                "condition: raise batch_size, or lower accumulate"
             )
 
     def forward(self, record: Record, discriminator: Discriminator, real: Judgement, fake: Judgement) -> Tensor:

@@ -11,7 +11,7 @@ from tokenizers_vq.discriminators.base import Discriminator, Judgement
 from tokenizers_vq.losses.objectives import Objective
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.losses.regularisers.base import Every, Regulariser
-from tokenizers_vq.losses.regularisers.slopes import slopes
+from tokenizers_vq.losses.regularisers.slopes import check_unmixed, slopes
 
 
 class R1Config(Config):
@@ -23,14 +23,12 @@ class R1Config(Config):
     every: Every = 16
 
     def build(self, discriminator: Discriminator, objective: Objective) -> R1:
+        check_unmixed(discriminator, self.kind)
         return R1(**self.arguments())
 
 
 class R1(Regulariser):
-    """`mean over images of |d (sum of logits) / d image|^2 / 2`, by a double backward in float32.
-
-    With a batch norm the logits of one image depend on the others, which blurs the penalty: better none, or spectral.
-    """
+    """`mean over images of |d (sum of logits) / d image|^2 / 2`, by a double backward in float32."""
 
     name = "r1"
 
@@ -52,6 +50,7 @@ class R2Config(Config):
     every: Every = 16
 
     def build(self, discriminator: Discriminator, objective: Objective) -> R2:
+        check_unmixed(discriminator, self.kind)
         return R2(**self.arguments())
 
 

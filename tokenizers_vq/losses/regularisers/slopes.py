@@ -10,8 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tokenizers_vq.config import ConfigError
 from tokenizers_vq.discriminators.base import Discriminator, ask
 from tokenizers_vq.losses.record import Record
+
+
+def check_unmixed(discriminator: Discriminator, penalty: str) -> None:
+    """Raises `ConfigError` where an image's logits depend on the others: their slope would be of all of these."""
+    if (mixing := discriminator.mixing) is not None:
+        path = ("adversary", "discriminator", *mixing.path)
+        raise ConfigError(
+            path,
+            f"{penalty} is about each image's own logits, which {mixing.by} mixes over the batch: "
+            f"{mixing.remedy.format(path='.'.join(path))}",
+        )
 
 
 @contextmanager

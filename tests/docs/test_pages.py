@@ -1,0 +1,115 @@
+"""Every code block of the guides runs, page by page, from an empty folder with a few pictures.
+
+The commands are the page's own; trainings get a tiny model and a few steps on top. A block that cannot run says why
+in a comment above it: `<!-- not run: REASON -->`; `<!-- may fail: REASON -->` runs and may end with status 1.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+
+DOCS = ROOT / "docs"
+PAGES = sorted([DOCS / "index.md", DOCS / "concepts.md", *(DOCS / "guides").glob("*.md")])
+_BLOCK = re.compile(
+    r"(?:^<!-- (?P<mark>not run|may fail): (?P<why>.+?) -->\n)?"
+    r'^```(?P<kind>\w+)(?: title="(?P<title>.+?)")?\n(?P<body>.*?)^```$',
+    re.M | re.S,
+)
+_NETWORK = "{kind: vqgan, width: 8, multipliers: [1, 2, 2], blocks: 1, attention: [], groups: 4, latent_width: 8}"
+_LOOP = ["steps=2", "batch_size=2", "log_every=1", "image_every=0", "precision=fp32"]
+TINY = {
+    "tvq": ["model.image_size=32", f"model.encoder={_NETWORK}", f"model.decoder={_NETWORK}", *_LOOP, "data.workers=0"],
+    "tvq-prior": ["model.network.layers=1", "model.network.dim=16", "model.network.heads=2", *_LOOP],
+}
+
+
+class Block(NamedTuple):
+    line: int
+    kind: str
+    body: str
+    mark: str | None
+    title: str | None
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """The fenced blocks of a page."""
+    text = page.read_text(encoding="utf-8")
+    for match in _BLOCK.finditer(text):
+        line = text[: match.start("body")].count("\n") + 1
+        yield Block(line, match["kind"], match["body"], match["mark"], match["title"])
+
+
+def commands(body: str) -> Iterator[list[str]]:
+    """The commands of a shell block, comments off, lines that end in a backslash joined."""
+    for line in body.replace("\\\n", " ").splitlines():
+        if words := shlex.split(line, comments=True):
+            yield words
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Photographs of every page: photos/, photos-test/, cat.jpg."""
+    rng = np.random.default_rng(0)
+    for name, count in (("photos", 24), ("photos-test", 8)):
+        (tmp_path / name).mkdir()
+        for index in range(count):
+            coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
+            coarse.resize((72, 64), Image.Resampling.BICUBIC).save(tmp_path / name / f"{index:02}.png")
+    coarse.resize((96, 80)).save(tmp_path / "cat.jpg")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(words: list[str], may_fail: bool) -> None:
+    """Run a command as the shell would, in this process."""
+    from prior.cli import main as prior_main
+    from tokenizers_vq.cli import main
+
+    program = words[0]
+    verbs = {"tvq": main, "tvq-prior": prior_main}
+    assert program in verbs, f"no block may call {program}: mark it"
+    tiny: list[str] = []
+    if words[1] == "train":
+        own = {word.partition("=")[0] for word in words}
+        tiny = [
+            word for word in TINY[program] if word.partition("=")[0] not in own and not _model_of_folder(words, word)
+        ]
+    with pytest.raises(SystemExit) as ended:
+        verbs[program]([*words[1:], *tiny])
+    assert ended.value.code in ((0, None, 1) if may_fail else (0, None)), " ".join(words)
+
+
+def _model_of_folder(words: list[str], override: str) -> bool:
+    return override.startswith("model.") and any(word.startswith("model=") for word in words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_of_a_page_runs(page: Path, folder: Path) -> None:
+    scope: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks(page):
+        where = f"{page.relative_to(ROOT)}:{block.line}"
+        if block.mark == "not run":
+            continue
+        if block.kind == "python":
+            exec(compile("\n" * block.line + block.body, where, "exec"), scope)
+        elif block.kind == "bash":
+            for words in commands(block.body):
+                call(words, block.mark == "may fail")
+        else:
+            assert block.kind in ("yaml", "text"), f"{where}: no test runs a block of {block.kind}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_is_not_run_says_why(page: Path) -> None:
+    shown = len(re.findall(r"^```\w+.*$", page.read_text(encoding="utf-8"), re.M))
+    assert len(list(blocks(page))) == shown
