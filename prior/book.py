@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prior.model import Prior
-from prior.networks.base import BaseNetworkConfig
+from prior.networks import NetworkConfig
 from tokenizers_vq.quantizers import QuantizerConfig
 
 if TYPE_CHECKING:
     from tokenizers_vq.tokenizer import Tokenizer
 
 
-def book_config(network: BaseNetworkConfig, tokenizer: Tokenizer | None) -> QuantizerConfig | None:
+def book_config(network: NetworkConfig, tokenizer: Tokenizer | None) -> QuantizerConfig | None:
     """The config of the quantizer whose vectors a network is fed; None where it is fed none, or no tokenizer is given.
 
     Raises `ValueError` for a tokenizer that has a quantizer for each grid.

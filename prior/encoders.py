@@ -85,6 +85,7 @@ def open_encoder(name: str, revision: str | None = None) -> TextEncoder:
     except ImportError:
         raise ValueError("text encoders need the package transformers: pip install 'tokenizers-vq[encoders]'") from None
     options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+    known: dict[str, Any]
     folder = Path(name)
     if not folder.is_dir() and (name.count("/") != 1 or folder.is_absolute() or name.startswith((".", "~"))):
         raise FileNotFoundError(f"no text encoder at {name}: give a folder of transformers, or owner/name of the Hub")

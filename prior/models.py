@@ -14,7 +14,6 @@ from prior.conditions import ConditionConfig
 from prior.conversion import catalogue
 from prior.model import Prior, PriorConfig, load_folder
 from prior.networks import NetworkConfig
-from prior.networks.base import BaseNetworkConfig
 from prior.sequences import LayoutConfig
 from tokenizers_vq import folders
 from tokenizers_vq.codes import CodeLayout
@@ -57,11 +56,11 @@ def create(
     if condition is not None:
         data["condition"] = condition
     tokenizer = None if isinstance(layout, CodeLayout) else layout
+    codes = layout if isinstance(layout, CodeLayout) else layout.code_layout()
     if tokenizer is not None:
-        network: BaseNetworkConfig = TypeAdapter(NetworkConfig).validate_python(data["network"])
-        own = {"book": book_config(network, tokenizer), "fingerprint": tokenizer.fingerprint}
-        data, layout = {**data, **own}, tokenizer.code_layout()
-    made = Prior(parse(PriorConfig, {**data, "layout": LayoutConfig.of(layout), **fields}, f"preset {preset}"))
+        network = TypeAdapter(NetworkConfig).validate_python(data["network"])
+        data |= {"book": book_config(network, tokenizer), "fingerprint": tokenizer.fingerprint}
+    made = Prior(parse(PriorConfig, {**data, "layout": LayoutConfig.of(codes), **fields}, f"preset {preset}"))
     fill_book(made, tokenizer)
     return made
 

@@ -163,6 +163,16 @@ def test_train_prior_and_sample(run: Run, codes: Path, tmp_path: Path) -> None:
         assert picture.size == (74, 74)  # 4x4 of 16 pixels, 2 between
 
 
+@pytest.mark.parametrize("told", ["grey", "8"])
+def test_picture_to_picture(run: Run, photos: Path, model: Path, tmp_path: Path, told: str) -> None:
+    small = ["model.network={kind: gpt, layers: 1, dim: 32, heads: 2, multiple: 16}", "batch_size=4", "steps=2"]
+    fields = [*small, "precision=fp32", "image_every=0", "data.workers=0", "held_out=0.3"]
+    said = run("picture_to_picture.py", told, model, photos, tmp_path / "run", *fields)
+    assert "bits per token on photos held out" in said
+    with Image.open(tmp_path / "run" / "pictures.png") as picture:
+        assert picture.size[0] == 5 * 18 + 2
+
+
 def test_codes_for_transformers(run: Run, codes: Path, tmp_path: Path) -> None:
     run("codes_for_transformers.py", codes, tmp_path, 2, 32)
     with Image.open(tmp_path / "samples.png") as picture:

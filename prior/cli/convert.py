@@ -31,7 +31,7 @@ def convert(
     levels = f", {made.layout.levels} levels" if made.layout.levels > 1 else ""
     common.note(
         f"{made.config.network.kind}, {parameters:,} parameters; {made.layout.length} codes an image ({grids}{levels}) "
-        f"of {sizes}. {made.condition.card()[0]}"
+        f"of {sizes}; told {made.condition.noun or 'nothing'}"
     )
     for message in written.skipped:
         common.note(message)

@@ -33,6 +33,8 @@ class TextEncoderConfig(captions.CaptionFields):
     """tokens that are read, the end among them; longer texts are cut"""
     dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
     """probability in training that a text is replaced by none, which guidance needs"""
+    null_padding: bool = False
+    """whether what stands for no text is masked where the text has padding, as LlamaGen trains and draws"""
     width: Annotated[int, Field(ge=1)] | None = None
     """width of the features; filled in from the encoder"""
     fingerprint: str | None = None
@@ -105,14 +107,15 @@ class TextEncoderCondition(Condition):
             config.dropout,
             config.template,
         )
-        self.encoder_name = config.encoder
+        self.encoder_name, self.null_padding = config.encoder, config.null_padding
         self.reader = _Reader(config)
         self.null = nn.Parameter(torch.randn(config.length, config.width) / config.width**0.5)
         self.project = nn.Sequential(
             nn.Linear(config.width, dim, bias=False), nn.GELU(approximate="tanh"), nn.Linear(dim, dim, bias=False)
         )
-        for layer in (self.project[0], self.project[2]):
-            nn.init.normal_(layer.weight, std=0.02)
+        for layer in self.project:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
 
     def prepare(self, shards: Mapping[str, CodeShards]) -> None:
         """Keep the features of all captions beside the codes, made once for an encoder."""
@@ -155,6 +158,18 @@ class TextEncoderCondition(Condition):
     def nothing(self, n: int) -> tuple[Tensor, ...]:
         """The learnt vectors, all of which count."""
         return self.null.expand(n, -1, -1), self.null.new_ones(n, self.length, dtype=torch.bool)
+
+    def drop(self, *told: Tensor) -> tuple[Tensor, ...]:
+        """As of any condition; where none is masked as the text, the mask stays."""
+        vectors, mask = super().drop(*told)
+        return vectors, told[1] if self.null_padding else mask
+
+    def forward(self, *told: Tensor) -> Context:
+        """As of any condition; what stands for no text may be masked as the text."""
+        context = super().forward(*told)
+        if not self.null_padding or context.null is None:
+            return context
+        return context._replace(null=context.null._replace(mask=context.mask))
 
     def encode(self, *told: Tensor) -> Context:
         """Features `(B, length, width)` and their mask -> one vector each, padding masked."""

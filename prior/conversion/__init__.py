@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prior.conditions import ClassConfig
 from prior.conversion.base import Book, Converted, Given
 from prior.conversion.guess import hint
 from prior.conversion.sources import SOURCES, module
@@ -37,6 +38,7 @@ def convert(
     `source` names the layout (`SOURCES`), `weights` a file or a folder that holds one, `config` a YAML or JSON file, or
     its content. No file says whose codes it models: `tokenizer` names that tokenizer as `tokenizers_vq.load` takes it;
     without it the prior knows none. `book`: the tokenizer's quantizer in its place, for a network that is fed vectors.
+    `label_names`: names of the classes.
 
     Logits are the reference's. Nothing that a pickle holds is run. Strict: raises `ValueError` naming any missing,
     surplus or misshapen key, or a tokenizer with other codes.
@@ -92,14 +94,17 @@ def _prior(
     opened: Tokenizer | None,
     label_names: Sequence[str] | None,
 ) -> Prior:
-    book = converted.book
+    book, condition = converted.book, converted.condition
+    if label_names is not None:
+        if not isinstance(condition, ClassConfig):
+            raise ValueError(f"{file} is told no class, so that its classes cannot be named: leave label_names out")
+        condition = condition.replace(label_names=tuple(label_names))
     config = PriorConfig(
         network=converted.network,
-        condition=converted.condition,
+        condition=condition,
         layout=LayoutConfig.of(converted.layout),
         tokenizer=None if tokenizer is None else lasting_name(tokenizer),
         fingerprint=None if opened is None else opened.fingerprint,
-        label_names=None if label_names is None else tuple(label_names),
         book=None if book is None else book.config,
         **converted.fields,
     )

@@ -75,7 +75,7 @@ def _condition(given: Given, ours: Renamed) -> ConditionConfig:
             raise ValueError(f"cls_embedding.uncond_embedding is {tuple(null.shape)}, where a vector a token is wanted")
         length, width = null.shape
         agree(given.config, {"cls_token_num": length, "caption_dim": width, "model_type": "t2i"}, given.path)
-        return TextEncoderConfig(encoder=ENCODER, length=length, width=width, dropout=dropout)
+        return TextEncoderConfig(encoder=ENCODER, length=length, width=width, dropout=dropout, null_padding=True)
     table: Tensor | None = ours.get("condition.classes.weight")
     if table is None or table.ndim != 2 or len(table) < 2:
         raise ValueError("cls_embedding holds neither vectors of classes nor of a text: it is of another layout")

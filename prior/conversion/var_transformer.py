@@ -76,12 +76,13 @@ def _network(tensors: Mapping[str, Tensor], given: Given) -> VarConfig:
     hidden, layers = wanted(tensors, "blocks.0.ffn.fc1.weight", path).shape[0], depth(tensors, r"blocks\.")
     scale = tensors.get("blocks.0.attn.scale_mul_1H11")
     heads = scale.numel() if scale is not None else whole(config, "num_heads", layers if dim == 64 * layers else 0)
-    found = {
+    l2_norm, shared = scale is not None, "blocks.0.ada_gss" in tensors
+    found: dict[str, Any] = {
         "depth": layers,
         "embed_dim": dim,
         "num_heads": heads,
-        "shared_aln": "blocks.0.ada_gss" in tensors,
-        "attn_l2_norm": scale is not None,
+        "shared_aln": shared,
+        "attn_l2_norm": l2_norm,
     }
     if heads < 1 or dim % heads:
         raise ValueError(f"{path} does not tell its number of heads, {dim} wide: give its config, with num_heads")
@@ -91,8 +92,8 @@ def _network(tensors: Mapping[str, Tensor], given: Given) -> VarConfig:
         dim=dim,
         heads=heads,
         mlp_ratio=hidden / dim,
-        attn_l2_norm=found["attn_l2_norm"],
-        shared_aln=found["shared_aln"],
+        attn_l2_norm=l2_norm,
+        shared_aln=shared,
         drop_path=number(config, "drop_path_rate", 0.1 * layers / 24),
         eps=number(config, "norm_eps", 1e-6),
     )

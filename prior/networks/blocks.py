@@ -146,11 +146,6 @@ class LastNorm(nn.Module):
         self.norm = make_norm(kind, dim, eps, affine=False)
         self.modulation = nn.Linear(dim, 2 * dim)
 
-    def begin_untold(self) -> None:
-        """Let the condition change nothing at first."""
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
-
     def forward(self, x: Tensor, pooled: Tensor) -> Tensor:
         """`(B, n, D)` and `Told.pooled` -> `(B, n, D)`."""
         shift, scale = self.modulation(pooled).chunk(2, dim=-1)
@@ -229,12 +224,6 @@ class Block(nn.Module):
             x = x + self._drop(self.cross(x, *self.cross.read(told.vectors), told.mask))
         return self._branch(x, self.mlp_norm, self._mlp, second)
 
-    def begin_untold(self) -> None:
-        """Let AdaLN change nothing at first, as DiT begins."""
-        if self.modulation is not None:
-            nn.init.zeros_(self.modulation.weight)
-            nn.init.zeros_(self.modulation.bias)
-
     def modulations(self, pooled: Tensor | None) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
         """Shift, scale and gate of attention and of MLP, each `(B, 1 or n, D)`; None without AdaLN."""
         if self.modulation is None or pooled is None:
@@ -300,7 +289,12 @@ def initialise(network: nn.Module, blocks: Sequence[Block], std: float = 0.02) -
     for block in blocks:
         for branch in (block.out, block.down):
             nn.init.normal_(branch.weight, std=std / (2 * len(blocks)) ** 0.5)
-        block.begin_untold()
+    still(network)
+
+
+def still(network: nn.Module) -> None:
+    """AdaLN as it starts: nothing is shifted, scaled or let through, whatever the condition (DiT's adaLN-Zero)."""
     for module in network.modules():
-        if isinstance(module, LastNorm):
-            module.begin_untold()
+        if isinstance(module, (Block, LastNorm)) and module.modulation is not None:
+            nn.init.zeros_(module.modulation.weight)
+            nn.init.zeros_(module.modulation.bias)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from prior.conditions.base import Context
-from prior.networks.blocks import Block, BlockConfig, EntryFields, LastNorm, make_norm, tell
+from prior.networks.blocks import Block, BlockConfig, EntryFields, LastNorm, make_norm, still, tell
 from prior.networks.masked import Masked, MaskedConfig
 from prior.sequences import Sequence
 from tokenizers_vq.config import ConfigError
@@ -119,11 +119,10 @@ class Trunk(Masked):
                 nn.init.trunc_normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-            if isinstance(module, (Block, LastNorm)):
-                module.begin_untold()
         for vectors in (self.positions, self.registers):
             if vectors is not None:
                 nn.init.trunc_normal_(vectors, std=0.02)
+        still(self)
 
     def trunk_blocks(self) -> list[nn.Module]:
         """The transformer's blocks."""
@@ -155,8 +154,8 @@ class Trunk(Masked):
 class MaskGit(Trunk):
     """Logits of every code from the codes that are shown."""
 
-    config: MaskGitConfig
     of_codes = ("tokens", "head", "head_bias")
+    config: MaskGitConfig
 
     def __init__(self, sequence: Sequence, **fields: Any) -> None:
         config = MaskGitConfig(**fields)

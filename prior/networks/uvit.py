@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from prior.conditions.base import Context
-from prior.networks.blocks import Block, BlockConfig, EntryFields, tell
+from prior.networks.blocks import Block, BlockConfig, EntryFields, still, tell
 from prior.networks.masked import Masked, MaskedConfig
 from prior.sequences import Sequence
 from tokenizers_vq.config import ConfigError
@@ -87,8 +87,7 @@ class Uvit(Masked):
                 nn.init.trunc_normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-            if isinstance(module, Block):
-                module.begin_untold()
+        still(self)
         nn.init.trunc_normal_(self.positions, std=0.02)
 
     def trunk_blocks(self) -> list[nn.Module]:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.training.conftest import SMALL, pictures  # noqa: F401  (a fixture)
-from tokenizers_vq.ablation import report, results, run
+from tokenizers_vq.ablation import report, results, run, timing
 from tokenizers_vq.ablation.judges import Judge, family, parse_judge, resemblance
 from tokenizers_vq.ablation.table import Plan, TableConfig, load_table, make_plan
 from tokenizers_vq.training import loop, runs
@@ -47,7 +48,7 @@ def plan(table: dict, **changes) -> Plan:
 
 def test_shipped_tables_are_valid_and_their_rows_equal_where_they_can_be() -> None:
     tables = sorted((ROOT / "examples" / "ablations").glob("*.yaml"))
-    assert len(tables) == 5
+    assert len(tables) == 12
     for path in tables:
         made = make_plan(load_table(path), path.parent)
         assert len(made.table.seeds) >= 2 and all(row.recipes[1].seed == 1 for row in made.rows)
@@ -69,6 +70,8 @@ def test_shipped_tables_are_valid_and_their_rows_equal_where_they_can_be() -> No
         ({"seeds": [1, 1]}, "seeds: each once"),
         ({"judges": ["tf_efficientnet_lite0/head"]}, "judges"),
         ({"judges": ["lpips/squeez", "a/b"]}, "did you mean 'squeeze'?"),
+        ({"time_against": "gam"}, "time_against: the table has no row 'gam'; did you mean 'gan'?"),
+        ({"time_against": "a", "rows": {"a": [], "b": ["precision=bf16"]}}, "rows.b: steps in bf16 and in fp32 cannot"),
     ],
 )
 def test_what_cannot_run_is_refused_by_name(table: dict, changes: dict, line: str) -> None:
@@ -213,6 +216,68 @@ def test_runs_go_on_where_they_were_and_the_table_says_what_is_missing(
 
     (out / "gan/seed-0" / results.EVALUATION).unlink()
     assert "- gan: n = 1 of 2 seeds so far (1)." in report.markdown(results.collect(plan(table), out))
+
+
+def test_all_runs_begin_with_the_same_weights_which_a_folder_remembers(
+    table: dict, few_judges: None, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for seed, folder in enumerate((first, second)):
+        runs.train(plan(table).rows[0].recipe.replace(seed=7 + seed), folder, device="cpu")
+    still = ["optimizer.lr=0.0", "ema=null", "model.quantizer.revive_after=null"]
+    made = plan(table, rows={name: [*row, *still] for name, row in ROWS.items()}, init_from=str(first), seeds=[0])
+    outcome = run.run_table(made, tmp_path / "out", device="cpu")
+    assert outcome == ((), ())
+    begun = load_file(first / "model" / "model.safetensors")
+    begun = {name: weight for name, weight in begun.items() if "quantizer" not in name}  # its averages move without lr
+    for row in ROWS:
+        ended = load_file(tmp_path / "out" / row / "seed-0" / "model" / "model.safetensors")
+        assert all(torch.equal(ended[name], begun[name]) for name in begun)
+    assert run.due_runs(made, tmp_path / "out", device="cpu") == ["nothing is due"]
+    other = TableConfig(**{**made.table.to_dict(), "init_from": str(second)})
+    with pytest.raises(
+        ValueError, match=r"began with another model, and init_from is now .*second: give another --out"
+    ):
+        run.due_runs(make_plan(other), tmp_path / "out", device="cpu")
+    untrained = TableConfig(**{**made.table.to_dict(), "init_from": None})
+    with pytest.raises(ValueError, match="init_from is now null"):
+        run.run_table(make_plan(untrained), tmp_path / "out", device="cpu")
+    run.run_table(make_plan(untrained), tmp_path / "new", device="cpu")
+    with pytest.raises(ValueError, match="holds runs that began untrained"):
+        run.run_table(made, tmp_path / "new", device="cpu")
+
+
+def test_steps_are_timed_in_turn_with_the_row_that_is_named(
+    table: dict, few_judges: None, tmp_path: Path, monkeypatch
+) -> None:
+    out, clock, taken = tmp_path / "out", [0.0], []
+
+    class Counted(timing.TokenizerTask):  # three units of time a step of l1, one of gan, and ten while it warms up
+        def step(self, batch, step, accelerator):
+            name = "gan" if self.adversary is not None else "l1"
+            taken.append((name, step))
+            clock[0] += 10 if step < 16 else {"l1": 3, "gan": 1}[name]
+            figures = super().step(batch, step, accelerator)
+            assert name == "l1" or ("discriminator" in figures and "generator" in figures)  # at work
+            return figures
+
+    monkeypatch.setattr(timing, "TokenizerTask", Counted)
+    monkeypatch.setattr(timing, "_now", lambda device: clock[0])
+    made = plan(table, seeds=[0], time_against="gan")
+    run.run_table(made, out, only=["gan"], device="cpu")
+    found = json.loads((out / "results.json").read_text())["rows"]
+    assert (found["l1"]["step_time"], found["gan"]["step_time"]) == (None, 1.0)
+    taken.clear()
+    run.run_table(made, out, device="cpu")
+    assert taken == [(name, step) for step in range(13, 32) for name in ("l1", "gan")]
+    assert json.loads((out / "results.json").read_text())["rows"]["l1"]["step_time"] == 3.0
+    text = (out / "table.md").read_text()
+    assert "| Step time ↓ |" in text and "over that of the row gan, timed in turn" in text
+    assert [line["step_time"] for line in csv.DictReader((out / "table.csv").open())] == ["3.0000", "1.0000"]
+    taken.clear()
+    run.run_table(made, out, device="cpu")
+    assert not taken  # timed once
+    assert timing.read(plan(table, time_against="l1"), out, made.rows[0]) is None  # against another row
 
 
 def test_a_row_that_diverges_is_noted_and_the_others_go_on(table: dict, few_judges: None, tmp_path: Path) -> None:

@@ -32,14 +32,21 @@ def sampler(
     return lambda: prior.sample(batch, labels, settings)
 
 
-def training_step(images: Tensor, width: int, precision: str = "fp32") -> Callable[[], object]:
+PATCHGAN = "{kind: patchgan, width: 64, layers: 2}"
+
+
+def training_step(
+    images: Tensor, width: int, precision: str = "fp32", discriminator: str = PATCHGAN
+) -> Callable[[], object]:
     """One G + D step of an f4 VQGAN, as a run takes it: forward, losses, adaptive weight, both updates."""
-    return training_task(images, width, precision)[1]
+    return training_task(images, width, precision, discriminator)[1]
 
 
-def training_task(images: Tensor, width: int, precision: str) -> tuple[TokenizerTask, Callable[[], object]]:
+def training_task(
+    images: Tensor, width: int, precision: str, discriminator: str = PATCHGAN
+) -> tuple[TokenizerTask, Callable[[], object]]:
     """The task that `training_step` drives, and its step."""
-    recipe = load_recipe("vqgan-tiny-64", step_overrides(images.shape[-1], width, precision))
+    recipe = load_recipe("vqgan-tiny-64", step_overrides(images.shape[-1], width, precision, discriminator))
     accelerator = make_accelerator(recipe, Path(), "cpu")
     task = TokenizerTask(recipe, Tokenizer(recipe.model).to(memory_format=torch.channels_last))  # type: ignore[call-overload]
     task.modules = {name: accelerator.prepare(module) for name, module in task.modules.items()}
@@ -49,8 +56,8 @@ def training_task(images: Tensor, width: int, precision: str) -> tuple[Tokenizer
     return task, lambda: task.step(batch, next(steps), accelerator)
 
 
-def step_overrides(size: int, width: int, precision: str = "fp32") -> list[str]:
-    """The recipe that all sides of the step's comparison train by: L1, hinge PatchGAN, no perceptual loss."""
+def step_overrides(size: int, width: int, precision: str = "fp32", discriminator: str = PATCHGAN) -> list[str]:
+    """The recipe that all sides of the step's comparison train by: L1, a hinge, no perceptual loss."""
     network = f"{{kind: vqgan, width: {width}, multipliers: [1, 2, 4], latent_width: 256}}"
     return [
         f"model.image_size={size}",
@@ -58,7 +65,7 @@ def step_overrides(size: int, width: int, precision: str = "fp32") -> list[str]:
         f"model.decoder={network}",
         "model.quantizer={kind: vector, num_codes: 1024, dim: 256}",
         "losses=[{kind: l1}]",
-        "adversary.discriminator={kind: patchgan, width: 64, layers: 2}",
+        f"adversary.discriminator={discriminator}",
         "adversary.start=0",
         "adversary.warmup=0",
         "adversary.weight=0.8",

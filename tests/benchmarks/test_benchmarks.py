@@ -16,6 +16,7 @@ HELPERS = {"__init__", "bench", "cputime", "ours", "test_benchmarks"}
 SMALLEST = {
     "networks": ["--width", "32", "--size", "32", "--no-peers"],
     "training_step": ["--width", "32", "--size", "16", "--batch", "2", "--no-peers"],
+    "discriminators": ["--only", "dcgan", "--width", "32", "--size", "16", "--batch", "2", "--precision", "bf16"],
     "codes": ["--rows", "100"],
     "determinism": ["--models", "vqvae-tiny-64", "--backends", "eager", "--data", "skimage", "--count", "8"],
     "families": ["--pair", "vit-vqgan-tiny-64", "vqgan-tiny-64"],
@@ -23,6 +24,7 @@ SMALLEST = {
     "memory": ["--alone", "step", "--step-size", "16"],
     "startup": ["--quick"],
     "sampling": ["--layers", "1", "--dim", "64", "--vocabulary", "16", "--tokens", "4", "--batch", "1", "--no-peers"],
+    "scales": ["--layers", "1", "--dim", "64", "--codes", "16", "--scales", "1", "2"],
     "search": ["--memory", "ours", "64", "64", "8"],
 }
 

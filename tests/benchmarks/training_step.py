@@ -24,21 +24,22 @@ from tokenizers_vq.training.recipe import load_recipe
 BOUND = "forward + backward (bound)"
 
 
-def bare(images: Tensor, width: int, precision: str) -> Callable[[], object]:
+def bare(images: Tensor, width: int, precision: str, discriminator: str = ours.PATCHGAN) -> Callable[[], object]:
     """What any program must compute of these networks in a step."""
-    recipe = load_recipe("vqgan-tiny-64", ours.step_overrides(images.shape[-1], width, precision))
+    recipe = load_recipe("vqgan-tiny-64", ours.step_overrides(images.shape[-1], width, precision, discriminator))
     assert recipe.adversary is not None
     tokenizer = Tokenizer(recipe.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    judge = recipe.adversary.discriminator.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    judge = recipe.adversary.discriminator.build(3, (images.shape[-2], images.shape[-1]))
+    judge = judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     gradient = torch.randn(images.shape)
     own = [*tokenizer.encoder.parameters(), *tokenizer.decoder.parameters()]
-    judging = list(judge.parameters())
+    judging = [parameter for parameter in judge.parameters() if parameter.requires_grad]
 
     def step() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
             output = tokenizer.decoder(tokenizer.encoder(images))
             fakes = output.detach().requires_grad_()
-            fake, real = judge(fakes).logits[0].mean(), judge(images).logits[0].mean()
+            fake, real = (sum(scale.mean() for scale in judge(seen).logits) for seen in (fakes, images))
         torch.autograd.grad(fake, fakes, retain_graph=True)
         torch.autograd.grad(output, own, gradient.to(output.dtype))
         torch.autograd.grad(fake - real, judging)

@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 
-from tokenizers_vq.discriminators import VisionAidedConfig
+from tokenizers_vq.discriminators import PairConfig, VisionAidedConfig
 from tokenizers_vq.discriminators.vision_aided import JUDGE
 from tokenizers_vq.evaluation.evaluate import evaluate
 
@@ -30,8 +30,10 @@ def test_grey_images_are_shown_as_photographs() -> None:
     grey.load_state_dict(rgb.state_dict())
     images = torch.rand(2, 1, 32, 32)
     assert torch.equal(grey(images).logits[0], rgb(images.expand(-1, 3, -1, -1)).logits[0])
-    with pytest.raises(ValueError, match="takes 3 channels, images have 4"):
+    with pytest.raises(ValueError, match="takes 1 or 3 channels, and gets 4: take another"):
         VisionAidedConfig().build(4, (32, 32))
+    with pytest.raises(ValueError, match=r"and gets 6: .*inside pair and joint"):
+        PairConfig(discriminator=VisionAidedConfig()).build(3, (32, 32))
 
 
 def test_the_judge_of_the_evaluation_is_refused() -> None:

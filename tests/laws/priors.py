@@ -254,6 +254,14 @@ CASES = [
         sees=everything,
         steps=400,
     ),
+    Case(
+        "maskgit told aside",
+        MaskGitConfig(layers=2, dim=32, heads=2, dropout=0.0, label_smoothing=0.0, entry=("cross", "adaln")),
+        "levels",
+        dict(_MASKED),
+        sees=everything,
+        steps=200,
+    ),
     *(
         Case("maskgit with AdaLN", ADALN, layout, dict(_MASKED), sees=everything, steps=250)
         for layout in ("grid", "scales")
@@ -303,17 +311,6 @@ CASES = [
         book=residual,
     ),
 ]
-
-CASES.append(
-    Case(
-        "maskgit told aside",
-        MaskGitConfig(layers=2, dim=32, heads=2, dropout=0.0, label_smoothing=0.0, entry=("cross", "adaln")),
-        "levels",
-        _MASKED,
-        sees=everything,
-        steps=200,
-    )
-)
 
 PRIORS = Role("prior, layout", CASES, LAWS, "test_priors.py")
 

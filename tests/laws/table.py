@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.laws import adversaries, priors, quantizers, regularisers, terms
+from tests.laws import adversaries, conditions, priors, quantizers, regularisers, terms
 from tests.laws.law import Role
 
 ROLES = {
@@ -21,6 +21,7 @@ ROLES = {
     "regularisers": regularisers.REGULARISERS,
     "terms": terms.TERMS,
     "priors": priors.PRIORS,
+    "conditions": conditions.CONDITIONS,
 }
 
 

@@ -49,6 +49,14 @@ def test_a_converted_bert_gives_the_logits_of_transformers(file: Path) -> None:
     assert made.condition.guidable and made.config.fingerprint is None
 
 
+def test_classes_are_given_names(file: Path) -> None:
+    made = prior.convert("maskgit-transformer", file, bert_config(), label_names=["cat", "dog", "fox"])
+    tokens = torch.full((1, 4), -1)
+    assert torch.equal(made.logits(tokens, "dog"), made.logits(tokens, 1))
+    with pytest.raises(ValueError, match=r"generator\.bin: .*label_names: 2 names for 3 classes"):
+        prior.convert("maskgit-transformer", file, bert_config(), label_names=["cat", "dog"])
+
+
 def test_wrappers_and_formats_are_opened(file: Path, tmp_path: Path) -> None:
     plain = prior.convert("maskgit-transformer", file, bert_config()).state_dict()
     tensors = bert()[1]

@@ -65,6 +65,24 @@ def test_rar_gives_the_recorded_logits_in_any_order(case: str) -> None:
     torch.testing.assert_close(ours, factors, atol=1e-5, rtol=1e-5)
 
 
+def test_llamagen_masks_no_text_as_the_text() -> None:
+    shared("golden/llamagen-gpt")
+    found = recorded("llamagen-gpt/t2i")
+    features, mask = found.condition, torch.ones(2, 6, dtype=torch.bool)
+    mask[0, :4] = False
+    condition = found.prior.condition
+    with torch.no_grad():
+        guided = condition(features, mask).guided()
+        assert guided.mask is not None and torch.equal(guided.mask, mask.repeat(2, 1))
+        changed = features.clone()
+        changed[0, :4] = 7.0
+        tokens = found.io["input_codes"].repeat(2, 1)
+        logits = found.prior.network.logits(tokens, guided)
+        again = found.prior.network.logits(tokens, condition(changed, mask).guided())
+    torch.testing.assert_close(again, logits, atol=1e-5, rtol=1e-5)  # padding is nothing to either half
+    assert condition(*condition.nothing(1)).mask.all()
+
+
 def _taming(**changes: Any) -> dict[str, Any]:
     """The recorded config with parameters of the model changed; those of its transformer as `transformer_...`."""
     made = config_of("taming-gpt/class")

@@ -142,9 +142,12 @@ def test_an_open_prefix_sees_all_of_itself_and_codes_do_not_look_ahead() -> None
 def test_llamagen_s_prefix_has_neither_queries_nor_keys() -> None:
     model = build(network=TINY.replace(positions="llamagen", layers=1))
     stored: list[Tensor] = []
-    block = gpt(model).stack[0]
-    turns = torch.stack((torch.zeros(3, 8), torch.zeros(3, 8)))
-    block(torch.randn(1, 3, 32), turns, store=lambda keys, values: stored.append(keys))
+
+    def store(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        stored.append(keys)
+        return keys, values
+
+    gpt(model).stack[0](torch.randn(1, 3, 32), torch.zeros(2, 3, 8), store=store)
     assert bool((stored[0] == 0).all())
     tokens = rows(model.layout, 2)
     clean = build(network=TINY.replace(layers=1))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import prior
 from prior.conditions import ClassConfig, Context, NoneConfig
-from prior.conditions.base import chosen
+from prior.conditions.captions import take
 from prior.model import Prior, PriorConfig
 from prior.networks.gpt import GptConfig
 from prior.networks.rotary import rotary_angles, rotate, turns_of
@@ -266,11 +266,12 @@ def test_padding_of_a_context_is_not_seen() -> None:
 
 def test_captions_are_chosen() -> None:
     captions = [("a cat", "a small cat", "it"), (), ("fox",)]
-    assert chosen(captions, draw=False) == ["a cat", "", "fox"]
+    batch = {"captions": captions}
+    assert take(batch, None, draw=False) == ["a cat", "", "fox"]
     torch.manual_seed(3)
-    drawn = [chosen(captions, draw=True) for _ in range(200)]
+    drawn = [take(batch, None, draw=True) for _ in range(200)]
     torch.manual_seed(3)
-    assert drawn == [chosen(captions, draw=True) for _ in range(200)]
+    assert drawn == [take(batch, None, draw=True) for _ in range(200)]
     assert {row[0] for row in drawn} == set(captions[0]) and {tuple(row[1:]) for row in drawn} == {("", "fox")}
     counts = [sum(row[0] == caption for row in drawn) for caption in captions[0]]
     assert min(counts) > 40

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import prior
+import tokenizers_vq as tvq
 from prior.conversion import Book
+from prior.decoding import decode
 from tests.conftest import shared
 from tests.golden.priors import levels_book, scales_book
 from tokenizers_vq.config import read_yaml
@@ -139,3 +142,21 @@ def test_rq_with_a_last_layer_for_each_level(rq: Any, tmp_path: Path) -> None:
     assert not made.config.network.shared_head
     tokens = torch.randint(48, (2, made.layout.length))
     torch.testing.assert_close(made.logits(tokens, 3), plain.logits(tokens, 3), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["l2-norm", "shared-adaln"])
+def test_var_and_its_tokenizer_make_the_recorded_pictures(case: str, tmp_path: Path) -> None:
+    folder = shared(f"golden/var-transformer/{case}")
+    io, meta = load_file(folder / "io.safetensors"), json.loads((folder / "meta.json").read_text())
+    weights = next(path for path in (folder / "weights.safetensors", folder / "model.pt") if path.exists())
+    other = folder / "vae.safetensors"
+    config = json.loads((folder / "config.json").read_text())
+    scales = {"v_patch_nums": config["patch_nums"]}
+    tvq.convert("var", other if other.exists() else weights, scales).save_pretrained(tmp_path / "tokenizer")
+    made = prior.convert("var-transformer", weights, config, tokenizer=tmp_path / "tokenizer")
+    tokenizer = tvq.load(tmp_path / "tokenizer")
+    assert made.config.fingerprint == tokenizer.fingerprint
+    for name, guidance in (("greedy_images", 1.0), ("greedy_images_guided", 1 + meta["guidance_scale"])):
+        tokens = made.sample(len(io["condition"]), io["condition"], temperature=0, guidance=guidance)
+        images = decode(tokenizer, made, tokens)
+        assert (images - io[name]).abs().max() <= meta["tolerance_images"]

@@ -128,7 +128,7 @@ def test_another_grid_stretches_the_places_of_positions() -> None:
     old.config = old.config.replace(fingerprint="a" * 64)
     said: list[str] = []
     begin(new, old, "P", said.append)
-    assert said == ["begins with the weights of P: places stretched from 2x3 x 3 levels to 4x3 x 3 levels"]
+    assert said == ["begins with the weights of P: positions stretched from 2x3 x 3 levels to 4x3 x 3 levels"]
     table = old.network.positions.detach().view(1, 2, 3, 32).permute(0, 3, 1, 2)
     wanted = F.interpolate(table, (4, 3), mode="bicubic")[0].permute(1, 2, 0).reshape(12, 32)
     torch.testing.assert_close(new.network.positions.detach(), wanted)

@@ -17,7 +17,6 @@ from prior.conditions import ClassConfig, NoneConfig, SeveralConfig, TextConfig
 from prior.model import Prior, PriorConfig
 from prior.recipe import load_recipe
 from prior.sequences import LayoutConfig
-from tests.laws.priors import rows
 from tests.prior.conftest import NAMES, SMALL
 from tests.prior.test_text import LAYOUT, NETWORKS
 
@@ -46,30 +45,6 @@ def test_vectors_and_masks_stand_side_by_side(network: str) -> None:
     assert torch.equal(rowwise.vectors, context.vectors)
     one = model.context({"text": "a"}, 2)  # what is not named is left out
     torch.testing.assert_close(one.vectors[:, -1], context.null.vectors[:, -1])
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def test_rows_are_learnt_by_both(network: str) -> None:
-    """Neither the text nor the style alone tells the row."""
-    seldom = {"text": TEXT.replace(dropout=0.02), "style": STYLE.replace(dropout=0.02), "dropout": 0.05}
-    model, tokens = build(network, **seldom), rows(LAYOUT, 4)
-    told = {"text": ["cat", "cat", "dog", "dog"], "style": ["flat", "old", "flat", "old"]}
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=5e-3, weight_decay=0)
-    for step in range(200):
-        optimizer.param_groups[0]["lr"] = 5e-3 * (1 - step / 200)
-        optimizer.zero_grad()
-        model(tokens, told).backward()
-        optimizer.step()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    model.eval()
-    with torch.no_grad():
-        right = -model.log_likelihood(tokens, told) / 9
-        swapped = -model.log_likelihood(tokens, {**told, "style": told["style"][::-1]}) / 9
-    assert right.max() < 0.1 and swapped.min() > 0.4
-    found = model.sample(4, told, temperature=0)
-    assert torch.equal(found, tokens)
-    assert torch.equal(found[1:2], model.sample(1, {"text": "cat", "style": "old"}, temperature=0, first=1))
-    assert torch.equal(model.sample(4, told, temperature=0, guidance=2), tokens)
 
 
 def test_each_is_left_out_at_its_rate_and_all_together() -> None:
@@ -189,3 +164,76 @@ def test_the_road_from_codes_to_samples(write_codes, capfd, caplog, tmp_path: Pa
         assert load_recipe("gpt-tiny", folder, ["model.condition=[text, class]"]).model.condition == SeveralConfig(
             conditions=(TextConfig(), ClassConfig())
         )
+
+
+def test_several_columns_of_classes(tokenizer: Path, tmp_path: Path, capfd) -> None:
+    import io
+
+    import datasets
+    from PIL import Image
+
+    from tokenizers_vq.cli import main as tvq_main
+    from tokenizers_vq.data.shards import read_codes
+
+    def picture(number: int) -> dict:
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16), (number * 20, 0, 0)).save(file, "PNG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    def table(path: Path, tags: list[str], count: int = 12) -> Path:
+        features = datasets.Features(
+            image=datasets.Image(),
+            style=datasets.ClassLabel(names=["flat", "round"]),
+            tag=datasets.Value("string"),
+            number=datasets.Value("int64"),
+            caption=datasets.Value("string"),
+        )
+        rows_ = [
+            {
+                "image": picture(row),
+                "style": row % 2,
+                "tag": tags[row % 3],
+                "number": row % 4,
+                "caption": f"picture {row}",
+            }
+            for row in range(count)
+        ]
+        datasets.Dataset.from_list(rows_, features=features).to_parquet(path)
+        return path
+
+    def tvq(*arguments: object) -> tuple[int, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            tvq_main([str(argument) for argument in arguments])
+        return int(stop.value.code or 0), capfd.readouterr().err
+
+    columns = ("--class-column", "style", "--class-column", "tag", "--class-column", "number", "--device", "cpu")
+    data = table(tmp_path / "data.parquet", ["sky", "art", "sea"])
+    assert tvq("encode", tokenizer, data, "--out", tmp_path / "codes", "--views", "flip", *columns)[0] == 0
+    codes = read_codes(tmp_path / "codes")
+    assert codes.label_columns[1:] == ("style", "tag", "number") and codes.captions is not None
+    assert codes.classes("style").labels.tolist() == [row % 2 for row in range(12) for _ in range(2)]
+    assert codes.classes("tag").names == ("art", "sea", "sky")
+    assert codes.classes("tag").labels.tolist() == [(2, 0, 1)[row % 3] for row in range(12) for _ in range(2)]
+    assert codes.classes("number").names is None and int(codes.classes("number").labels.max()) == 3
+    assert tvq("encode", tokenizer, data, "--out", tmp_path / "codes", "--views", "flip", *columns)[0] == 0  # goes on
+    status, err = tvq("encode", tokenizer, data, "--out", tmp_path / "codes", "--views", "flip", "--device", "cpu")
+    assert status == 2 and "class_names = {'style'" in err
+    status, err = tvq("encode", tokenizer, data, "--out", tmp_path / "x", "--class-column", "stile")
+    assert status == 2 and "no column 'stile'; did you mean 'style'?" in err
+    other = table(tmp_path / "other.parquet", ["sea", "sky", "sea"])
+    assert tvq("encode", tokenizer, other, "--out", tmp_path / "held", "--views", "flip", *columns)[0] == 0
+    told = "[{kind: class, name: style}, {kind: class, name: tag}, {kind: text, length: 16, layers: 1, heads: 2}]"
+    more = [f"model.condition={told}", f"held_out_codes={tmp_path / 'held'}", "steps=4"]
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "gpt-tiny", str(tmp_path / "codes"), *SMALL, *more, "--out", str(tmp_path / "run")])
+    assert not stop.value.code
+    model = prior.load(tmp_path / "run")
+    assert {name: getattr(part, "label_names", None) for name, part in model.condition.parts.items()} == {
+        "style": ("flat", "round"),
+        "tag": ("art", "sea", "sky"),
+        "text": None,
+    }
+    held = read_codes(tmp_path / "held").renumbered(("art", "sea", "sky"), "run", "tag")
+    assert held.classes("tag").labels[:6].tolist() == [1, 1, 2, 2, 1, 1] and held.label_columns == codes.label_columns
+    assert model.sample(1, {"style": "round", "tag": "sky", "text": "picture"}).shape == (1, 16)

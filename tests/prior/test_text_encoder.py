@@ -20,7 +20,6 @@ from prior.conditions import TextConfig, TextEncoderCondition, TextEncoderConfig
 from prior.encoders import TextEncoder, keep, open_encoder
 from prior.model import Prior, PriorConfig
 from prior.sequences import LayoutConfig
-from tests.laws.priors import rows
 from tests.prior.conftest import NAMES, SMALL
 from tests.prior.test_text import LAYOUT, NETWORKS
 from tests.prior.tiny_encoders import save_encoder
@@ -61,25 +60,6 @@ def test_features_are_the_encoders_own_at_the_right(folders: dict[str, Path], ki
     torch.testing.assert_close(found.vectors[0, -len(alone) :], alone, atol=2e-3, rtol=2e-3)  # rounded to float16
     assert encoder.lengths(["a cat"]) == [3 + begin]
     assert encoder.longest == (10 if kind == "clip" else None)
-
-
-@pytest.mark.parametrize(("kind", "network"), [("t5", "gpt"), ("clip", "maskgit")])
-def test_rows_are_learnt_by_their_texts(folders: dict[str, Path], kind: str, network: str) -> None:
-    model, tokens = build(folders[kind], network, dropout=0.02), rows(LAYOUT, 4)
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=5e-3, weight_decay=0)
-    for step in range(160):
-        optimizer.param_groups[0]["lr"] = 5e-3 * (1 - step / 160)
-        optimizer.zero_grad()
-        model(tokens, TEXTS).backward()
-        optimizer.step()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    assert not any("encoder.block" in name for name in model.state_dict())  # the frozen one is not the prior's
-    model.eval()
-    with torch.no_grad():
-        told, untold = (-model.log_likelihood(tokens, texts) / 9 for texts in (TEXTS, TEXTS[::-1]))
-    assert told.max() < 0.3 < 0.4 < untold.min()
-    assert (model.sample(4, TEXTS, temperature=0) == tokens).float().mean() > 0.9
-    assert torch.equal(model.sample(1, "one fox", temperature=0, first=3), model.sample(4, TEXTS, temperature=0)[3:])
 
 
 def test_nothing_is_the_learnt_null(folders: dict[str, Path]) -> None:

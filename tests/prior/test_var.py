@@ -184,7 +184,7 @@ def test_another_grid_keeps_all_but_the_places_and_another_tokenizer_all_but_wha
             new.state_dict(),
             ("network.book.", *(("network.enter.", "network.head.") if whose == "c" else ())),
         )
-        assert "places stretched from 1x2 + 2x2 + 3x4 to 1x2 + 2x3 + 4x6" in said[0]
+        assert "positions stretched from 1x2 + 2x2 + 3x4 to 1x2 + 2x3 + 4x6" in said[0]
         assert ("new embedding and head" in said[0]) == (whose == "c")
         assert state["network.positions"].shape == (2 + 6 + 24, 32)
         for key, value in old.state_dict().items():

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tokenizers_vq.ablation.table import TOLERANCE
+from tokenizers_vq.ablation.timing import DEFINITION
 from tokenizers_vq.evaluation.measures import few_images
 from tokenizers_vq.evaluation.tables import label
 
@@ -28,7 +29,8 @@ def markdown(result: dict[str, Any]) -> str:
     """The table for people, with everything that one must know to read it below."""
     names = [name for name in _columns(result) if name != "mse"]
     head = ["Row", "Seeds", "Parameters", "of them codebook", "Discriminator"]
-    head += [_heading(name, result) for name in names] + ["Training s"]
+    timed = any(row["step_time"] is not None for row in result["rows"].values())
+    head += [_heading(name, result) for name in names] + ["Training s"] + ["Step time ↓"] * timed
     lines = [f"# {result['title']}", "", _row(head), _row(["---"] * len(head))]
     for name, row in result["rows"].items():
         count = row["parameters"]
@@ -40,6 +42,7 @@ def markdown(result: dict[str, Any]) -> str:
             value = row["mean"].get(metric)
             mark = _MARKS[row["resembles"].get(metric, "")]
             cells.append(f"{_cell(metric, value)}{mark}" if value else "failed" if failed else "-")
+        cells += ["-" if row["step_time"] is None else f"{row['step_time']:.2f}"] * timed
         lines.append(_row(cells))
     return "\n".join([*lines, "", *_notes(result)]) + "\n"
 
@@ -49,7 +52,7 @@ def as_csv(result: dict[str, Any]) -> str:
     names = list(dict.fromkeys(name for row in result["rows"].values() for name in row["mean"]))
     judges = list(dict.fromkeys(name for row in result["rows"].values() for name in row["resembles"]))
     head = ["row", "seeds_done", "seeds", "failed", "tokenizer_parameters", "codebook_parameters"]
-    head += ["discriminator_parameters", "networks_differ"]
+    head += ["discriminator_parameters", "networks_differ", "step_time"]
     for name in names:
         head += [name, f"{name} half_range"] + ([f"{name} resembles"] if name in judges else [])
     buffer = io.StringIO()
@@ -60,6 +63,7 @@ def as_csv(result: dict[str, Any]) -> str:
         failed = sum("failed" in run for run in row["seeds"].values())
         cells = [name, row["done"], len(row["seeds"]), failed, count["tokenizer"], count["codebook"]]
         cells += [count["discriminator"], f"{row['networks_differ']:.4f}"]
+        cells.append("" if row["step_time"] is None else f"{row['step_time']:.4f}")
         for metric in names:
             value = row["mean"].get(metric)
             cells += [value["mean"], value["half_range"]] if value else ["", ""]
@@ -117,6 +121,11 @@ def _of_figures(result: dict[str, Any]) -> Iterator[str]:
         f"Every run: {training['steps']:,} steps of {training['batch_size']} images of {training['image_size']} px "
         f"of {training['data']['path']}; {', '.join(result['where']) or 'none done'}."
     )
+    if result["table"]["init_from"] is not None:
+        begin = result["table"]["init_from"]
+        yield f"All runs begin with the weights of {begin}, and its discriminator where one lies beside it and fits."
+    if against := result["table"]["time_against"]:
+        yield f"Step time: {DEFINITION.format(against=against)}."
     images = {run["data"]["images"] for row in rows.values() for run in row["seeds"].values() if "data" in run}
     counted = f"{', '.join(f'{count:,}' for count in sorted(images))} images" if images else "images"
     yield f"Judged on {counted} of {test['path']}, split {test['split'] or 'as found'}, in float32."

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tokenizers_vq.ablation import timing
 from tokenizers_vq.ablation.grid import write_grid
 from tokenizers_vq.ablation.judges import judge_of, resemblance
 from tokenizers_vq.ablation.report import CODES, SPREAD, as_csv, markdown
@@ -119,6 +120,7 @@ def collect(plan: Plan, out: Path) -> dict[str, Any]:
             "seeds": found,
             "done": len(done),
             "mean": {name: spread([run[name] for run in done])._asdict() for name in names},
+            "step_time": timing.read(plan, out, row),
         }
     judges = [judge for name in definitions if (judge := judge_of(name)) is not None]
     for row in plan.rows:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tokenizers_vq import distributed, images
 from tokenizers_vq.ablation import judges as judging
-from tokenizers_vq.ablation import results
+from tokenizers_vq.ablation import results, timing
 from tokenizers_vq.ablation.judges import Judge
 from tokenizers_vq.ablation.table import Plan, Row, choose_rows
 from tokenizers_vq.data import DataConfig
@@ -33,6 +33,7 @@ from tokenizers_vq.training import loop, runs
 from tokenizers_vq.training.recipe import Recipe
 
 Say = Callable[[str], None]
+BEGINNING = "init_from.json"
 
 
 class Outcome(NamedTuple):
@@ -52,6 +53,7 @@ class _Due(NamedTuple):
 
 def _check(plan: Plan, out: Path, rows: Sequence[Row], say: Say) -> _Due:
     """What is due, once nothing known would stop it: folders of other recipes, data, weights of losses, judges."""
+    _check_beginning(plan, out)
     for row in rows:
         for seed, recipe in row.recipes.items():
             runs.claim(recipe, plan.folder(out, row.name, seed), write=False, may_change=loop.AROUND)
@@ -97,12 +99,14 @@ def run_table(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = 
     due, judges, asked = _check(plan, out, rows, say)
     if main:
         _originals(plan, out)
+        if plan.table.init_from is not None:
+            write_atomically(out / BEGINNING, json.dumps(_beginning(plan)) + "\n")
     originals: dict[str, FeatureStatistics] = {}
     for number, (row, seed) in enumerate(due, start=1):
         folder = plan.folder(out, row.name, seed)
         say(f"[{number}/{len(due)}] {row.name}, seed {seed}")
         try:
-            runs.train(row.recipes[seed], folder, device=device)
+            runs.train(row.recipes[seed], folder, device=device, init_from=plan.table.init_from)
         # Most of all `loop.NonFiniteLossError`: it is the row's, the others go on.
         except (ValueError, FileNotFoundError, torch.OutOfMemoryError) as error:
             reason = str(error).splitlines()[0]
@@ -116,11 +120,30 @@ def run_table(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = 
             torch.cuda.empty_cache()
         if main:
             results.write(plan, out)
+    if plan.table.time_against is not None:
+        timing.time_rows(plan, out, rows, place, main)
     distributed.sum(torch.zeros((), device=place))  # no process reads results before the first one has written them
-    if main and not due:
+    if main and (not due or plan.table.time_against is not None):
         results.write(plan, out)
     failed, absent = results.unfinished(plan, out, rows)
     return Outcome(tuple(failed), tuple(absent))
+
+
+def _beginning(plan: Plan) -> dict[str, str] | None:
+    """The model that all runs begin with, by the fingerprint of its weights; None where they begin untrained."""
+    return None if plan.table.init_from is None else {"fingerprint": load(plan.table.init_from).fingerprint}
+
+
+def _check_beginning(plan: Plan, out: Path) -> None:
+    """Raises `ValueError` where the runs in `out` began with other weights than the table's."""
+    path = out / BEGINNING
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    begun = any(runs.has_checkpoint(plan.folder(out, row.name, seed)) for row in plan.rows for seed in row.recipes)
+    if _beginning(plan) != kept and begun:
+        raise ValueError(
+            f"{out} holds runs that began {'with another model' if kept else 'untrained'}, and init_from is now "
+            f"{plan.table.init_from or 'null'}: give another --out, or the init_from they began with"
+        )
 
 
 def _is_done(plan: Plan, out: Path, row: Row, seed: int, asked: dict[str, Any]) -> bool:

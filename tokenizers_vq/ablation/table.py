@@ -76,6 +76,8 @@ class TableConfig(Config):
     """name or YAML file (beside the table, or from here) that all rows begin with"""
     overrides: Overrides = ()
     """`path=value` common to all rows; quote those that hold `: `"""
+    init_from: str | None = None
+    """model (name, run or saved folder) whose weights every run begins with; null = all begin untrained"""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1)
     """seeds that every row is trained with"""
     rows: Annotated[dict[str, RowConfig], Field(min_length=1)]
@@ -86,6 +88,8 @@ class TableConfig(Config):
     """images that judge (in a file also a path)"""
     judges: Annotated[Overrides, Field(min_length=2)] | None = None
     """`BACKBONE/LAYER` (Frechet distance of its features) or `lpips/NET`, at least two; null = those at hand"""
+    time_against: str | None = None
+    """row whose training step takes 1: each row's step is timed in turn with it; null = none is timed"""
 
     @field_validator("rows", mode="before")
     @classmethod
@@ -107,6 +111,11 @@ class TableConfig(Config):
                     field = override.partition("=")[0]
                     where = {"seed": "the table's `seeds`", "data": "the table's `data`", "model": "the row's `model`"}
                     raise ConfigError(("rows", name), f"'{override}' is set by {where[field]}")
+        if self.time_against is not None and self.time_against not in self.rows:
+            raise ConfigError(
+                ("time_against",),
+                f"the table has no row '{self.time_against}'{nearest(self.time_against, list(self.rows))}",
+            )
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(("seeds",), f"each once, got {list(self.seeds)}")
         for judge in self.judges or ():
@@ -224,6 +233,11 @@ def make_plan(table: TableConfig, beside: Path | None = None) -> Plan:
             recipe = recipes[table.seeds[0]]
             if rows:
                 _agree(rows[0], recipe)
+                if table.time_against is not None and recipe.precision != rows[0].recipe.precision:
+                    raise ValueError(
+                        f"steps in {recipe.precision} and in {rows[0].recipe.precision} cannot be timed in turn: give "
+                        "all rows one precision, or time_against=null"
+                    )
             parameters = count_parameters(recipe)
         except (ValueError, FileNotFoundError) as error:
             raise ConfigError(("rows", name), str(error)) from None

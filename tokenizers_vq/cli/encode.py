@@ -29,6 +29,9 @@ def encode(
         ),
     ] = "center",
     label_column: Annotated[str | None, typer.Option(help="column of the classes; none: no classes")] = None,
+    class_column: Annotated[
+        list[str] | None, typer.Option(help="a further column of classes, kept by its name; may be given several times")
+    ] = None,
     caption_column: Annotated[str | None, typer.Option(help="column of the captions; none: no captions")] = None,
     batch_size: common.BatchSize = 32,
     *,
@@ -42,7 +45,7 @@ def encode(
     from tokenizers_vq.devices import processes
 
     check_views(views)
-    columns = {"label_column": label_column, "caption_column": caption_column}
+    columns = {"label_column": label_column, "class_columns": class_column or (), "caption_column": caption_column}
     config = DataConfig(**{"path": data, **columns, **reading._asdict()})
     if computing.precision == "auto":
         computing = computing._replace(precision=recorded_precision(out) or "auto")

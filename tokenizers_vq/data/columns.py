@@ -43,14 +43,16 @@ class Item(NamedTuple):
     key: str
     label: int
     captions: tuple[str, ...] = ()
+    classes: tuple[int, ...] = ()
+    """numbers of its classes in the further columns of them"""
 
 
 class Columns:
     """What the columns of `features` (of `datasets`) are; turns rows into items.
 
-    `image`, `label`, `captions` are the columns that are asked for; `roots` the folders in which files that a table
-    names may lie, the first of them for relative names. Raises `ValueError` in one line where a column is not there, or
-    could be one of several, or cannot be what it is meant for.
+    `image`, `label`, `captions` are the columns that are asked for, `classes` further ones of classes; `roots` the
+    folders in which files that a table names may lie, the first of them for relative names. Raises `ValueError` in one
+    line where a column is not there, or could be one of several, or cannot be what it is meant for.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Columns:
         label: str | None = None,
         captions: str | None = None,
         roots: Sequence[str] = (),
+        classes: Sequence[str] = (),
     ) -> None:
         import datasets
 
@@ -83,7 +86,10 @@ class Columns:
         self.label_is_text = _dtype(feature) in _STRINGS
         self.numbers: dict[Any, int] | None = None  # for classes that are written as text
         self.use_path = False
-        self.used = list(dict.fromkeys(n for n in (self.image, self.label, self.captions, self.key) if n is not None))
+        # A further column of classes is read as the label of the same table.
+        self.further = {name: Columns(features, where, image=image, label=name, captions=NONE) for name in classes}
+        used = (self.image, self.label, self.captions, self.key, *self.further)
+        self.used = list(dict.fromkeys(name for name in used if name is not None))
 
     def item(self, row: Mapping[str, Any], index: int) -> Item:
         """Raises `ValueError` for a label that is no class."""
@@ -91,8 +97,9 @@ class Columns:
         path = image.get("path") if isinstance(image, dict) else None
         key = str(row[self.key]) if self.key else readable(path) if self.use_path and path else f"{index:08d}"
         label = self.number(row[self.label], f"row {index}") if self.label else -1
+        classes = tuple(one.number(row[name], f"row {index}") for name, one in self.further.items())
         picture = self._picture(image) if image is not None or not row.get("unread") else Unreadable(row["unread"])
-        return Item(picture, key, label, _texts(row[self.captions]) if self.captions else ())
+        return Item(picture, key, label, _texts(row[self.captions]) if self.captions else (), classes)
 
     def _picture(self, image: Any) -> str | bytes | Unreadable:
         if isinstance(image, dict):
@@ -150,6 +157,11 @@ class Columns:
             places: dict[str, int] = self.numbers or {}
             self.numbers = {number: places[name] for number, name in enumerate(own)}
 
+    @property
+    def class_names(self) -> dict[str, tuple[str, ...] | None]:
+        """Names of the classes in the further columns of them, None for numbers alone."""
+        return {name: one.label_names for name, one in self.further.items()}
+
     def refuse_other(self, other: Columns, mine: str, its: str) -> None:
         """Raises `ValueError` where `other`, the columns of the file `its`, are not these, those of the file `mine`."""
         remedy = "name the column or none, or give a glob of files that are alike"
@@ -166,6 +178,8 @@ class Columns:
             raise ValueError(
                 f"{self.where}: column '{self.label}' of {its} does not name classes as {mine} does; {remedy}"
             )
+        for column, further in self.further.items():
+            further.refuse_other(other.further[column], mine, its)
 
 
 def holds_images(features: Mapping[str, Any], wanted: str | None) -> bool:

@@ -31,6 +31,8 @@ class DataConfig(Config):
     """larger images are broken, not decoded: a pixel costs each loader 12 bytes and more; unset: 89,478,485 (1 GiB)"""
     label_column: str | None = None
     """column of the classes; unset: the one that holds classes, or a folder's sub-folders; none: no classes"""
+    class_columns: tuple[str, ...] = ()
+    """further columns of classes of a table, each kept by its name beside the codes"""
     caption_column: str | None = None
     """column of the captions; unset: caption, captions or text where it holds text; none: no captions"""
     crop: Literal["random_resized", "random", "center"] = "random_resized"

@@ -33,8 +33,9 @@ Batch = dict[str, Any]
 
 class Batches:
     """Iterable of batch dicts: `images` float32 `(b, C, H, W)` in [-1, 1], `keys` a list of b names, `labels` int64
-    `(b,)` with -1 for none, `captions` a list of b tuples of texts (None where the data have none at all), `broken`
-    what could not be read on the way to this batch, name -> reason.
+    `(b,)` with -1 for none, `captions` a list of b tuples of texts (None where the data have none at all), `classes` a
+    list of b tuples of numbers, one a further column of classes, `broken` what could not be read on the way to this
+    batch, name -> reason.
 
     `broken` collects the same over all batches so far; `source` is what is read (None for a stream), `about` says in
     words what that is, `label_names` are the classes' names by number where they have any. A training iterator never
@@ -107,6 +108,7 @@ def _stack(views: Sequence[Tensor], items: Sequence[Item], broken: dict[str, str
         "keys": [item.key for item in items],
         "labels": torch.tensor([item.label for item in items], dtype=torch.int64),
         "captions": [item.captions for item in items] if captions else None,
+        "classes": [item.classes for item in items],
         "broken": broken,
     }
 

@@ -38,6 +38,10 @@ class Source(Protocol):
     has_captions: bool
 
     @property
+    def class_names(self) -> dict[str, tuple[str, ...] | None]:
+        """Further columns of classes, each with its names."""
+
+    @property
     def description(self) -> str: ...
 
     def __len__(self) -> int: ...
@@ -52,6 +56,11 @@ class Source(Protocol):
 
 class _Described:
     about: About
+
+    @property
+    def class_names(self) -> dict[str, tuple[str, ...] | None]:
+        """Further columns of classes: none, unless a table has them."""
+        return {}
 
     @property
     def description(self) -> str:
@@ -208,17 +217,24 @@ class TableSource(_Described):
     def __init__(self, table: Table) -> None:
         self.columns, self.dataset, columns = table.columns, table.dataset, table.columns
         self._files = table.files
-        if columns.label is not None:
-            labels = self.dataset.select_columns([columns.label]).with_format("arrow")[:][columns.label]
-            if (bad := columns.first_bad_label(labels)) is not None:
-                raise ValueError(columns.bad_label(labels[bad].as_py(), self._row(bad)))
-            if columns.label_is_text:
-                columns.number_texts([*labels.unique().to_pylist(), *table.classes()])
-            elif columns.label_names is not None:
-                columns.number_as_in_all_splits(table.classes())
+        for one in (columns, *columns.further.values()):
+            if one.label is None:
+                continue
+            labels = self.dataset.select_columns([one.label]).with_format("arrow")[:][one.label]
+            if (bad := one.first_bad_label(labels)) is not None:
+                raise ValueError(one.bad_label(labels[bad].as_py(), self._row(bad)))
+            if one.label_is_text:
+                one.number_texts([*labels.unique().to_pylist(), *table.classes(one)])
+            elif one.label_names is not None:
+                one.number_as_in_all_splits(table.classes(one))
         columns.use_path = columns.key is None and _distinct_paths(self.dataset, columns.image)
         self.label_names, self.has_captions = columns.label_names, columns.captions is not None
         self.about = about(table, len(self.dataset))
+
+    @property
+    def class_names(self) -> dict[str, tuple[str, ...] | None]:
+        """Those of the table."""
+        return self.columns.class_names
 
     def _row(self, index: int) -> str:
         """Where a row stands: its key, or its file and its number there."""
@@ -260,6 +276,11 @@ class Chosen(_Described):
         self.source, self.numbers, self.label_names = source, np.asarray(numbers), source.label_names
         self.has_captions = source.has_captions
         self.about = source.about._replace(description=f"{len(self.numbers)} of {source.description}")
+
+    @property
+    def class_names(self) -> dict[str, tuple[str, ...] | None]:
+        """Those of the source."""
+        return self.source.class_names
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -312,16 +333,18 @@ def open_source(config: DataConfig, prefer: Sequence[str] = ("train",)) -> Sourc
     and wherever files, splits or columns could be meant in several ways, each in one line.
     """
     source: Source
+    found = None if config.path == "skimage" or config.streaming else look(config)
+    tables = found is None or found.kind not in ("pictures", "tar")
+    if config.class_columns and (config.path == "skimage" or not tables):
+        raise ValueError(f"{readable(config.path)}: class_columns are of tables (parquet, the Hub), which this is not")
     if config.streaming:
         raise ValueError(f"{config.path}: streaming data has no index; set streaming=false here")
     if config.path == "skimage":
         source = PhotoSource(str(splits.choose(("train", "test"), config.split, prefer, config.path)))
+    elif found is not None and found.kind == "pictures":
+        source = FolderSource(found, config, prefer)
     else:
-        found = look(config)
-        if found is not None and found.kind == "pictures":
-            source = FolderSource(found, config, prefer)
-        else:
-            source = TableSource(open_table(config, prefer, found, streaming=False))
+        source = TableSource(open_table(config, prefer, found, streaming=False))
     if not len(source):
         raise ValueError(f"{readable(config.path)}: holds no images")
     if config.limit is None:
@@ -338,10 +361,12 @@ def open_stream(config: DataConfig, prefer: Sequence[str] = ("train",)) -> Strea
     if config.path == "skimage" or (found is not None and found.kind == "pictures"):
         raise ValueError(f"{where}: images of a folder are read by index; set streaming=false")
     table = open_table(config, prefer, found, streaming=True)
-    if table.columns.label_is_text:
+    columns = table.columns
+    if texts := [one.label for one in (columns, *columns.further.values()) if one.label_is_text]:
         raise ValueError(
-            f"{where}: column '{table.columns.label}' holds classes as text, which a stream cannot number; set "
+            f"{where}: column '{texts[0]}' holds classes as text, which a stream cannot number; set "
             "streaming=false, or label_column to a column of whole numbers, or to none"
         )
-    table.columns.number_as_in_all_splits(table.classes() if table.columns.label_names else ())
+    for one in (columns, *columns.further.values()):
+        one.number_as_in_all_splits(table.classes(one) if one.label_names else ())
     return Stream(table.dataset, table.columns, about(table, None), table.files)

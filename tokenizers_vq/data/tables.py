@@ -28,8 +28,8 @@ class Table(NamedTuple):
     """A `datasets.Dataset` or `IterableDataset` of undecoded images, and what is known of it.
 
     `files` are (name below the chosen folder, path), `where` names the data in errors, `left_out` says what is not
-    read, `classes` gives the names of classes in the other splits: those in a column of text, or those that stand for
-    numbers, where they are others than this split's or in another order.
+    read, `classes` gives the names of a column's classes in the other splits: those in a column of text, or those that
+    stand for numbers, where they are others than this split's or in another order.
     """
 
     dataset: Any
@@ -39,7 +39,7 @@ class Table(NamedTuple):
     split: str | None
     files: list[tuple[str, str]]
     left_out: str
-    classes: Callable[[], list[str]]
+    classes: Callable[[Columns], list[str]]
 
 
 def open_table(config: DataConfig, prefer: Sequence[str], found: Found | None, streaming: bool) -> Table:
@@ -108,7 +108,7 @@ def _local(config: DataConfig, prefer: Sequence[str], found: Found, streaming: b
         dataset = ask(where, "webdataset", lambda: _tar_rows(paths, how, streaming))
         columns = Columns(tars.features(how), where)
 
-        def classes() -> list[str]:
+        def classes(columns: Columns) -> list[str]:
             rows = tars.read_samples([str(found.root / name) for name in others], [""] * len(others), how)
             return [row["label"] for row in rows if row["label"] is not None]
     else:
@@ -116,7 +116,7 @@ def _local(config: DataConfig, prefer: Sequence[str], found: Found, streaming: b
         _refuse_other_columns(files, columns, config)
         dataset = ask(where, "parquet", lambda: _parquet(paths, columns, streaming))
 
-        def classes() -> list[str]:
+        def classes(columns: Columns) -> list[str]:
             files = [found.root / name for name in others]
             if columns.label_is_text:
                 return _texts(files, str(columns.label))
@@ -208,6 +208,7 @@ def _columns(features: Mapping[str, Any], config: DataConfig, where: str, roots:
         label=config.label_column,
         captions=config.caption_column,
         roots=roots,
+        classes=config.class_columns,
     )
 
 
@@ -226,7 +227,7 @@ def _remote(config: DataConfig, streaming: bool) -> Table:
         loaded = ask(url, "parquet", lambda: _load("parquet", data_files=[url], batch_size=_ROWS, streaming=streaming))
         dataset = loaded["train"]
         columns = _columns(_known_features(dataset), config, readable(url))
-    return Table(undecoded(dataset, columns), columns, readable(url), None, "train", [(url, url)], "", list)
+    return Table(undecoded(dataset, columns), columns, readable(url), None, "train", [(url, url)], "", lambda _: [])
 
 
 def _expanded(url: str) -> list[str]:
@@ -266,7 +267,7 @@ def _of_splits(
     dataset = loaded[str(split)]
     columns = _columns(_known_features(dataset), config, where, roots)
 
-    def classes() -> list[str]:
+    def classes(columns: Columns) -> list[str]:
         parts = [part for name, part in loaded.items() if name != split and columns.label in (part.features or {})]
         if not columns.label_is_text:
             return _other_names((part.features for part in parts), columns)

@@ -42,7 +42,7 @@ class VisionAided(Split):
     """
 
     def __init__(self, channels: int = 3, image_size: tuple[int, int] = (256, 256), **fields: Any) -> None:
-        from tokenizers_vq.networks.backbones import Backbone, three_channels
+        from tokenizers_vq.networks.backbones import Backbone
 
         config = VisionAidedConfig(**fields)
         super().__init__(config, channels, image_size)
@@ -51,7 +51,11 @@ class VisionAided(Split):
                 f"adversary.discriminator.backbone: {config.backbone} is also the judge of `tvq evaluate`, which would "
                 "praise what was trained on it: take another, such as tf_efficientnet_lite1"
             )
-        three_channels(torch.zeros(1, channels, 1, 1), None, "vision_aided")
+        if channels not in (1, 3):
+            raise ValueError(
+                f"vision_aided looks through a network of photographs, takes 1 or 3 channels, and gets {channels}: "
+                "take another discriminator; inside pair and joint, which add channels, it cannot stand"
+            )
         with torch.device("cpu"):  # its weights are there also where a discriminator is built without any
             self.backbone = Backbone(config.backbone)
         infos = self.backbone.model.feature_info

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,12 @@ def code_dtype(layout: CodeLayout) -> Any:
     return next(kind for kind in (np.uint16, np.uint32, np.int64) if largest <= np.iinfo(kind).max)
 
 
-def schema(layout: CodeLayout, views: int, captions: bool) -> Any:
+def class_column(name: str) -> str:
+    """The column of a shard that holds the classes of a further column of the data."""
+    return f"class.{name}"
+
+
+def schema(layout: CodeLayout, views: int, captions: bool, classes: Iterable[str] = ()) -> Any:
     """The columns of a shard, a `pyarrow.Schema`."""
     import pyarrow as pa
 
@@ -42,6 +47,7 @@ def schema(layout: CodeLayout, views: int, captions: bool) -> Any:
             "fingerprint": pa.string(),
             "key": pa.string(),
             "label": pa.int64(),
+            **{class_column(name): pa.int64() for name in classes},
             **({"view": pa.int8()} if views > 1 else {}),
             **({"captions": pa.list_(pa.string())} if captions else {}),
         }
@@ -116,7 +122,8 @@ class ShardFile:
         import pyarrow as pa
 
         path, length = self.path, self.layout.length
-        for name in ("codes", "fingerprint", "key", "label", *(["view"] if self.views > 1 else [])):
+        further = [class_column(name) for name in self.info.class_names]
+        for name in ("codes", "fingerprint", "key", "label", *further, *(["view"] if self.views > 1 else [])):
             if self.columns.get_field_index(name) < 0:
                 raise DamagedCodes(path, f"has no column '{name}'")
         lists = self.columns.field("codes").type
@@ -168,9 +175,13 @@ class ShardFile:
         """Names of the images, a `ChunkedArray` of dictionaries of strings. Raises `DamagedCodes` for others."""
         return self._strings("key")
 
-    def labels(self) -> np.ndarray:
-        """int64 `(rows,)`, -1 for none. Raises `DamagedCodes` for other types, for nulls and unknown classes."""
-        labels, names = self._integers("label"), self.info.label_names
+    def labels(self, column: str | None = None) -> np.ndarray:
+        """int64 `(rows,)`, -1 for none, of the first column of classes or a further one.
+
+        Raises `DamagedCodes` for other types, for nulls and unknown classes.
+        """
+        names = self.info.label_names if column is None else self.info.class_names[column]
+        labels = self._integers("label" if column is None else class_column(column))
         if len(labels) and labels.min() < -1:
             raise DamagedCodes(self.path, f"has the label {labels.min()}, where -1 means none")
         if len(labels) and names is not None and labels.max() >= len(names):
@@ -198,6 +209,8 @@ class ShardFile:
         """Read every column once. Raises `DamagedCodes` for the first that cannot be what was written."""
         for read in (self.codes, self.keys, self.labels, self.captions, self.check_views):
             read()
+        for column in self.info.class_names:
+            self.labels(column)
 
     def check_views(self) -> None:
         """Raises `DamagedCodes` where the views of an image do not follow one another, from 0 on."""

@@ -47,6 +47,7 @@ class ReadingInfo(Config):
         None
     )
     label_column: str | None = None
+    class_columns: tuple[str, ...] = ()
     caption_column: str | None = None
     limit: Count | None = None
 
@@ -94,6 +95,8 @@ class CodesInfo(Config):
     """images that the source has, readable or not"""
     label_names: tuple[str, ...] | None = None
     """names of the classes, in the order of their numbers"""
+    class_names: dict[str, tuple[str, ...] | None] = Field(default_factory=dict)
+    """further columns of classes, each with the names of its classes, null for numbers alone"""
     captions: bool = False
     """whether the images have captions"""
     shards: Annotated[int, Field(ge=1, le=MOST_SHARDS)]
@@ -162,8 +165,13 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     pairs = {name: (before.get(name), value) for name, value in now.items() if name != "data"}
     pairs.update({f"data.{name}": (old.get(name), value) for name, value in now["data"].items()})
     pairs["data.path"] = (_resolved(old.get("path")), _resolved(now["data"]["path"]))
-    different = ((name, was, wanted) for name, (was, wanted) in pairs.items() if was != wanted)
+    different = ((name, was, wanted) for name, (was, wanted) in pairs.items() if unlike(was, wanted))
     return next((one_line(f"codes made with {name} = {was}, now {wanted}") for name, was, wanted in different), "")
+
+
+def unlike(before: Any, now: Any) -> bool:
+    """Whether two fields say different things: what an older version did not write was not there."""
+    return (before or None) != (now or None)
 
 
 def one_line(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.config import nearest
 from tokenizers_vq.data.shards.files import ShardFile, shard_name
-from tokenizers_vq.data.shards.info import INFO, CodesInfo, DamagedCodes, one_line, read_info, short
+from tokenizers_vq.data.shards.info import INFO, CodesInfo, DamagedCodes, one_line, read_info, short, unlike
 from tokenizers_vq.data.transforms import VIEWS
 
 
@@ -73,9 +73,17 @@ class CodeShards:
     """
 
     def __init__(
-        self, folder: Path, info: CodesInfo, array: Rows, keys: Any, labels: np.ndarray, captions: Any
+        self,
+        folder: Path,
+        info: CodesInfo,
+        array: Rows,
+        keys: Any,
+        labels: np.ndarray,
+        captions: Any,
+        further: Mapping[str, np.ndarray],
     ) -> None:
         self.folder, self.array, self._keys, self._labels, self._captions = folder, array, keys, labels, captions
+        self._further = further
         self.info: dict[str, Any] = info.to_dict()
         """what `codes.json` says"""
         self.layout = CodeLayout.from_dict(info.layout)
@@ -108,15 +116,19 @@ class CodeShards:
     @property
     def label_columns(self) -> tuple[str, ...]:
         """Names of the columns of classes, as the data name them; `labels` are those of the first."""
-        return (self.info["data"]["label_column"] or "label",)
+        first = self.info["data"]["label_column"] or "label"
+        return (first, *(name for name in self._further if name != first))
 
     def classes(self, column: str | None = None) -> Classes:
         """The classes of a column, unset the first. Raises `ValueError` where there is none of that name."""
         if column is None or column == self.label_columns[0]:
             return Classes(self._labels, self.label_names)
+        if column in self._further:
+            names = self.info["class_names"][column]
+            return Classes(self._further[column], None if names is None else tuple(names))
         raise ValueError(
             f"{self.folder} holds no classes '{column}'{nearest(column, self.label_columns)}; `tvq encode` keeps those "
-            f"that are asked for: --label-column {column}"
+            f"that are asked for: --class-column {column}"
         )
 
     def labels_of(self, rows: np.ndarray, column: str | None = None) -> Tensor:
@@ -156,25 +168,33 @@ class CodeShards:
 
         Raises `ValueError` where a class that occurs here is not among them, or only one of the two has names.
         """
-        if self.label_names == (None if names is None else tuple(names)) or not (self._labels >= 0).any():
+        labels, own = self.classes(column)
+        if own == (None if names is None else tuple(names)) or not (labels >= 0).any():
             return self
-        if names is None or self.label_names is None:
-            bare, named = (self.folder, whose) if self.label_names is None else (whose, self.folder)
+        if names is None or own is None:
+            bare, named = (self.folder, whose) if own is None else (whose, self.folder)
             raise ValueError(
                 f"{named} names its classes and {bare} only numbers them, so that they cannot be compared: encode both "
                 "from data with names of classes"
             )
         numbers = {name: number for number, name in enumerate(names)}
-        mapped = np.array([numbers.get(name, -1) for name in self.label_names], dtype=np.int64)
-        here = np.unique(self._labels[self._labels >= 0])
-        if missing := [self.label_names[number] for number in here if mapped[number] < 0]:
+        mapped = np.array([numbers.get(name, -1) for name in own], dtype=np.int64)
+        here = np.unique(labels[labels >= 0])
+        if missing := [own[number] for number in here if mapped[number] < 0]:
+            first = f"{column or 'class'} '{one_line(missing[0])}'"
             raise ValueError(
-                f"{self.folder} holds images of class '{one_line(missing[0])}', which {whose} does not have"
+                f"{self.folder} holds images of {first}, which {whose} does not have"
                 + (f", nor {len(missing) - 1} others" if len(missing) > 1 else "")
             )
-        labels = np.where(self._labels >= 0, mapped[self._labels], -1)
-        info = CodesInfo(**{**self.info, "label_names": tuple(names)})
-        return CodeShards(self.folder, info, self.array, self._keys, labels, self._captions)
+        return self._relabelled(np.where(labels >= 0, mapped[labels], -1), tuple(names), column)
+
+    def _relabelled(self, labels: np.ndarray, names: tuple[str, ...], column: str | None) -> CodeShards:
+        first, further, info = self._labels, dict(self._further), dict(self.info)
+        if column is None or column == self.label_columns[0]:
+            first, info["label_names"] = labels, names
+        else:
+            further[column], info["class_names"] = labels, {**self.info["class_names"], column: names}
+        return CodeShards(self.folder, CodesInfo(**info), self.array, self._keys, first, self._captions, further)
 
 
 def read_codes(folder: Path | str, fingerprint: str | None = None) -> CodeShards:
@@ -193,6 +213,7 @@ def read_codes(folder: Path | str, fingerprint: str | None = None) -> CodeShards
             f"the tokenizer's is {short(fingerprint)}"
         )
     parts, keys, labels, captions = [], [], [], []
+    further: dict[str, list[np.ndarray]] = {name: [] for name in info.class_names}
     first: tuple[str, dict[str, Any]] | None = None
     for name in _names(folder, info):
         with ShardFile(folder / name, info) as shard:
@@ -204,11 +225,14 @@ def read_codes(folder: Path | str, fingerprint: str | None = None) -> CodeShards
             keys += shard.keys().chunks
             labels.append(shard.labels())
             captions.append(shard.captions())
+            for column, found in further.items():
+                found.append(shard.labels(column))
     array = Rows(parts)
     if info.images is not None and len(array) != info.images * VIEWS[info.views].rows:
         raise DamagedCodes(folder / INFO, f"says {info.images} images, but the shards hold {len(array)} rows")
     texts = pa.chunked_array(keys, pa.dictionary(pa.int32(), pa.string()))
-    return CodeShards(folder, info, array, texts, np.concatenate(labels), _joined(captions, parts))
+    classes = {column: np.concatenate(found) for column, found in further.items()}
+    return CodeShards(folder, info, array, texts, np.concatenate(labels), _joined(captions, parts), classes)
 
 
 def _names(folder: Path, info: CodesInfo) -> list[str]:
@@ -229,7 +253,7 @@ def _names(folder: Path, info: CodesInfo) -> list[str]:
 def _refuse_mixture(path: Path, how: dict[str, Any], other: str, others: dict[str, Any]) -> None:
     """A shard of another folder may lie here: its classes, say, are numbered otherwise."""
     for name in [*others, *(name for name in how if name not in others)]:
-        if name != "data" and how.get(name) != others.get(name):
+        if name != "data" and unlike(how.get(name), others.get(name)):
             made = one_line(f"was made with {name} = {how.get(name)}, {other} with {others.get(name)}")
             raise ValueError(f"{path} {made}: move it away, then run `tvq encode` again")
 

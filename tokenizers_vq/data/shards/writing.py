@@ -15,7 +15,15 @@ from torch import Tensor
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.data import identity
 from tokenizers_vq.data.loading import Batch, Batches, batches_by_part
-from tokenizers_vq.data.shards.files import ShardFile, code_dtype, read_how, schema, shard_name, write_shard
+from tokenizers_vq.data.shards.files import (
+    ShardFile,
+    class_column,
+    code_dtype,
+    read_how,
+    schema,
+    shard_name,
+    write_shard,
+)
 from tokenizers_vq.data.shards.info import (
     INFO,
     MOST_SHARDS,
@@ -78,13 +86,14 @@ def write_codes(
 ) -> dict[str, Any]:
     """Encode a split into `out`, going on where an earlier call stopped; returns what `codes.json` says.
 
-    Columns: `codes` (fixed-size list of N), `fingerprint`, `key`, `label` (-1 for none), `captions` (list of strings)
-    where the images have any. Process `rank` of `world` writes shards rank, rank + world, ...; the one that finds all
-    shards there completes `codes.json` with `images` and `broken` (name -> reason). `shards`: number of files, unset
-    what the folder has, else by the number of images. `views`: one of `transforms.VIEWS`; where they are several, an
-    image's rows follow each other and a column `view` numbers them. `progress` is called with the number of images
-    after every batch. A damaged shard is written anew, as is a damaged `codes.json` whose shards say that they were
-    made as this call makes them. The log says what is read (info) and what was damaged (warning).
+    Columns: `codes` (fixed-size list of N), `fingerprint`, `key`, `label` (-1 for none), `class.NAME` of each further
+    column of classes, `captions` (list of strings) where the images have any. Process `rank` of `world` writes shards
+    rank, rank + world, ...; the one that finds all shards there completes `codes.json` with `images` and `broken` (name
+    -> reason). `shards`: number of files, unset what the folder has, else by the number of images. `views`: one of
+    `transforms.VIEWS`; where they are several, an image's rows follow each other and a column `view` numbers them.
+    `progress` is called with the number of images after every batch. A damaged shard is written anew, as is a damaged
+    `codes.json` whose shards say that they were made as this call makes them. The log says what is read (info) and what
+    was damaged (warning).
 
     Raises `ValueError` for unknown views, where `out` holds codes made otherwise, the field named, or another process
     writes them, and what `open_source` raises; `WriteError` where it cannot be written.
@@ -123,8 +132,9 @@ def _describe(encoder: Encoder, data: DataConfig, opened: Source | Stream, shard
     size = encoder.image_size
     if isinstance(opened, Stream):
         label_names, captions = opened.columns.label_names, opened.columns.captions is not None
+        class_names = opened.columns.class_names
     else:
-        label_names, captions = opened.label_names, opened.has_captions
+        label_names, captions, class_names = opened.label_names, opened.has_captions, opened.class_names
     reading = {name: value for name, value in data.to_dict().items() if name in ReadingInfo.model_fields}
     return CodesInfo(
         tokenizer=encoder.name,
@@ -142,6 +152,7 @@ def _describe(encoder: Encoder, data: DataConfig, opened: Source | Stream, shard
         record=RecordInfo(**identity.record(_files(opened), label_names)),
         found=_count(opened),
         label_names=None if label_names is None else tuple(label_names),
+        class_names=dict(class_names),
         captions=captions,
         shards=shards,
     )
@@ -254,7 +265,7 @@ def _write(job: _Job, part: int, batches: Batches) -> None:
     import pyarrow as pa
 
     encoder, rows = job.encoder, VIEWS[job.info.views].rows
-    columns = schema(encoder.layout, rows, job.info.captions)
+    columns = schema(encoder.layout, rows, job.info.captions, job.info.class_names)
     tables = []
     for batch in batches:
         images = cut_views(batch["images"], encoder.image_size, job.info.views)
@@ -278,6 +289,9 @@ def _columns(codes: np.ndarray, batch: Batch, info: CodesInfo, rows: int) -> dic
         "key": pa.array([key for key in batch["keys"] for _ in range(rows)], pa.string()),
         "label": pa.array(batch["labels"].repeat_interleave(rows).numpy(), pa.int64()),
     }
+    for place, name in enumerate(info.class_names):
+        numbers = [classes[place] for classes in batch["classes"] for _ in range(rows)]
+        columns[class_column(name)] = pa.array(numbers, pa.int64())
     if rows > 1:
         columns["view"] = pa.array(list(range(rows)) * len(batch["keys"]), pa.int8())
     if info.captions:
