@@ -262,6 +262,15 @@ def test_encoder_takes_what_ray_passes(photos: Path, model: Path, codes: Path) -
     assert set(result["fingerprint"]) == {shards.fingerprint}
 
 
+def test_complete_images(run: Run, photos: Path, tmp_path: Path) -> None:
+    pictures = sorted(photos.rglob("*.png"))[:2]
+    out = tmp_path / "out.png"
+    told = ("--class", "goldfish", "guidance=2", "window=8")
+    said = run("complete_images.py", "gpt-tiny-imagenet-64", out, *pictures[:1], *told)
+    assert "144 of 256 codes drawn anew" in said and "draws codes in order" in said
+    assert Image.open(out).size == (6 * 66 + 2, 2 * 66 + 2)
+
+
 def test_examples_are_short_and_tested() -> None:
     tested = Path(__file__).read_text()
     for path in EXAMPLES.glob("*.py"):
