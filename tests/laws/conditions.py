@@ -146,9 +146,7 @@ def cases(kind: str, *arguments: Any, **fields: Any) -> list[Case]:
     return [Case(kind, network, *arguments, exempt | _EXEMPT[network], **fields) for network in _EXEMPT]
 
 
-_LOCAL = {
-    "learns": "a place is told the picture where it stands, so that the first cannot tell pictures apart below it"
-}
+_LOCAL = {"learns": "a place is told the picture where it stands: the first cannot tell pictures apart below it"}
 _POOLED = {"learns": "that a PixelCNN learns by vectors of no place is tried in law 11 of priors, by a class"}
 _NOTHING_TOLD = dict.fromkeys(("guidance", "null", "dropout"), "it is told nothing, so that nothing can be left out")
 _NOTHING_LEARNT = {"learns": "it is told nothing, so that rows cannot be told apart"}
