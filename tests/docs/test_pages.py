@@ -58,13 +58,15 @@ def commands(body: str) -> Iterator[list[str]]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Photographs of every page: photos/, photos-test/, cat.jpg."""
+    """Photographs of every page: photos/ with captions, photos-test/, cat.jpg."""
     rng = np.random.default_rng(0)
     for name, count in (("photos", 24), ("photos-test", 8)):
         (tmp_path / name).mkdir()
         for index in range(count):
             coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
             coarse.resize((72, 64), Image.Resampling.BICUBIC).save(tmp_path / name / f"{index:02}.png")
+    captions = [f"{index:02}.png,a picture of {index} things" for index in range(24)]
+    (tmp_path / "photos" / "metadata.csv").write_text("\n".join(["file_name,text", *captions]) + "\n")
     coarse.resize((96, 80)).save(tmp_path / "cat.jpg")
     monkeypatch.chdir(tmp_path)
     return tmp_path
