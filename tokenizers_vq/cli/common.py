@@ -127,7 +127,11 @@ def choose_data(data: str | None, model: str, **options: Any) -> DataConfig:
     from tokenizers_vq.data.splits import NoSplitError
     from tokenizers_vq.folders import local, read_config
 
-    unread: dict[str, Any] = {"label_column": NONE, "caption_column": NONE}  # nothing that is measured asks for them
+    unread: dict[str, Any] = {
+        "label_column": NONE,
+        "caption_column": NONE,
+    }  # who asks for classes names the column, or None to find it
+    unread = {name: value for name, value in unread.items() if name not in options}
     if data is not None:
         return DataConfig(path=data, **unread, **options)
     recipe, folder = Path(model) / "recipe.yaml", local(model)
