@@ -114,3 +114,20 @@ def test_every_block_of_a_page_runs(page: Path, folder: Path) -> None:
 def test_what_is_not_run_says_why(page: Path) -> None:
     shown = len(re.findall(r"^```\w+.*$", page.read_text(encoding="utf-8"), re.M))
     assert len(list(blocks(page))) == shown
+
+
+_FIELDS = re.compile(r"^\| field \|.*\n\|[ -|]+\n((?:\|.*\n)+)", re.M)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_tables_of_fields_name_fields_that_are_there(page: Path) -> None:
+    from tokenizers_vq.quantizers.vector import VectorQuantizerConfig
+    from tokenizers_vq.training.recipe import load_recipe
+
+    for table in _FIELDS.findall(page.read_text(encoding="utf-8")):
+        for row in table.splitlines():
+            for named in re.findall(r"`(.+?)`", row.split("|")[1]):
+                if "=" in named:  # as the command takes it
+                    load_recipe("vqgan-tiny-64", ["data=photos/", named])
+                else:
+                    assert named in VectorQuantizerConfig.model_fields, named
