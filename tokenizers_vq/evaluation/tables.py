@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-from tokenizers_vq.evaluation.evaluate import Evaluation
 from tokenizers_vq.evaluation.measures import Metric
+from tokenizers_vq.evaluation.usage import Usage
 from tokenizers_vq.text import cell
+
+
+class Measured(Protocol):
+    """What a table shows of an `Evaluation`."""
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]: ...
+
+    @property
+    def usage(self) -> Usage: ...
+
+    @property
+    def speed(self) -> Mapping[str, Any]: ...
+
+    @property
+    def skipped(self) -> Mapping[str, str]: ...
+
 
 LABELS = {
     "psnr": "PSNR",
@@ -49,7 +67,7 @@ def definition(name: str, metric: Metric) -> str:
     return f"{better} ({text})" if meaning is None else f"{meaning}; {better} ({text})"
 
 
-def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+def rows(evaluation: Measured) -> list[tuple[str, str, str]]:
     """(name, value with unit, what defines it) of every number, for tables."""
     table = []
     for name, metric in evaluation.metrics.items():
@@ -97,7 +115,7 @@ def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     return table
 
 
-def print_table(evaluation: Evaluation, title: str = "Evaluation") -> None:
+def print_table(evaluation: Measured, title: str = "Evaluation") -> None:
     """Print the numbers as a table, and one line for each metric that was left out."""
     from rich.console import Console
     from rich.table import Table
