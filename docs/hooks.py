@@ -131,9 +131,9 @@ Commands that have a result take `--json`, which prints it as one line of JSON. 
 shell complete commands and options (`--show-completion` prints the script instead); `tvq-prior` has its own.
 
 The same in Python: [`tvq.train`](python/tokenizers_vq.verbs.train.md),
-[`evaluate`](python/tokenizers_vq.verbs.evaluate.md), [`report`](python/tokenizers_vq.verbs.report.md), [`compare`](python/tokenizers_vq.verbs.compare.md),
-[`encode_folder`](python/tokenizers_vq.verbs.encode_folder.md), [`doctor`](python/tokenizers_vq.verbs.doctor.md) and
-[`ablate`](python/tokenizers_vq.verbs.ablate.md).
+[`evaluate`](python/tokenizers_vq.verbs.evaluate.md), [`report`](python/tokenizers_vq.verbs.report.md),
+[`compare`](python/tokenizers_vq.verbs.compare.md), [`encode_folder`](python/tokenizers_vq.verbs.encode_folder.md),
+[`doctor`](python/tokenizers_vq.verbs.doctor.md) and [`ablate`](python/tokenizers_vq.verbs.ablate.md).
 """
 
 

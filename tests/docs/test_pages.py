@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tokenizers_vq as tvq
 from tests.conftest import ROOT
 
 DOCS = ROOT / "docs"
@@ -67,6 +68,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             coarse.resize((72, 64), Image.Resampling.BICUBIC).save(tmp_path / name / f"{index:02}.png")
     coarse.resize((96, 80)).save(tmp_path / "cat.jpg")
     monkeypatch.chdir(tmp_path)
+    train = tvq.train
+    monkeypatch.setattr(tvq, "train", lambda *given, **options: train(*given, *TINY["tvq"], **options))
     return tmp_path
 
 
