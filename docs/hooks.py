@@ -132,7 +132,8 @@ shell complete commands and options (`--show-completion` prints the script inste
 
 The same in Python: [`tvq.train`](python/tokenizers_vq.verbs.train.md),
 [`evaluate`](python/tokenizers_vq.verbs.evaluate.md), [`report`](python/tokenizers_vq.verbs.report.md),
-[`compare`](python/tokenizers_vq.verbs.compare.md), [`encode_folder`](python/tokenizers_vq.verbs.encode_folder.md),
+[`compare`](python/tokenizers_vq.verbs.compare.md), [`probe`](python/tokenizers_vq.verbs.probe.md),
+[`encode_folder`](python/tokenizers_vq.verbs.encode_folder.md),
 [`doctor`](python/tokenizers_vq.verbs.doctor.md) and [`ablate`](python/tokenizers_vq.verbs.ablate.md).
 """
 

@@ -203,9 +203,10 @@ def _named(prior: Prior, told: Any, count: int) -> list[tuple[bool, str]]:
     condition = prior.condition
     if not isinstance(condition, ClassCondition):
         values = [told] * count if told is None or isinstance(told, str) else list(told)
-        if not all(isinstance(one, str) and one for one in values):
+        texts = [one for one in values if isinstance(one, str) and one]
+        if len(texts) < len(values):
             raise ValueError("clip judges samples of a text or a class: give one")
-        return [(False, one) for one in values]
+        return [(False, one) for one in texts]
     labels, names = condition.resolve(told, count)[0].tolist(), condition.label_names
     if not names or condition.num_classes in labels:
         raise ValueError("clip judges samples of a text or of a class with a name: give one")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from tests.conftest import ROOT
+import tokenizers_vq as tvq
+from tests.conftest import ROOT, shared
 
 EXAMPLES = ROOT / "examples"
 _NETWORK = "{kind: vqgan, width: 8, multipliers: [1, 2], blocks: 1, attention: [], groups: 4, latent_width: 8}"
@@ -73,8 +77,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved, untrained tokenizer."""
-    import tokenizers_vq as tvq
-
     folder = tmp_path_factory.mktemp("model")
     overrides = [override.removeprefix("model.") for override in TINY if override.startswith("model.")]
     tvq.create("vqgan-tiny-64", overrides).save_pretrained(folder)
@@ -113,6 +115,40 @@ def test_doctor(run: Run, photos: Path, tmp_path: Path) -> None:
     said = run("doctor.py", photos, tmp_path, *small, "data.workers=0", "ema=null")
     assert said.count("\n--- ") == 4
     assert "the l1 loss has weight 0" in said
+
+
+def test_probes(run: Run, photos: Path, tmp_path: Path) -> None:
+    small = [
+        "model.encoder.width=8",
+        "model.decoder.width=8",
+        "steps=2",
+        "batch_size=4",
+        "log_every=1",
+        "data.workers=0",
+    ]
+    said = run("probes.py", photos, photos, tmp_path, *small)
+    rows = re.findall(r"^(\w+): PSNR [\d.]+ dB; domain by chance 50.0%; .*class by chance 50.0%; ", said, re.MULTILINE)
+    assert rows == ["without", "attribute_reversal", "feature_alignment"]
+    table = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "train.parquet"), split="train", cache_dir=tmp_path
+    )
+    plain, noisy = (tvq.images.read(table[i]["image"]) for i in range(2))
+    assert table["domain"][:4] == [0, 1, 0, 1] and table["label"][0] == table["label"][1]
+    inside = (plain.abs() < 0.7).all(dim=1, keepdim=True).expand_as(plain)  # where nothing is clipped
+    assert abs((noisy - plain)[inside].std() * 255 / 2 - 10) < 0.5
+
+
+def test_upscale(run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TVQ_LPIPS_SQUEEZE", str(shared("data/backbones/squeezenet1_1_fp16.pth")))
+    said = run("upscale.py", photos, photos, tmp_path / "rows.png", 2)
+    torch.set_grad_enabled(True)
+    figures = re.findall(r"(.*): PSNR ([\d.]+) dB, LPIPS-squeeze ([\d.]+), feature distance ([\d.]+)", said)
+    assert [name for name, *_ in figures] == ["bicubic", "U-Net"]
+    bicubic, rows = figures[0], tvq.images.read(tmp_path / "rows.png")
+    assert rows.shape == (1, 3, 3 * 64, 8 * 64)
+    # 24x20 pictures at 64 px hold no more than 32 px do: bicubic is near the original.
+    assert float(bicubic[1]) > 25 and float(bicubic[2]) < 0.1 < abs(float(figures[1][1]) - float(bicubic[1]))
+    assert len((EXAMPLES / "upscale.py").read_text().splitlines()) < 60
 
 
 def test_usage_report(run: Run, photos: Path, model: Path, tmp_path: Path) -> None:
@@ -224,6 +260,15 @@ def test_encoder_takes_what_ray_passes(photos: Path, model: Path, codes: Path) -
     result = encoder({"bytes": contents, "path": paths})
     assert (result["codes"] == shards.codes.numpy()).all()
     assert set(result["fingerprint"]) == {shards.fingerprint}
+
+
+def test_complete_images(run: Run, photos: Path, tmp_path: Path) -> None:
+    pictures = sorted(photos.rglob("*.png"))[:2]
+    out = tmp_path / "out.png"
+    told = ("--class", "goldfish", "guidance=2", "window=8")
+    said = run("complete_images.py", "gpt-tiny-imagenet-64", out, *pictures[:1], *told)
+    assert "144 of 256 codes drawn anew" in said and "draws codes in order" in said
+    assert Image.open(out).size == (6 * 66 + 2, 2 * 66 + 2)
 
 
 def test_examples_are_short_and_tested() -> None:

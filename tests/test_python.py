@@ -181,3 +181,16 @@ def test_notebooks_show_what_plain_text_says(tok: tvq.Tokenizer, photos: Path) -
 def test_what_is_said_goes_to_logging_alone(photos: Path, tok: tvq.Tokenizer, notes: Callable[[], str]) -> None:
     tvq.evaluate(tok, photos, split="train", **QUICK)
     assert notes().splitlines()[0] == "tokenizer on cpu, fp32"
+
+
+def test_classes_are_probed(tok: tvq.Tokenizer, tmp_path: Path, notes: Callable[[], str]) -> None:
+    for number in range(16):
+        path = tmp_path / "kinds" / ("dark", "light")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = torch.rand(3, 32, 32) * 0.5 - (1.0 if number % 2 == 0 else 0.0)
+        tvq.images.to_pil(image).save(path)
+    found = tvq.probe(tok, tmp_path / "kinds", device="cpu", precision="fp32", workers=0)
+    assert found.rows["pixels"].trained.value == 1.0 and found.classes == {"dark": 8, "light": 8}
+    assert found.left_out["discriminator"] == "a tokenizer itself has none beside it"
+    with pytest.raises(ValueError, match="held-out is a share"):
+        tvq.probe(tok, tmp_path / "kinds", held_out=1.0)

@@ -8,7 +8,7 @@ codes = tok.encode(tvq.images.read("cat.jpg", size=64))  # (1, h, w) int64
 image = tvq.images.to_pil(tok.decode(codes)[0])
 ```
 
-`train`, `evaluate`, `report`, `compare`, `encode_folder`, `doctor` and `ablate` do what the commands of these names do.
+`train`, `evaluate`, `report`, `compare`, `probe`, `encode_folder`, `doctor` and `ablate` do what the commands do.
 Everything here is imported when first used, so that `import tokenizers_vq` costs next to nothing.
 """
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tokenizers_vq.verbs.doctor import doctor as doctor
     from tokenizers_vq.verbs.encode_folder import encode_folder as encode_folder
     from tokenizers_vq.verbs.evaluate import evaluate as evaluate
+    from tokenizers_vq.verbs.probe import probe as probe
     from tokenizers_vq.verbs.report import report as report
     from tokenizers_vq.verbs.train import train as train
 
@@ -53,6 +54,7 @@ _HOMES = {
     "doctor": "verbs.doctor",
     "encode_folder": "verbs.encode_folder",
     "evaluate": "verbs.evaluate",
+    "probe": "verbs.probe",
     "report": "verbs.report",
     "train": "verbs.train",
 }
@@ -72,6 +74,7 @@ __all__ = [
     "list_models",
     "list_recipes",
     "load",
+    "probe",
     "report",
     "train",
 ]

@@ -64,8 +64,8 @@ def window(image: Tensor, scaled: tuple[int, int], corner: tuple[int, int], size
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """`(C, h, w)` to `(C, height, width)`."""
-    if tuple(image.shape[1:]) == (height, width):
+    """`(..., C, h, w)` to `(..., C, height, width)`: bicubic, antialiased."""
+    if tuple(image.shape[-2:]) == (height, width):
         return image
     resized = functional.resize(image, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
     return resized.clamp_(-1, 1) if resized.is_floating_point() else resized  # bicubic overshoots

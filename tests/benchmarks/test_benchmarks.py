@@ -24,6 +24,7 @@ SMALLEST = {
     "memory": ["--alone", "step", "--step-size", "16"],
     "startup": ["--quick"],
     "sampling": ["--layers", "1", "--dim", "64", "--vocabulary", "16", "--tokens", "4", "--batch", "1", "--no-peers"],
+    "scales": ["--layers", "1", "--dim", "64", "--codes", "16", "--scales", "1", "2"],
     "search": ["--memory", "ours", "64", "64", "8"],
 }
 

@@ -83,17 +83,16 @@ def call(words: list[str], may_fail: bool) -> None:
     assert program in verbs, f"no block may call {program}: mark it"
     tiny: list[str] = []
     if words[1] == "train":
-        own = {word.partition("=")[0] for word in words}
-        tiny = [
-            word for word in TINY[program] if word.partition("=")[0] not in own and not _model_of_folder(words, word)
-        ]
+        own = [word.partition("=")[0] for word in words[2:] if "=" in word]
+        tiny = [word for word in TINY[program] if not any(_decides(path, word) for path in own)]
     with pytest.raises(SystemExit) as ended:
         verbs[program]([*words[1:], *tiny])
     assert ended.value.code in ((0, None, 1) if may_fail else (0, None)), " ".join(words)
 
 
-def _model_of_folder(words: list[str], override: str) -> bool:
-    return override.startswith("model.") and any(word.startswith("model=") for word in words)
+def _decides(path: str, override: str) -> bool:
+    """Whether the page's own `path=...` settles what an override would set."""
+    return f"{override.partition('=')[0]}.".startswith(f"{path}.")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -42,6 +42,14 @@ NARROW = {
     "vqvae2-tiny-64": [f"{part}.{field}" for part in ("encoder", "decoder") for field in ("width=8", "block_width=4")],
 }
 
+NARROW |= {
+    "vqgan-tiny-64 with adaptive kernels and L2 attention": [
+        *NARROW["vqgan-tiny-64"],
+        *("decoder.kernels=3", "decoder.attention=[2]", "decoder.heads=2", "decoder.attention_score=l2"),
+    ],
+    "vit-vqgan-tiny-64 with overlap": [*NARROW["vit-vqgan-tiny-64"], "decoder.overlap=2", "decoder.overlap_width=4"],
+}
+
 ONE_SIZE = {"titok-tiny-64", "titok-s128"}
 """presets whose codes belong to one image size"""
 STRIDES = {"vqvae2-tiny-64": 8}
@@ -49,7 +57,7 @@ STRIDES = {"vqvae2-tiny-64": 8}
 
 
 def narrow(preset: str, *overrides: str) -> Tokenizer:
-    return tvq.create(preset, [*NARROW[preset], *overrides]).eval()
+    return tvq.create(preset.partition(" ")[0], [*NARROW[preset], *overrides]).eval()
 
 
 @pytest.fixture(params=NARROW)

@@ -18,6 +18,10 @@ FAMILIES = {
         VqganEncoder(dim=4, channels=c, **NARROW),
         VqganDecoder(dim=4, channels=c, **NARROW, norm="spatial", heads=2, attention=(1,)),
     ),
+    "vqgan with adaptive kernels": lambda c: (
+        VqganEncoder(dim=4, channels=c, **NARROW),
+        VqganDecoder(dim=4, channels=c, **NARROW, kernels=3, heads=2, attention=(1,), attention_score="l2"),
+    ),
     "emu3": lambda c: tuple(
         part(dim=4, channels=c, frames=2, **{**NARROW, "latent_width": None}) for part in (Emu3Encoder, Emu3Decoder)
     ),
@@ -25,6 +29,10 @@ FAMILIES = {
     "vit": lambda c: tuple(
         part(dim=4, channels=c, image_size=(8, 16), patch=4, width=16, layers=2, heads=2)
         for part in (VitEncoder, VitDecoder)
+    ),
+    "vit with overlap": lambda c: (
+        VitEncoder(dim=4, channels=c, image_size=(8, 16), patch=4, width=16, layers=2, heads=2),
+        VitDecoder(dim=4, channels=c, image_size=(8, 16), patch=4, width=16, layers=1, heads=2, overlap=3),
     ),
 }
 
@@ -144,7 +152,9 @@ def test_without_autograd_in_place_operations_change_no_value(family: str) -> No
     pixels = torch.rand(1, 3, 16, 16)
     with_graph = decoder(encoder(pixels))
     with torch.no_grad():
-        tolerance = 1e-6 if family == "vit" else 0.0  # its products may be another library's, which round otherwise
+        tolerance = (
+            1e-6 if family.startswith("vit") else 0.0
+        )  # its products may be another library's, which round otherwise
         assert torch.allclose(decoder(encoder(pixels)), with_graph, rtol=0, atol=tolerance)
 
 

@@ -69,6 +69,7 @@ class Columns:
         import datasets
 
         self.where, self.roots = where, [os.path.normpath(root) for root in roots]
+        self.names = tuple(features)
         self.image = _image_column(features, image, where)
         self.label = _label_column(features, label, where)
         self.captions = caption_column(

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from tokenizers_vq import images
 from tokenizers_vq.data import identity
 from tokenizers_vq.data.ahead import ahead
-from tokenizers_vq.data.columns import Item, Unreadable
+from tokenizers_vq.data.columns import Columns, Item, Unreadable
 from tokenizers_vq.data.files import readable
 from tokenizers_vq.data.order import MicroBatches, micro_batch_size
 from tokenizers_vq.data.sources import Chosen, DataConfig, Source, Stream, open_source, open_stream
@@ -51,6 +51,13 @@ class Batches:
         self.about = opened.about
         self.label_names = opened.columns.label_names if isinstance(opened, Stream) else opened.label_names
         self.broken: dict[str, str] = {}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all columns, where the data is a table."""
+        opened = self.opened.source if isinstance(self.opened, Chosen) else self.opened
+        columns: Columns | None = getattr(opened, "columns", None)
+        return () if columns is None else columns.names
 
     def record(self) -> dict[str, Any]:
         """What tells these data from others: size, folder, split, and `identity.record` of the files."""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from tokenizers_vq.config import Config
 from tokenizers_vq.discriminators.base import Embedded, Split
 from tokenizers_vq.discriminators.layers import DownBlock, Width, bounded, halvings
+from tokenizers_vq.networks.blocks import Score, l2_attention
 
 SMALLEST = 8
-Score = Literal["dot", "l2"]
 
 
 class AttentionConfig(Config):
@@ -82,9 +82,7 @@ class SelfAttention(nn.Module):
 
     `dot` is SAGAN's: keys and values at half the resolution, C / 8 channels to compare and C / 2 to tell.
 
-    `l2` compares tied queries and keys x = W_q h by `-|x_i - x_j|^2 / sqrt(d)`, and what it tells is linear in them
-    (Kim et al., arXiv 2006.04710, with A W_V one free matrix W_v here), without which it were not Lipschitz. For N
-    positions its Jacobian is at most `sqrt(N) (4 phi^-1(N - 1) + 1) |W_q| |W_v| |W_o|`, phi(t) = t exp(t + 1).
+    `l2` compares tied queries and keys by their distance, and what it tells is linear in them (`blocks.l2_attention`).
     """
 
     def __init__(self, width: int, score: Score) -> None:
@@ -113,14 +111,8 @@ class SelfAttention(nn.Module):
         return torch.softmax(query @ key, dim=-1) @ value.transpose(1, 2)
 
     def _l2(self, features: Tensor) -> Tensor:
-        tied = self.query(features)
-        with torch.autocast(features.device.type, enabled=False):  # distances of neighbours would cancel in half
-            x = tied.to(torch.promote_types(tied.dtype, torch.float32)).flatten(2).transpose(1, 2)
-            squares = x.square().sum(dim=-1)
-            # |x_i|^2 is the same for all j: softmax does not see it.
-            scores = (2 * x @ x.transpose(1, 2) - squares[:, None]) * x.shape[-1] ** -0.5
-            told = (torch.softmax(scores, dim=-1) @ x).transpose(1, 2).unflatten(2, features.shape[-2:])
-        value: Tensor = self.value(told)
+        told = l2_attention(self.query(features).flatten(2).transpose(1, 2))
+        value: Tensor = self.value(told.transpose(1, 2).unflatten(2, features.shape[-2:]))
         return value.flatten(2).transpose(1, 2)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tokenizers_vq import folders
-from tokenizers_vq.config import ConfigError
+from tokenizers_vq.config import Config, ConfigError, Size, parse
 from tokenizers_vq.discriminators.base import Discriminator
 
 FOLDER = "discriminator"
@@ -29,6 +29,21 @@ def describe(discriminator: Discriminator) -> dict[str, Any]:
 def save(discriminator: Discriminator, folder: Path) -> None:
     """Write config.json and model.safetensors into `folder`, running statistics included."""
     folders.save(folder, describe(discriminator), discriminator.state_dict())
+
+
+def load(folder: Path) -> Discriminator:
+    """The discriminator of `folder`, in eval mode. Raises one line for a folder that holds none, or a broken one."""
+    from tokenizers_vq.discriminators import DiscriminatorConfig
+
+    class Saved(Config):
+        discriminator: DiscriminatorConfig
+        channels: Size
+        image_size: tuple[Size, Size]
+
+    saved = parse(Saved, folders.read_config(folder), str(folder / folders.CONFIG))
+    discriminator: Discriminator = saved.discriminator.build(saved.channels, saved.image_size)
+    fill(discriminator, folder)
+    return discriminator.eval()
 
 
 def fill(discriminator: Discriminator, folder: Path) -> str | None:

@@ -4,6 +4,8 @@ import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports t
 from tokenizers_vq.evaluation.compare import Comparison, compare
 from tokenizers_vq.evaluation.compare_page import print_comparison, write_comparison
 from tokenizers_vq.evaluation.evaluate import Evaluation, Metric, evaluate
+from tokenizers_vq.evaluation.probe import Probe, probe
+from tokenizers_vq.evaluation.probe_table import print_probe
 from tokenizers_vq.evaluation.report import write_report
 from tokenizers_vq.evaluation.tables import print_table
 from tokenizers_vq.evaluation.usage import CodeUsage, StreamUsage, Usage
@@ -13,12 +15,15 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "Metric",
+    "Probe",
     "StreamUsage",
     "Usage",
     "compare",
     "evaluate",
     "print_comparison",
+    "print_probe",
     "print_table",
+    "probe",
     "write_comparison",
     "write_report",
 ]

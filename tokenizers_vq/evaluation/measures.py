@@ -99,7 +99,9 @@ def lpips_measure(name: str, network: Callable[[Tensor, Tensor], Tensor]) -> Mea
     return mean_of(distance, "", "lower", {"net": net, "version": "0.1", "range": [-1, 1]})
 
 
-def backbone_features(backbone: str, layer: str, channels: int, device: torch.device) -> metrics.BackboneFeatures:
+def backbone_features(
+    backbone: str, layer: str, channels: int, device: torch.device | str = "cpu"
+) -> metrics.BackboneFeatures:
     """What the feature distance compares. Raises `ValueError` or `FileNotFoundError` where it cannot be had."""
     from tokenizers_vq.networks.backbones import Backbone
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -67,7 +68,11 @@ class VitDecoderConfig(_VitConfig, DecoderFields):
 
     kind: Literal["vit"] = "vit"
     bias: Literal["pixel", "channel"] = "pixel"
-    """of the last layer: one for each pixel of a patch, or one a channel (enhancing-transformers)"""
+    """of the layer that makes patches: one for each pixel of a patch, or one a channel (enhancing-transformers)"""
+    overlap: Blocks = 0
+    """3x3 convolutions over the image that the patches make, which see across their borders; 0 = none, as published"""
+    overlap_width: Size = 32
+    """channels between those convolutions"""
 
     def build(self, *, dim: int, channels: int, image_size: tuple[int, int]) -> VitDecoder:
         """The decoder from features of `dim` to images of `channels`; positions are those of `image_size`."""
@@ -187,8 +192,22 @@ class VitEncoder(Encoder):
         yield from self.trunk.blocks
 
 
+class _Overlap(nn.Sequential):
+    """3x3 convolutions before the last: `(B, C, H, W)` -> `(B, C + width, H, W)`, behind the input what they make."""
+
+    def __init__(self, channels: int, width: int, count: int) -> None:
+        pairs = itertools.pairwise([channels, *[width] * count])
+        super().__init__(*(layer for pair in pairs for layer in (nn.Conv2d(*pair, 3, padding=1), nn.GELU())))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.cat([input, super().forward(input)], dim=1) if len(self) else input
+
+
 class VitDecoder(Decoder):
-    """`(B, dim, h, w)` features -> `(B, C, h*patch, w*patch)` output. Fields: `VitDecoderConfig`."""
+    """`(B, dim, h, w)` features -> `(B, C, h*patch, w*patch)` output. Fields: `VitDecoderConfig`.
+
+    With `overlap`, the last convolution is the `head` and begins as the identity on the image of the patches.
+    """
 
     def __init__(self, *, dim: int, channels: int = 3, image_size: tuple[int, int] = (256, 256), **fields: Any) -> None:
         super().__init__()
@@ -197,7 +216,16 @@ class VitDecoder(Decoder):
         self.post_quant_conv = nn.Linear(dim, config.width)
         self.trunk = _Trunk(config, stride_grid(*image_size, config.patch))
         out = config.output_channels(channels)
-        self.head = nn.Linear(config.width, out * config.patch**2, bias=config.bias == "pixel")
+        patches = nn.Linear(config.width, out * config.patch**2, bias=config.bias == "pixel")
+        self.overlap: _Overlap | None = None
+        if config.overlap:
+            self.patches, before = patches, config.overlap - 1
+            self.overlap = _Overlap(out, config.overlap_width, before)
+            self.head = nn.Conv2d(out + (config.overlap_width if before else 0), out, 3, padding=1)
+            nn.init.dirac_(self.head.weight)
+            nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        else:
+            self.head = patches
         self.bias = nn.Parameter(torch.zeros(out)) if config.bias == "channel" else None
         _initialise(self, self.trunk)
         use_onednn(self)
@@ -205,9 +233,13 @@ class VitDecoder(Decoder):
     def forward(self, features: Tensor) -> Tensor:
         height, width = features.shape[-2:]
         tokens = self.post_quant_conv(rearrange(features, "b d h w -> b (h w) d"))
-        patches = self.head(self.trunk.end(self.trunk(tokens, (height, width))))
+        tokens = self.trunk.end(self.trunk(tokens, (height, width)))
+        patches = self.head(tokens) if self.overlap is None else self.patches(tokens)
         output = rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=self.patch, q=self.patch)
-        return output if self.bias is None else output + self.bias[:, None, None]
+        output = output if self.bias is None else output + self.bias[:, None, None]
+        return output if self.overlap is None else self.head(self.overlap(output))
 
     def trunk_blocks(self) -> Iterator[nn.Module]:
         yield from self.trunk.blocks
+        if self.overlap:
+            yield self.overlap

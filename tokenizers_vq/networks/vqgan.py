@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +16,20 @@ from tokenizers_vq.config import MOST_LEVELS, Blocks, Config, ConfigError, Multi
 from tokenizers_vq.networks.base import Decoder, DecoderFields, Encoder
 from tokenizers_vq.networks.blocks import (
     Attention,
+    Conditioned,
+    Convolution,
     Downsample,
     Norm,
     ResidualBlock,
+    Score,
     Upsample,
     group_norm,
     precise,
     stride_grid,
     swish,
+    told,
 )
+from tokenizers_vq.networks.kernels import AdaptiveConv2d
 from tokenizers_vq.networks.normalisation import GroupNorm
 
 
@@ -93,32 +98,48 @@ class VqganDecoderConfig(_VqganConfig, DecoderFields):
     """spatial: every norm scaled and shifted by the code at its place (MoVQ, arXiv 2209.09002)"""
     normalise_codes: bool = False
     """L2-normalise the codes' vectors first, though the search compares them as they are (Janus)"""
+    kernels: int = Field(default=1, ge=1, le=64)
+    """of each 3x3 convolution in the residual blocks; several: mixed and scaled by the image's code (GigaGAN)"""
+    attention_score: Score = "dot"
+    """of two positions: product of query and key, or minus the distance of tied ones, which is Lipschitz (GigaGAN)"""
 
     def build(self, *, dim: int, channels: int, image_size: tuple[int, int]) -> VqganDecoder:
         """The decoder from features of `dim` to images of `channels`."""
         return VqganDecoder(dim=dim, channels=channels, **self.arguments())
 
 
+class _Layers(NamedTuple):
+    """How a network makes its blocks and its attention."""
+
+    config: _VqganConfig
+    norm: Norm = group_norm
+    convolution: Convolution | None = None
+    score: Score = "dot"
+
+    def block(self, width_in: int, width: int) -> ResidualBlock:
+        """A residual block."""
+        groups, dropout = self.config.groups, self.config.dropout
+        return ResidualBlock(width_in, width, groups, dropout, norm=self.norm, convolution=self.convolution)
+
+    def attention(self, width: int) -> Attention:
+        """An attention."""
+        return Attention(width, self.config.groups, self.config.heads, self.norm, self.score)
+
+    def middle(self, width: int) -> _Steps:
+        """What lies beside the code: two blocks, attention between them where the config has it."""
+        attention = [self.attention(width)] if self.config.middle_attention else []
+        first, last = (self.block(width, width) for _ in range(2))
+        return _Steps(first, *attention, last)
+
+
 class _Level(nn.Module):
     """Residual blocks, each followed by attention where the level has it, then an optional resampling."""
 
-    def __init__(
-        self,
-        width_in: int,
-        width: int,
-        config: _VqganConfig,
-        attend: bool,
-        resample: nn.Module | None,
-        norm: Norm = group_norm,
-    ) -> None:
+    def __init__(self, width_in: int, width: int, layers: _Layers, attend: bool, resample: nn.Module | None) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            ResidualBlock(width_in if i == 0 else width, width, config.groups, config.dropout, norm=norm)
-            for i in range(config.blocks)
-        )
-        self.attention = nn.ModuleList(
-            Attention(width, config.groups, config.heads, norm) for _ in range(config.blocks if attend else 0)
-        )
+        blocks = layers.config.blocks
+        self.blocks = nn.ModuleList(layers.block(width_in if i == 0 else width, width) for i in range(blocks))
+        self.attention = nn.ModuleList(layers.attention(width) for _ in range(blocks if attend else 0))
         self.resample = resample
 
     def forward(self, x: Tensor, *code: Tensor) -> Tensor:
@@ -138,13 +159,7 @@ class _Steps(nn.Sequential):
         return input
 
 
-def _middle(width: int, config: _VqganConfig, norm: Norm = group_norm) -> _Steps:
-    attention = [Attention(width, config.groups, config.heads, norm)] if config.middle_attention else []
-    first, last = (ResidualBlock(width, width, config.groups, config.dropout, norm=norm) for _ in range(2))
-    return _Steps(first, *attention, last)
-
-
-class SpatialNorm(nn.Module):
+class SpatialNorm(Conditioned):
     """GroupNorm of `(B, C, H, W)`, scaled and shifted by the code `(B, D, h, w)` at its place (arXiv 2209.09002).
 
     The nearest code counts, so that its 1x1 convolutions can work on the code's grid.
@@ -169,17 +184,17 @@ class VqganEncoder(Encoder):
     def __init__(self, *, dim: int, channels: int = 3, **fields: Any) -> None:
         super().__init__()
         config = VqganEncoderConfig(**fields)
-        widths = config.widths
+        widths, layers = config.widths, _Layers(config)
         last = len(widths) - 1
         self.stride = 2**last
         self.conv_in = nn.Conv2d(channels, config.width, 3, padding=1)
         self.levels = nn.Sequential(
             *(
-                _Level(before, width, config, level in config.attention, Downsample(width) if level < last else None)
+                _Level(before, width, layers, level in config.attention, Downsample(width) if level < last else None)
                 for level, (before, width) in enumerate(zip([config.width, *widths], widths, strict=False))
             )
         )
-        self.middle = _middle(widths[-1], config)
+        self.middle = layers.middle(widths[-1])
         self.norm = GroupNorm(config.groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], config.latent_width or dim, 3, padding=1)
         kernel = config.quant_kernel
@@ -206,18 +221,18 @@ class VqganDecoder(Decoder):
         super().__init__()
         config = VqganDecoderConfig(**fields)
         self.distribution = config.output
-        self.normalise_codes, self.conditional = config.normalise_codes, config.norm == "spatial"
-        norm: Norm = partial(SpatialNorm, dim) if self.conditional else group_norm
+        self.normalise_codes = config.normalise_codes
+        norm: Norm = partial(SpatialNorm, dim) if config.norm == "spatial" else group_norm
+        adaptive = partial(AdaptiveConv2d, dim, config.kernels) if config.kernels > 1 else None
+        layers = _Layers(config, norm, adaptive, config.attention_score)
         widths, kernel = config.widths, config.quant_kernel
         self.post_quant_conv = nn.Conv2d(dim, config.latent_width or dim, kernel, padding=kernel // 2)
         self.conv_in = nn.Conv2d(config.latent_width or dim, widths[-1], 3, padding=1)
-        self.middle = _middle(widths[-1], config, norm)
+        self.middle = layers.middle(widths[-1])
         before = [*widths[1:], widths[-1]]
         self.levels = _Steps(
             *(
-                _Level(
-                    before[i], widths[i], config, i in config.attention, Upsample(widths[i]) if i > 0 else None, norm
-                )
+                _Level(before[i], widths[i], layers, i in config.attention, Upsample(widths[i]) if i > 0 else None)
                 for i in reversed(range(len(widths)))
             )
         )
@@ -230,9 +245,8 @@ class VqganDecoder(Decoder):
         return self._synthesise(self.post_quant_conv(features), features)
 
     def _synthesise(self, h: Tensor, code: Tensor) -> Tensor:
-        condition = (code,) if self.conditional else ()
-        h = self.levels(self.middle(self.conv_in(h), *condition), *condition)
-        return self.head(swish(self.norm(h, *condition)))
+        h = self.levels(self.middle(self.conv_in(h), code), code)
+        return self.head(swish(told(self.norm, h, code)))
 
     def trunk_blocks(self) -> Iterator[nn.Module]:
         yield self.middle

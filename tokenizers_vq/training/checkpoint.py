@@ -240,6 +240,22 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
 
 
+def newest(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """Step and state dicts by part of the newest whole checkpoint in a folder; None where there is none at all.
+
+    Raises `ValueError` where none can be read.
+    """
+    damaged = []
+    for step in reversed(saved_steps(folder)):
+        try:
+            return step, _read_index(folder / str(step), step)
+        except DamagedError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise ValueError(f"{folder} holds no checkpoint that can be read ({'; '.join(damaged)})")
+    return None
+
+
 def _read_index(folder: Path, step: int) -> dict[str, Any]:
     """State dicts by part, each file held against its length and checksum. Raises `DamagedError`."""
     index = _reading(folder / INDEX, lambda path: json.loads(path.read_text(encoding="utf-8")))

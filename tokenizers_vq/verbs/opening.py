@@ -45,7 +45,9 @@ def choose_data(data: Data | None, model: Model, **options: Any) -> DataConfig:
 
     Raises `ValueError` where neither is there.
     """
-    unread: dict[str, Any] = {"label_column": NONE, "caption_column": NONE}  # nothing that is measured asks for them
+    # Nothing that is measured asks for them; who asks for classes names the column, or None to find it.
+    unread: dict[str, Any] = {"label_column": NONE, "caption_column": NONE}
+    unread = {name: value for name, value in unread.items() if name not in options}
     if isinstance(data, DataConfig):
         return data.replace(**unread, **options)
     if data is not None:

@@ -61,6 +61,10 @@ class Measuring(Computing, Reading, Judging, total=False):
     """Options of `evaluate`, `report` and `compare`."""
 
 
+class Probing(Computing, Reading, total=False):
+    """Options of `probe`."""
+
+
 class Columns(Reading, total=False):
     """How images are read with what stands beside them: fields of `DataConfig`, by their names."""
 
