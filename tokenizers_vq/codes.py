@@ -7,6 +7,7 @@ import operator
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,6 +128,22 @@ class CodeLayout:
         """int64 `(N,)`: the stream (grid x level) of every token; `sizes[stream]` is its number of codes."""
         streams = torch.arange(len(self.sizes)).view(-1, self.levels)
         return torch.cat([row.repeat(math.prod(grid)) for row, grid in zip(streams, self.grids, strict=True)])
+
+    def part(self, grids: Sequence[int]) -> CodeLayout:
+        """The layout of some grids alone, by their numbers, which rise. Raises `ValueError` for others."""
+        numbers = _numbers(grids, "grids")
+        if list(numbers) != sorted(set(numbers)) or not numbers or not 0 <= numbers[0] <= numbers[-1] < len(self.grids):
+            raise ValueError(
+                f"no part {list(numbers)} of {len(self.grids)} grids: give their numbers, 0 to {len(self.grids) - 1}, "
+                "each once and rising"
+            )
+        sizes = [self.sizes[number * self.levels + level] for number in numbers for level in range(self.levels)]
+        return CodeLayout(tuple(self.grids[number] for number in numbers), self.levels, tuple(sizes))
+
+    def places_of(self, grids: Sequence[int]) -> list[int]:
+        """The places of some grids' tokens among all."""
+        ends = list(accumulate(math.prod(grid) * self.levels for grid in self.grids))
+        return [place for number in grids for place in range(ends[number - 1] if number else 0, ends[number])]
 
     def split(self, codes: Codes) -> list[Tensor]:
         """One `(B, n)` row per stream, in the order of `sizes`."""
