@@ -153,7 +153,9 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
         if not hasattr(n, "__index__") or (n := operator.index(n)) < 1:
             raise ValueError(f"cannot draw {n!r} samples; ask for 1 or more, then say what of: sample(2, [0, 3])")
         chosen = self._sampler(sampler, settings)
-        self.condition.check_guidance(chosen.guidance, self.condition.own(condition))
+        told = self.condition.own(condition)
+        self.condition.check_guidance(chosen.guidance, told)
+        self.condition.remark(told)
         given = self._known(known, n)
 
         def noise(draw: int, count: int) -> Tensor:
