@@ -168,7 +168,9 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
         Raises `ValueError` for guidance that cannot be had, another kind's sampler, and as `forward` does.
         """
         n, chosen = checked_count(n), self.sampler(sampler, settings)
-        self.condition.check_guidance(chosen.guidance, self.condition.own(condition))
+        told = self.condition.own(condition)
+        self.condition.check_guidance(chosen.guidance, told)
+        self.condition.remark(told)
         given = known_tokens(known, n, self.sequence)
 
         def noise(draw: int, count: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -132,9 +133,18 @@ def load_recipe(
         data["codes"] = str(Path(codes))
     if images is not None:
         data["data"] = {**(data.get("data") or {}), "path": images}
+    overrides = _kinds_with_fields(overrides)
     first = [override for override in overrides if override.partition("=")[0] == "model"]
     rest = [override for override in overrides if override not in first]
     return parse(PriorRecipe, apply_overrides(_expand(apply_overrides(data, first)), rest), f"recipe {name}")
+
+
+def _kinds_with_fields(overrides: Sequence[str]) -> list[str]:
+    """A condition that is named by a word, and whose fields are set too, becomes one of that kind with fields."""
+    word = re.compile(r"model\.condition=(\w+)")
+    if not any(override.startswith("model.condition.") for override in overrides):
+        return list(overrides)
+    return [word.sub(r"model.condition={kind: \1}", one) if word.fullmatch(one) else one for one in overrides]
 
 
 def _expand(data: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenizers_vq import notebooks
+
 Codes = Tensor | tuple[Tensor, ...]
 """int64 codes: `(B, *grid)` or `(B, *grid, L)`; a tuple, coarse first, if and only if there are several grids."""
 LONGEST = 2**24
@@ -147,6 +149,21 @@ class CodeLayout:
         """One `(B, n)` row per stream, in the order of `sizes`."""
         tokens, streams = self.flatten(codes), self.streams()
         return [tokens[:, (streams == stream).to(tokens.device)] for stream in range(len(self.sizes))]
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the grids, drawn, and what one image's codes come to."""
+        sides = [grid if len(grid) == 2 else (1, grid[0]) for grid in self.grids]
+        largest = max(max(side) for side in sides)
+        drawn = "".join(notebooks.grid(*side, side=max(12, 120 * max(side) // largest)) for side in sides[-12:])
+        sizes = " / ".join(f"{size:,}" for size in dict.fromkeys(self.sizes))
+        rows = [
+            ("grids", " + ".join("x".join(map(str, grid)) for grid in self.grids)),
+            ("levels", self.levels),
+            ("codes of an image", f"{self.length:,}"),
+            ("codebook", f"{sizes} codes"),
+            ("bits of an image", f"{self.bits:,.0f}"),
+        ]
+        return f"<div>{drawn}{notebooks.table(rows, 'CodeLayout')}</div>"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, kept beside saved codes."""

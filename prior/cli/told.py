@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,11 @@ def rows(
         except ValueError as error:
             raise ValueError(f"--{name}: {error}") from None
     found = [dict(zip(condition.parts, one, strict=True)) for one in product(*values)]
+    asked = math.prod(len(one) for name, one in zip(parts, values, strict=True) if name in options)
+    if asked > total:
+        raise ValueError(
+            f"{asked} kinds of images are asked for, but {total} images: leave some out, or draw more with --count"
+        )
     if all(value is None for row in found for value in row.values()):
         return None
     return spread([row if len(parts) > 1 else next(iter(row.values())) for row in found], total)

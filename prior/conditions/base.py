@@ -159,6 +159,9 @@ class Condition(nn.Module):
         if value is None:
             raise ValueError(f"guidance {guidance:g} needs {self.noun}: give one, or leave guidance out")
 
+    def remark(self, value: Any) -> None:
+        """The log says what is not read of a `value` that a person asks samples of: nothing, unless overridden."""
+
     def check_null(self) -> None:
         """Raises `ValueError` where the prior never learnt what no condition is."""
         if not self.guidable:

@@ -181,6 +181,11 @@ class SeveralCondition(Condition):
         for part in self.each:
             part.adopt(tokenizer)
 
+    def remark(self, value: Any) -> None:
+        """Each."""
+        for name, part in self.parts.items():
+            part.remark(None if value is None else value[name])
+
     def take(self, batch: Mapping[str, Any], draw: bool = False) -> Any:
         """The value of each."""
         return {name: part.take(batch, draw) for name, part in self.parts.items()}

@@ -35,6 +35,5 @@ SOURCES: dict[str, Source] = {
 def module(source: str) -> Any:
     """The module that reads a source. Raises `ValueError` for an unknown one, with those there are."""
     if source not in SOURCES:
-        known = sorted(SOURCES)
-        raise ValueError(f"no source of priors '{source}'{nearest(source, known)}; there are: {', '.join(known)}")
+        raise ValueError(f"no source of priors '{source}'{nearest(source, sorted(SOURCES))}")
     return importlib.import_module(f"prior.conversion.{SOURCES[source].module}")
