@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tokenizers_vq as tvq
 from tests.conftest import ROOT
 
 DOCS = ROOT / "docs"
@@ -69,6 +70,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "photos" / "metadata.csv").write_text("\n".join(["file_name,text", *captions]) + "\n")
     coarse.resize((96, 80)).save(tmp_path / "cat.jpg")
     monkeypatch.chdir(tmp_path)
+    train = tvq.train
+    monkeypatch.setattr(tvq, "train", lambda *given, **options: train(*given, *TINY["tvq"], **options))
     return tmp_path
 
 
