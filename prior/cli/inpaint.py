@@ -55,7 +55,7 @@ def inpaint(
     from prior.sampling import Sampler
     from tokenizers_vq.config import apply_overrides
 
-    opened = _open(model, tokenizer, device)
+    opened = _open([model], tokenizer, device)
     prior = opened.prior
     fields, asked = told.split(settings or ())
     asked |= {name: [given] for name, given in {"text": text, "class": classes}.items() if given}
