@@ -19,20 +19,12 @@ from prior.conditions import ClassCondition, Condition, TextCondition, TextEncod
 from prior.decoding import decode
 from prior.model import Prior
 from prior.sampling import Sampler
-from tokenizers_vq.config import Config, parse
-from tokenizers_vq.discriminators import DiscriminatorConfig, saved
-from tokenizers_vq.folders import read_config
-from tokenizers_vq.models import find
 from tokenizers_vq.networks.backbones import Backbone, three_channels
 from tokenizers_vq.tokenizer import Tokenizer
+from tokenizers_vq.training.discriminators import trained_discriminator
 
 Judge = Callable[[Tensor, Any], Tensor]
 """`judge(images, told)`: images `(n, C, H, W)` in [-1, 1] and what they were told -> scores `(n,)`, larger is better"""
-
-
-class _Held(Config):
-    discriminator: DiscriminatorConfig
-    """as it lies beside a tokenizer"""
 
 
 class Best(NamedTuple):
@@ -152,23 +144,19 @@ def clip(folder: str | Path, prior: Prior, template: str = "a photo of a {}") ->
 
 
 def discriminator(run: str | Path) -> Judge:
-    """The mean logit of the discriminator that lies beside a run's tokenizer; larger is more real.
+    """The mean logit of the discriminator that a run has trained, or that lies beside a saved tokenizer; larger is more
+    real.
 
-    Raises `FileNotFoundError` where none does, `ValueError` for one that is asked more than the image.
+    Raises `FileNotFoundError` where there is none, `ValueError` for one that is asked more than the image.
     """
-    folder = find(run) / saved.FOLDER
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no discriminator lies beside {run}: give the run that trained the tokenizer with one")
-    described = read_config(folder)
-    config: Any = parse(_Held, {"discriminator": described.get("discriminator")}, str(folder)).discriminator
-    critic = config.build(int(described["channels"]), tuple(described["image_size"]))
+    found, why = trained_discriminator(str(run))
+    if found is None:
+        raise FileNotFoundError(f"no discriminator of {run}: {why}; give a run that trained with one")
+    critic = found
     if critic.conditional:
         raise ValueError(
             f"the {critic.config.kind} discriminator of {run} is asked more than the image: take another judge"
         )
-    if differing := saved.fill(critic, folder):
-        raise ValueError(f"{folder}: {differing}")
-    critic.eval()
 
     def judge(images: Tensor, told: Any) -> Tensor:
         logits = critic(images).logits

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from typing_extensions import Self
 
-from prior.conditions import ClassConfig, ConditionConfig, NoneConfig
+from prior.conditions import ClassConfig, ConditionConfig, GridsConfig, NoneConfig, TokensConfig, beside
 from prior.models import PRESETS, list_models
 from prior.networks import NetworkConfig
 from tokenizers_vq.config import Config, ConfigError, Schedule, apply_overrides, nearest, parse, read_yaml
@@ -34,12 +34,18 @@ class ModelConfig(Config):
         Discriminator(lambda value: "word" if value in _WORDS else "config"),
     ] = "auto"
     """what it is told; auto: the class, where every image has one; or a kind with its fields, or a list of these"""
+    grids: tuple[int, ...] | None = None
+    """numbers of the grids whose codes it models, coarse first; null: all"""
+    given: GridsConfig | None = None
+    """numbers of the grids whose codes it is told, or these and how they are told"""
     label_dropout: float = Field(default=0.1, ge=0, le=1)
     """probability in training that the class is left out, which guidance needs; a kind with fields has its own"""
 
     @model_validator(mode="before")
     @classmethod
     def _kinds_by_name(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("given"), (list, tuple)):
+            data = {**data, "given": {"grids": data["given"]}}
         told = data.get("condition") if isinstance(data, Mapping) else None
         if isinstance(told, (list, tuple)):
             parts = [{"kind": part} if isinstance(part, str) else part for part in told]
@@ -48,6 +54,14 @@ class ModelConfig(Config):
 
     def told(self, classes: bool) -> ConditionConfig:
         """The condition, for codes of which all images have classes or not."""
+        told = self._told(classes)
+        if self.given is None:
+            return told
+        if isinstance(told, TokensConfig):
+            raise ValueError("model.given: tokens are told alone, without codes of other grids: leave one out")
+        return beside(told, self.given)
+
+    def _told(self, classes: bool) -> ConditionConfig:
         if not isinstance(self.condition, str):
             return self.condition
         if self.condition == "class" or (self.condition == "auto" and classes):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_vq.config import nearest
 
 if TYPE_CHECKING:
+    from prior.chain import Chain
     from prior.conditions import Condition
 
 
@@ -33,7 +34,9 @@ def split(given: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     return fields, options
 
 
-def rows(condition: Condition, options: Mapping[str, Sequence[str]], total: int, known: Sequence[str] = ()) -> Any:
+def rows(
+    condition: Condition | Chain, options: Mapping[str, Sequence[str]], total: int, known: Sequence[str] = ()
+) -> Any:
     """What each of `total` samples is told: what the options say in all combinations, in turn; None for nothing at all.
 
     Of a class that no option names, all in turn. `known`: the command's other options, for a misspelt one. Raises
@@ -68,7 +71,7 @@ def option(name: str) -> str:
     return name.replace("_", "-").replace(" ", "-").lower()
 
 
-def _unknown(name: str, condition: Condition, known: Sequence[str]) -> str:
+def _unknown(name: str, condition: Condition | Chain, known: Sequence[str]) -> str:
     if name not in ("text", "class", "image"):
         hint = nearest(name, known).replace("mean '", "mean '--")
         if "did you mean" in hint:

@@ -77,7 +77,7 @@ def test_the_best_candidate_of_each_sample_is_kept(tok: Tokenizer) -> None:
 def test_the_tokenizer_s_discriminator_judges(tok: Tokenizer, tmp_path: Path) -> None:
     tok.save_pretrained(tmp_path)
     critic = PatchGANConfig(width=8, layers=1).build(3, (16, 16)).eval()
-    with pytest.raises(FileNotFoundError, match="no discriminator lies beside"):
+    with pytest.raises(FileNotFoundError, match="none was saved with this model"):
         discriminator(tmp_path)
     saved.save(critic, tmp_path / saved.FOLDER)
     images = torch.rand(4, 3, 16, 16) * 2 - 1
