@@ -19,8 +19,8 @@ def models() -> None:
     shipped = list_models("shipped")
     if shipped:
         cards = {name: WEIGHTS / name / "README.md" for name in shipped}
-        list_names("trained, for sample and evaluate:", cards)
-    print("published, for sample and evaluate; * fetched by hand, see tvq-prior info NAME:")
+        list_names("trained, for sample and score:", cards)
+    print("published, for sample and score; * fetched by hand, see tvq-prior info NAME:")
     entries = catalogue.entries()
     width = max(map(len, entries)) + 1
     for name, published in entries.items():
