@@ -215,10 +215,10 @@ def score(
     device: str = "auto",
     batch_size: int = 32,
 ) -> Measured:
-    """Measure a run or saved prior in float32 on a folder of codes, or on images; unset: the codes that the run held out.
+    """Measure a run or saved prior in float32 on a folder of codes, or on images; unset: what the run held out.
 
-    Classes are found by their names. Images are encoded by the prior's tokenizer; of these, `limit` evenly
-    spread. Raises `ValueError` for codes of
+    Classes are found by their names. Images are encoded by the prior's tokenizer; of these, `limit`
+    evenly spread. Raises `ValueError` for codes of
     another tokenizer or layout or other classes, or none named, and what `load` and `read_codes` raise.
     """
     prior = load(model).to(resolve_device(device))
@@ -271,7 +271,8 @@ def open_codes(
 ) -> CodeShards:
     """A folder of codes, or codes of images made in the folder `scratch`, with the classes that the prior knows.
 
-    `how` they are made: device, batch size, number of images. Raises `ValueError` for codes of another tokenizer or layout or other classes.
+    `how` they are made: device, batch size, number of images. Raises `ValueError` for codes of another tokenizer or
+    layout or other classes.
     """
     if prior.config.tokenizer is not None and _holds_images(Path(source)):
         device, batch_size, limit = how

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prior.cli.compress import compress, decompress
 from prior.cli.convert import convert
 from prior.cli.export import export
 from prior.cli.fields import fields
@@ -17,7 +18,7 @@ from tokenizers_vq.cli.common import make_app, run_app
 
 app = make_app(
     "Priors over the codes of an image tokenizer: trained, measured, sampled for new images.",
-    [models, info, fields, train, score, sample, inpaint, convert, export],
+    [models, info, fields, train, score, sample, inpaint, compress, decompress, convert, export],
     open_to=[sample, inpaint],
 )
 

@@ -19,7 +19,7 @@ def score(
         str | None,
         typer.Argument(
             metavar="[CODES|IMAGES]",
-            help="folder of codes, or of images, which are encoded; unset, or the run's own: the codes that it held out",
+            help="folder of codes, or of images; unset, or the run's own: the codes that it held out",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
