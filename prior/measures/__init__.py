@@ -1,4 +1,4 @@
-"""How good samples are, and how varied: formulas on features and class probabilities, and the judge that gives these."""
+"""How good samples are, and how varied: formulas on features and class probabilities, and who judges these."""
 
 from prior.measures.classes import class_score, nearest_classes
 from prior.measures.judge import Judge, Seen

@@ -38,14 +38,14 @@ class Seen(NamedTuple):
 class Judge(nn.Module):
     """A backbone of timm with ImageNet weights, by its name; features are those of `layer`, averaged over positions.
 
-    Raises `ValueError` for an unknown name or layer, `FileNotFoundError` where its weights are out of reach.
+    It looks at images of `size` x `size`, to which others are resized. Raises `ValueError` for an unknown name or layer, `FileNotFoundError` where its weights are out of reach.
     """
 
-    def __init__(self, name: str = "tf_efficientnet_lite0", layer: str = "head") -> None:
+    def __init__(self, name: str = "tf_efficientnet_lite0", layer: str = "head", size: int = 224) -> None:
         super().__init__()
         self.name, self.layer = name, layer
         self.backbone = Backbone(name)
-        self.features = BackboneFeatures(_Both(self.backbone), layer)
+        self.features = BackboneFeatures(_Both(self.backbone), layer, size)
         self.classes = int(self.backbone.model.num_classes)
 
     @property

@@ -10,6 +10,9 @@ import torch.nn.functional as F
 
 from prior.measures import Judge, class_score, density_coverage, nearest, nearest_classes, precision_recall, spread
 from prior.measures.neighbours import radii
+from tests.benchmarks.measures import damages, one_a_class, row
+from tokenizers_vq.data import DataConfig
+from tokenizers_vq.data.loading import evaluation_batches
 
 
 def points(*values: float) -> torch.Tensor:
@@ -89,3 +92,37 @@ def test_a_judge_sees_what_its_backbone_says() -> None:
     assert seen.distance(seen) == pytest.approx(0, abs=1e-6) and judge.score_name == "class_score"
     with pytest.raises(ValueError, match="no images to judge"):
         judge.see([])
+
+
+@pytest.fixture(scope="module")
+def crops() -> torch.Tensor:
+    """Real pictures `(n, 3, 64, 64)`, cut from larger ones, in an order that mixes them."""
+    batches = evaluation_batches(DataConfig(path="skimage"), image_size=192, channels=3, batch_size=8)
+    whole = torch.cat([batch["images"] for batch in batches])
+    cut = whole.unfold(2, 64, 64).unfold(3, 64, 64).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+    return cut[torch.randperm(len(cut), generator=torch.Generator().manual_seed(0))][:96]
+
+
+def test_damage_of_growing_strength_grows_the_distance(crops: torch.Tensor) -> None:
+    judge = Judge(layer="blocks.2", size=96)
+    first, second = crops[::2], crops[1::2]
+    real, floor = judge.see([first]), judge.see([second])
+    assert row(real, real)["distance"] == pytest.approx(0, abs=1e-6)
+    strong = {"blur 1", "blur 4", "noise 0.1", "noise 0.4", "jpeg 20", "jpeg 8", "halving 1", "halving 3"}
+    last: dict[str, float] = {}
+    for name, damage in damages().items():
+        if name in strong:
+            kind, found = name.split()[0], row(real, judge.see([damage(second)]))["distance"]
+            assert found > last.get(kind, floor.distance(real)), name
+            last[kind] = found
+    assert len(last) == 4
+
+
+def test_one_image_a_class_fools_the_class_score_and_not_recall(crops: torch.Tensor) -> None:
+    judge = Judge(layer="blocks.2", size=96)
+    real, other = judge.see([crops[::2]]), judge.see([crops[1::2]])
+    plain, fooled = row(real, other), row(real, one_a_class(other))
+    assert fooled["class_score"] > 0.95 * plain["class_score"] and fooled["recall"] < 0.8 * plain["recall"], (
+        plain,
+        fooled,
+    )
