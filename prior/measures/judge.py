@@ -38,7 +38,8 @@ class Seen(NamedTuple):
 class Judge(nn.Module):
     """A backbone of timm with ImageNet weights, by its name; features are those of `layer`, averaged over positions.
 
-    It looks at images of `size` x `size`, to which others are resized. Raises `ValueError` for an unknown name or layer, `FileNotFoundError` where its weights are out of reach.
+    Images are resized to `size` x `size`. Raises `ValueError` for an unknown name or layer,
+    `FileNotFoundError` where its weights are out of reach.
     """
 
     def __init__(self, name: str = "tf_efficientnet_lite0", layer: str = "head", size: int = 224) -> None:

@@ -100,12 +100,12 @@ def crops() -> torch.Tensor:
     batches = evaluation_batches(DataConfig(path="skimage"), image_size=192, channels=3, batch_size=8)
     whole = torch.cat([batch["images"] for batch in batches])
     cut = whole.unfold(2, 64, 64).unfold(3, 64, 64).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-    return cut[torch.randperm(len(cut), generator=torch.Generator().manual_seed(0))][:96]
+    return cut[torch.randperm(len(cut), generator=torch.Generator().manual_seed(0))][:128]]
 
 
 def test_damage_of_growing_strength_grows_the_distance(crops: torch.Tensor) -> None:
     judge = Judge(layer="blocks.2", size=96)
-    first, second = crops[::2], crops[1::2]
+    first, second = crops[:96:2], crops[1:96:2]
     real, floor = judge.see([first]), judge.see([second])
     assert row(real, real)["distance"] == pytest.approx(0, abs=1e-6)
     strong = {"blur 1", "blur 4", "noise 0.1", "noise 0.4", "jpeg 20", "jpeg 8", "halving 1", "halving 3"}
@@ -119,10 +119,12 @@ def test_damage_of_growing_strength_grows_the_distance(crops: torch.Tensor) -> N
 
 
 def test_one_image_a_class_fools_the_class_score_and_not_recall(crops: torch.Tensor) -> None:
-    judge = Judge(layer="blocks.2", size=96)
-    real, other = judge.see([crops[::2]]), judge.see([crops[1::2]])
+    seen = Judge(layer="blocks.2", size=96).see(crops.split(32))
+    classes = seen.logits.argmax(dim=1)
+    # Classes of several images, as any set to be judged has them.
+    often = (classes[:, None] == classes).sum(dim=1) >= 3
+    kept = seen.part(torch.nonzero(often)[:, 0][classes[often].argsort(stable=True)])
+    real, other = kept.part(slice(0, None, 2)), kept.part(slice(1, None, 2))
     plain, fooled = row(real, other), row(real, one_a_class(other))
-    assert fooled["class_score"] > 0.95 * plain["class_score"] and fooled["recall"] < 0.8 * plain["recall"], (
-        plain,
-        fooled,
-    )
+    assert fooled["class_score"] > plain["class_score"]
+    assert fooled["recall"] < 0.9 * plain["recall"]
