@@ -100,7 +100,7 @@ def crops() -> torch.Tensor:
     batches = evaluation_batches(DataConfig(path="skimage"), image_size=192, channels=3, batch_size=8)
     whole = torch.cat([batch["images"] for batch in batches])
     cut = whole.unfold(2, 64, 64).unfold(3, 64, 64).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-    return cut[torch.randperm(len(cut), generator=torch.Generator().manual_seed(0))][:128]]
+    return cut[torch.randperm(len(cut), generator=torch.Generator().manual_seed(0))][:128]
 
 
 def test_damage_of_growing_strength_grows_the_distance(crops: torch.Tensor) -> None:
