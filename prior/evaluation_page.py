@@ -13,6 +13,7 @@ from tokenizers_vq.folders import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 NAMES = {
     "feature_distance": "Feature distance",
@@ -62,7 +63,7 @@ def _number(value: float) -> str:
     return f"{value:#.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def _grid(images: list) -> str:  # type: ignore[type-arg]
+def _grid(images: list[Tensor]) -> str:
     cells = [figures.display(image)[0] for image in images]
     lines = [cells[first : first + 16] for first in range(0, len(cells), 16)]
     return pages.uri(figures.image_png(figures.patch_rows(lines, side=64)))

@@ -79,7 +79,7 @@ def decompress(
         "classes": list(zip(*(about["classes"][name][::step] for name in info.class_names), strict=True)),
         "captions": None if about["captions"] is None else about["captions"][::step],
     }
-    write_rows(out, info, opened.codes.numpy(), batch)  # type: ignore[arg-type]
+    write_rows(out, info, opened.codes.numpy(), batch)
     print(f"codes of {len(opened.codes):,} images: {out}")
 
 
