@@ -72,7 +72,7 @@ def main() -> None:
     commands.run("tvq", "encode", tokenizer, "skimage", "--split", "test", "--out", held_out)
     steps = (f"held_out_codes={held_out}", f"steps={chosen.prior_steps}")
     commands.run("tvq-prior", "train", "demo", codes, *steps, "--out", prior)
-    commands.run("tvq-prior", "evaluate", prior, "--out", out / "prior.json")
+    commands.run("tvq-prior", "score", prior, "--out", out / "prior.json")
     commands.run("tvq-prior", "sample", prior, "--grid", "13x6", "--top-p", 0.95, "--out", out / "samples")
     summarise(out)
 

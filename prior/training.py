@@ -17,13 +17,13 @@ from prior.book import book_config, fill_book
 from prior.conditions import ClassCondition
 from prior.data import Data, frequencies, read_rows
 from prior.decoding import decode, grid, open_tokenizer, short, spread
-from prior.evaluation import Measured, bits_per_token, entropies, unigram
 from prior.identity import check_codes, keep_codes
 from prior.model import Prior, PriorConfig
 from prior.models import load
 from prior.recipe import PriorRecipe
 from prior.retarget import as_begun, begin, interpolated
 from prior.sampling import Sampler
+from prior.scoring import Measured, bits_per_token, entropies, unigram
 from prior.sequences import LayoutConfig
 from prior.views import Views, with_folders
 from tokenizers_vq.config import read_yaml, schedule_value

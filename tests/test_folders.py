@@ -42,7 +42,7 @@ def test_a_tokenizer_is_no_prior_and_the_reverse(
         (tvq_command, ("evaluate", runs["prior"], *photos), swapped["prior"][1]),
         (tvq_command, ("encode", runs["prior"], tmp_path, "--out", tmp_path / "c"), swapped["prior"][1]),
         (prior_command, ("sample", runs["tokenizer"], "--out", tmp_path / "s"), swapped["tokenizer"][1]),
-        (prior_command, ("evaluate", runs["tokenizer"]), swapped["tokenizer"][1]),
+        (prior_command, ("score", runs["tokenizer"]), swapped["tokenizer"][1]),
         (prior_command, ("sample", runs["prior"], "--tokenizer", runs["prior"], "--out", "s"), swapped["prior"][1]),
     ):
         with pytest.raises(SystemExit):

@@ -7,50 +7,75 @@ from typing import Annotated
 
 import typer
 
-from tokenizers_vq.cli import common
+from tokenizers_vq.cli import common, groups
 
 
 def evaluate(
     model: common.Model,
-    codes: Annotated[
-        str | None, typer.Argument(help="folder of codes; unset, or the run's own: the codes that it held out")
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FIELD=VALUE]...", help="fields of the sampler, such as top_p=0.9 guidance=3"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="real images, with what the prior is told of them; half of them are the floor")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for evaluation.json and evaluation.html")] = None,
+    count: Annotated[int, typer.Option(min=6, help="samples, at most; twice as many real images are read")] = 500,
+    backbone: Annotated[str, typer.Option(help="timm backbone that judges")] = "tf_efficientnet_lite0",
+    layer: Annotated[str, typer.Option(help="its layer whose features are compared, such as blocks.4")] = "head",
+    curves: Annotated[
+        bool, typer.Option("--curves", help="also draw with other temperatures, top-p and guidance")
+    ] = False,
+    training: Annotated[
+        str | None, typer.Option(help="images that the prior learnt from; unset: those of the run's codes")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="RUN|MODEL", help="where the tokenizer is now; must be the prior's own")
+    ] = None,
     batch_size: common.BatchSize = 32,
     device: common.Device = "auto",
-    as_json: common.AsJson = False,
+    *,
+    reading: groups.Reading,
 ) -> None:
-    """Measure a prior on held-out codes, in bits per token, beside the entropy of the codes."""
-    import json
-
+    """Judge samples of a prior against as many real images; `score` measures how well it predicts codes."""
     from rich.console import Console
     from rich.table import Table
 
-    from prior.evaluation import evaluate as measure
-    from tokenizers_vq.folders import write_atomically
+    from tokenizers_vq.config import apply_overrides
+
+    for given in settings or ():
+        if "=" not in given:
+            raise ValueError(f"'{given}' is no FIELD=VALUE: codes are measured by `tvq-prior score {model} {given}`")
+    if data is None:
+        raise ValueError(f"give real images to judge by, --data PATH; for bits a code, `tvq-prior score {model}`")
+    from prior.evaluation import evaluate as judge
+    from prior.evaluation_page import rows, write_evaluation
+    from tokenizers_vq.data import DataConfig
     from tokenizers_vq.text import cell
 
-    found = measure(model, codes, device=device, batch_size=batch_size)
-    per_image = found.tokens // found.images
-    result = {"model": model, "codes": codes, **found._asdict(), "bits_per_image": found.bits_per_token * per_image}
-    what = "cross-entropy" if found.exact else "at most: a bound of the cross-entropy"
-    rows = [
-        ("Prior", found.bits_per_token, f"{what}, bits per token"),
-        ("Prior, an image", found.bits_per_token * per_image, f"bits, {per_image} tokens"),
-    ]
-    if found.unigram is not None:
-        rows.append(("Unigram", found.unigram, "bits per token, by the frequencies of the training codes"))
-    for stream, entropy in enumerate(found.entropies):
-        which = f", stream {stream}" if len(found.entropies) > 1 else ""
-        rows.append((f"Entropy{which}", entropy, "bits per token, by the frequencies of these codes"))
-    table = Table("what", "value", "how", title=cell(f"{model}, {found.images:,} images"), title_justify="left")
-    for name, value, how in rows:
-        table.add_row(name, f"{value:.3f}", how)
-    if as_json:
-        common.print_json(result)
-    else:
-        Console().print(table)
-        print(found.words())
+    found = judge(
+        model,
+        DataConfig(path=data, **reading._asdict()),
+        count=count,
+        sampler=apply_overrides({}, settings or []),
+        backbone=backbone,
+        layer=layer,
+        curve=None if curves else (),
+        training=None if training is None else DataConfig(path=training),
+        tokenizer=tokenizer,
+        device=device,
+        batch_size=batch_size,
+    )
+    title = f"{model}, {found.definition['samples']:,} samples"
+    table = Table("measure", "samples", "real images", "", title=cell(title), title_justify="left")
+    for name, value, real, better, _ in rows(found):
+        table.add_row(name, value, real, better)
+    Console().print(table)
+    for point in found.curve:
+        quality = f"precision {point.precision:.3f}, recall {point.recall:.3f}"
+        print(f"{point.setting}: distance {point.distance:.4g}, {quality}")
+    for text in (*found.notes, *(f"{name} left out: {why}" for name, why in found.skipped.items())):
+        common.note(text)
     if out is not None:
-        write_atomically(out, json.dumps(result, indent=2) + "\n")
-        common.note(f"wrote {out}")
+        page = write_evaluation(found, out, title=title)
+        common.note(f"wrote {page}")

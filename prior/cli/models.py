@@ -23,8 +23,8 @@ def models(as_json: common.AsJson = False) -> None:
     common.list_names("recipes, for tvq-prior train NAME:", recipes)
     common.list_names("presets, untrained, for model=NAME and prior.create(NAME):", presets)
     if shipped:
-        common.list_names("trained, for sample and evaluate:", shipped)
-    print("published, for sample and evaluate; * fetched by hand, see tvq-prior info NAME:")
+        common.list_names("trained, for sample and score:", shipped)
+    print("published, for sample and score; * fetched by hand, see tvq-prior info NAME:")
     entries = catalogue.entries()
     width = max(map(len, entries)) + 1
     for name, published in entries.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Generator
 from typing import Annotated, ClassVar
 
 import torch
@@ -84,6 +85,15 @@ class Autoregressive(Exact):
             drawn = draw(logits, sampler, uniforms[:, place])
             codes[:, place] = torch.where(given[:, place], codes[:, place], drawn) if partly[place] else drawn
         return codes
+
+    def walk(self, context: Context) -> Generator[Tensor, Tensor, None]:
+        """Code by code."""
+        rows, length = len(context.vectors), self.sequence.length
+        state = self.start(torch.empty(rows, 0, dtype=torch.int64, device=context.vectors.device), context)
+        for place in range(length):
+            codes = yield self.sequence.mask(state.logits[:, None], place)
+            if place + 1 < length:
+                state.step(codes[:, 0])
 
     def _speculate(
         self,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Generator, Iterator
+from typing import ClassVar, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,6 +19,17 @@ from tokenizers_vq.quantizers import Quantizer
 Noise = Callable[[int, int], Tensor]
 """`noise(draw, count)`: float32 `(B, count)` in [0, 1), for draw number `draw`; row i is a function of the seed, of the
 number of the sample and of `draw` alone, whatever the batch"""
+
+
+class Judged(NamedTuple):
+    """Parts of codes that the likelihood tells at once, a part being a whole code unless a masked network splits it."""
+
+    places: Tensor
+    """int64 `(n,)`, among the parts of a row"""
+    logits: Tensor
+    """float32 `(B, n, k)`, -inf for what cannot be"""
+    parts: Tensor
+    """int64 `(B, n)`, what they are"""
 
 
 class BaseNetworkConfig(Config):
@@ -80,8 +92,16 @@ class Network(nn.Module):
         """The training loss, a scalar: nats a code, where the network is exact."""
 
     @abstractmethod
+    def judged(self, tokens: Tensor, context: Context) -> Iterator[Judged]:
+        """The parts of codes `(B, N)` group by group, each part once; in eval mode the same at every call."""
+
     def log_likelihood(self, tokens: Tensor, context: Context) -> Tensor:
-        """Nats, float32 `(B,)`: of the codes, or a lower bound of that; the same at every call in eval mode."""
+        """Nats, float32 `(B,)`, of the codes, or a lower bound of that: the sum over all that `judged` gives."""
+        total = torch.zeros(len(tokens), device=tokens.device)
+        for group in self.judged(tokens, context):
+            nats = F.cross_entropy(group.logits.flatten(0, 1), group.parts.flatten(), reduction="none")
+            total = total - nats.view(group.parts.shape).sum(dim=1)
+        return total
 
     @abstractmethod
     def generate(self, known: Tensor, context: Context, sampler: sampling.Sampler, noise: Noise) -> Tensor:
@@ -105,7 +125,15 @@ class Exact(Network):
         """Mean cross-entropy, nats a code."""
         return F.cross_entropy(self.logits(tokens, context).float().flatten(0, 1), tokens.flatten())
 
-    def log_likelihood(self, tokens: Tensor, context: Context) -> Tensor:
-        """The sum over the row of log p(code | those before), `(B,)` nats."""
-        logits = self.logits(tokens, context).float()
-        return -F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape).sum(dim=1)
+    def judged(self, tokens: Tensor, context: Context) -> Iterator[Judged]:
+        """All codes, each given those before."""
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        yield Judged(places, self.logits(tokens, context).float(), tokens)
+
+    @abstractmethod
+    def walk(self, context: Context) -> Generator[Tensor, Tensor, None]:
+        """Go through a row in the order of drawing: give logits `(B, n, K)` of its next codes, be sent these `(B, n)`.
+
+        In eval mode, without gradient. Impossible codes have -inf. The same codes sent give bitwise the same logits, on
+        one machine with one number of threads: this is what codes are compressed by.
+        """

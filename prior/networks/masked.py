@@ -7,7 +7,7 @@ in Halton's order (arXiv 2503.17076), or at random.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prior import sampling
 from prior.conditions.base import Context
-from prior.networks.base import BaseNetworkConfig, Network, Noise
+from prior.networks.base import BaseNetworkConfig, Judged, Network, Noise
 from prior.sampling import draw, guidance_at, guide
 from prior.sequences import Sequence
 from tokenizers_vq.codes import CodeLayout
@@ -166,24 +166,20 @@ class Masked(Network):
         spread = -(logp.masked_fill(logits.isinf(), 0).sum(dim=-1) / logits.isfinite().sum(dim=-1)).mean()
         return torch.lerp(told, spread, self.label_smoothing)
 
-    def log_likelihood(self, tokens: Tensor, context: Context) -> Tensor:
-        """`(B,)` nats when codes are told in `BOUND_STEPS` groups of a fixed random order, each group at once.
+    def judged(self, tokens: Tensor, context: Context) -> Iterator[Judged]:
+        """Parts in `BOUND_STEPS` groups of a fixed random order, those of a group independent of each other.
 
-        That is the likelihood of one way to draw; the best way's is no smaller.
+        The likelihood is that of one way to draw; the best way's is no smaller.
         """
         tokens = self.split(tokens)
-        total = torch.zeros(tokens.shape[0], device=tokens.device)
         codes = torch.full_like(tokens, -1)
         ends = (1 - SCHEDULES["cosine"](torch.linspace(0, 1, BOUND_STEPS + 1, dtype=torch.float64))) * tokens.shape[1]
         ends = ends.round().long().unique()
         order = torch.randperm(tokens.shape[1], generator=torch.Generator().manual_seed(0)).to(tokens.device)
         for first, last in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
             places = order[first:last]
-            logits = self.part_logits(codes, context)[:, places].float()
-            nats = F.cross_entropy(logits.flatten(0, 1), tokens[:, places].flatten(), reduction="none")
-            total = total - nats.view(tokens.shape[0], -1).sum(dim=1)
+            yield Judged(places, self.part_logits(codes, context)[:, places].float(), tokens[:, places])
             codes = codes.index_copy(1, places, tokens[:, places])
-        return total
 
     def generate(self, known: Tensor, context: Context, sampler: sampling.Sampler, noise: Noise) -> Tensor:
         """In `steps` passes: draw all masked parts, keep the first of them by `order`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Annotated, Any, ClassVar, Literal
@@ -249,6 +249,14 @@ class Var(Exact):
         for block, modulation in zip(self.stack, self.modulations(told), strict=True):
             x = block(x, modulation, mask)
         return self.leave(x, told)
+
+    def walk(self, context: Context) -> Generator[Tensor, Tensor, None]:
+        """Scale by scale."""
+        state = VarState(self, context)
+        for scale, places in enumerate(self.places):
+            codes = yield self.sequence.mask(state.logits, places.start)
+            if scale + 1 < len(self.places):
+                state.step(codes)
 
     def generate(self, known: Tensor, context: Context, sampler: sampling.Sampler, noise: Noise) -> Tensor:
         """Scale by scale, all codes of a scale at once."""

@@ -16,7 +16,7 @@ import tokenizers_vq as tvq
 from prior.cli.app import main
 from prior.conditions import ClassConfig, GridsConfig, SeveralConfig
 from prior.data import Data, read_rows
-from prior.evaluation import evaluate
+from prior.scoring import score
 from prior.model import Prior, PriorConfig
 from prior.networks.gpt import GptConfig
 from prior.networks.pixelcnn import PixelCnnConfig
@@ -173,7 +173,7 @@ def test_a_chain_is_trained_from_one_folder_and_drawn(codes: Path, tmp_path: Pat
     layout = tvq.load(codes.parent / "tokenizer").code_layout()
     top, bottom = prior.load(tmp_path / "top"), prior.load(tmp_path / "bottom")
     assert top.layout == layout.part((0,)) and bottom.layout == layout.part((1,)) and bottom.config.given == (0,)
-    assert evaluate(str(tmp_path / "bottom")).tokens == 6 * bottom.layout.length
+    assert score(str(tmp_path / "bottom")).tokens == 6 * bottom.layout.length
     capsys.readouterr()
     assert call("sample", tmp_path / "bottom", "--out", tmp_path / "a.png", "--device", "cpu") == 2
     assert "models grids [1] of its tokenizer's codes alone" in " ".join(capsys.readouterr().err.split())

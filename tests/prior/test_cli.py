@@ -91,17 +91,17 @@ def test_guidance_temperature_and_filters_change_the_images(trained: Path, comma
         assert found[name] != found["plain"]
 
 
-def test_evaluate(trained: Path, codes: Path, write_codes, command, tmp_path: Path) -> None:
-    own = command("evaluate", trained, "--out", tmp_path / "own.json", "--device", "cpu")
+def test_score(trained: Path, codes: Path, write_codes, command, tmp_path: Path) -> None:
+    own = command("score", trained, "--out", tmp_path / "own.json", "--device", "cpu")
     assert own.status == 0 and "Unigram" in own.out and "held-out codes of 12 images" in own.out
-    same = command("evaluate", trained, codes, "--out", tmp_path / "same.json", "--device", "cpu")
+    same = command("score", trained, codes, "--out", tmp_path / "same.json", "--device", "cpu")
     assert same.status == 0
     results = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("own", "same")]
     assert results[0]["bits_per_token"] == results[1]["bits_per_token"]
     assert results[0]["bits_per_image"] == pytest.approx(16 * results[0]["bits_per_token"])
     more = write_codes(tmp_path / "more", 20, seed=5)
-    assert "held-out codes of 20 images" in command("evaluate", trained, more, "--device", "cpu").out
-    saved = command("evaluate", trained / "model", more, "--device", "cpu")
+    assert "held-out codes of 20 images" in command("score", trained, more, "--device", "cpu").out
+    saved = command("score", trained / "model", more, "--device", "cpu")
     assert saved.status == 0 and "Unigram" not in saved.out and "Entropy" in saved.out
 
 
@@ -144,8 +144,8 @@ def test_errors_are_one_line(
         ("sample", nameless, *out, "--tokenizer", tokenizer, "--classes", "cat"): "this prior knows numbers alone",
         ("sample", free, *out, "--classes", "0"): "--class: this prior is told no class; it is told nothing",
         ("sample", free, *out, "--guidance", "2"): "guidance 2 needs a condition",
-        ("evaluate", trained, other): "another tokenizer",
-        ("evaluate", trained / "model"): "name a folder of codes",
+        ("score", trained, other): "another tokenizer",
+        ("score", trained / "model"): "name a folder of codes",
     }
     for arguments, says in cases.items():
         result = command(*arguments)
@@ -177,7 +177,7 @@ def test_a_maskgit_is_trained_and_sampled(codes: Path, command, tmp_path: Path) 
     told = [json.loads((tmp_path / name / "samples.json").read_text()) for name in "abc"]
     assert [one["sampler"]["steps"] for one in told] == [8, 3, 3] and told[1]["sampler"]["order"] == "halton"
     assert len({str(one["images"]) for one in told}) == 3
-    evaluated = command("evaluate", out, "--device", "cpu", "--out", tmp_path / "e.json")
+    evaluated = command("score", out, "--device", "cpu", "--out", tmp_path / "e.json")
     assert "at most: a bound" in " ".join(evaluated.out.split())
     assert json.loads((tmp_path / "e.json").read_text())["exact"] is False
     wrong = command("sample", out, "stepps=3", "--out", tmp_path / "d", *drawn)

@@ -21,9 +21,9 @@ import prior
 import tokenizers_vq as tvq
 from prior.conditions import ClassConfig
 from prior.data import Data, split
-from prior.evaluation import bits_per_token, entropies, evaluate, unigram
 from prior.networks.gpt import Gpt, GptConfig
 from prior.recipe import PriorRecipe, load_recipe
+from prior.scoring import bits_per_token, entropies, score, unigram
 from prior.sequences import Sequence
 from prior.training import PriorTask, configure, train
 from tests.prior.conftest import SMALL, save_tokenizer
@@ -77,7 +77,7 @@ def test_a_prior_learns_and_beats_the_unigram(write_codes, tmp_path: Path, capsy
     loaded = prior.load(out)
     assert loaded.config.label_names == ("cat", "dog", "fox")
     assert loaded.config.fingerprint == read_codes(codes).fingerprint
-    found = evaluate(str(out), device="cpu")
+    found = score(str(out), device="cpu")
     assert found.bits_per_token == pytest.approx(last["held_out/bits_per_token"], abs=1e-4)
     assert found.unigram == pytest.approx(last["unigram/bits_per_token"], abs=1e-6)
     assert (found.images, found.tokens) == (48, 48 * loaded.layout.length)
@@ -167,11 +167,11 @@ def test_a_prior_finds_the_classes_of_codes_by_name(codes: Path, write_codes, tm
     same = write_codes(tmp_path / "same", 20, seed=3)
     labels = read_codes(same).labels.numpy()
     turned = write_codes(tmp_path / "turned", 20, seed=3, labels=2 - labels, label_names=["fox", "dog", "cat"])
-    found = [evaluate(str(out), str(folder), device="cpu") for folder in (same, turned)]
+    found = [score(str(out), str(folder), device="cpu") for folder in (same, turned)]
     assert found[0] == found[1]
     unknown = write_codes(tmp_path / "unknown", 20, label_names=["cat", "dog", "emu"])
     with pytest.raises(ValueError, match=r"unknown holds images of class 'emu', which .*run does not have"):
-        evaluate(str(out), str(unknown), device="cpu")
+        score(str(out), str(unknown), device="cpu")
 
 
 def test_captions_reach_the_batch(write_codes, tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_refusals(codes: Path, write_codes, tokenizer: Path, other_tokenizer: Pa
         run(tmp_path / "nothing", tmp_path / "new")
     assert not (tmp_path / "new").exists()
     with pytest.raises(ValueError, match="another tokenizer"):
-        evaluate(str(out), str(other), device="cpu")
+        score(str(out), str(other), device="cpu")
 
 
 def test_a_killed_signal_leaves_a_run_to_go_on_with(codes: Path, tmp_path: Path, monkeypatch) -> None:

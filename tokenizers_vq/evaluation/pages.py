@@ -7,11 +7,11 @@ from importlib import resources
 from typing import Any
 
 
-def template(name: str) -> Any:
-    """A jinja2 template of `templates/`, strict about undefined names, escaping everything."""
+def template(name: str, package: str = "tokenizers_vq.evaluation") -> Any:
+    """A jinja2 template of `templates/` in a package, strict about undefined names, escaping everything."""
     import jinja2
 
-    source = resources.files("tokenizers_vq.evaluation").joinpath("templates").joinpath(name).read_text("utf-8")
+    source = resources.files(package).joinpath("templates").joinpath(name).read_text("utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -7,7 +7,7 @@ killed at any moment and started again loses and doubles nothing.
 from tokenizers_vq.data.shards.files import shard_name
 from tokenizers_vq.data.shards.info import INFO, CodesInfo, DamagedCodes
 from tokenizers_vq.data.shards.reading import CodeShards, read_codes
-from tokenizers_vq.data.shards.writing import recorded_precision, write_codes
+from tokenizers_vq.data.shards.writing import recorded_precision, write_codes, write_rows
 
 __all__ = [
     "INFO",
@@ -18,4 +18,5 @@ __all__ = [
     "recorded_precision",
     "shard_name",
     "write_codes",
+    "write_rows",
 ]

@@ -117,6 +117,26 @@ def write_codes(
         return _complete(out, known, alone=world == 1).to_dict()
 
 
+def write_rows(out: Path | str, info: CodesInfo, codes: np.ndarray, batch: Batch) -> CodesInfo:
+    """Codes `(rows, N)` that are at hand, of the images of a batch, as a folder of one shard.
+
+    Raises `ValueError` where `out` holds anything, `WriteError` where it cannot be written.
+    """
+    import pyarrow as pa
+
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already: give another --out")
+    rows = VIEWS[info.views].rows
+    info = info.replace(shards=1, images=len(codes) // rows, broken={})
+    columns = schema(CodeLayout.from_dict(info.layout), rows, info.captions, info.class_names)
+    table = pa.table(_columns(codes, batch, info, rows), schema=columns)
+    with lock(out):
+        write_shard(out / shard_name(0, 1), table, info.how(), {})
+        write_info(out, info)
+    return info
+
+
 def recorded_precision(out: Path | str) -> str | None:
     """The precision of the codes in `out`, so that `auto` stays what it was; None for a new folder."""
     info, _ = _found(Path(out))
