@@ -127,7 +127,7 @@ def _checked(priors: Sequence[Prior]) -> CodeLayout:
     """The layout of all codes. Raises `ValueError` where the priors do not make up one distribution of them."""
     if len(priors) < 2:
         raise ValueError("a chain has two priors or more: of some grids each, such as TOP and BOTTOM")
-    wholes, seen = [], set()
+    wholes, seen = [], set[int]()
     for number, prior in enumerate(priors, 1):
         config = prior.config
         if config.grids is None or config.whole is None:
