@@ -13,6 +13,7 @@ from prior.conditions import Condition
 from prior.conditions.grids import GIVEN
 from prior.model import Prior, checked_count, known_tokens
 from prior.sampling import Sampler
+from prior.sequences import LayoutConfig
 from prior.sequences import Sequence as Tokens
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.tokenizer import Tokenizer
@@ -127,7 +128,8 @@ def _checked(priors: Sequence[Prior]) -> CodeLayout:
     """The layout of all codes. Raises `ValueError` where the priors do not make up one distribution of them."""
     if len(priors) < 2:
         raise ValueError("a chain has two priors or more: of some grids each, such as TOP and BOTTOM")
-    wholes, seen = [], set[int]()
+    wholes: list[LayoutConfig] = []
+    seen: set[int] = set()
     for number, prior in enumerate(priors, 1):
         config = prior.config
         if config.grids is None or config.whole is None:

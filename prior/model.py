@@ -209,7 +209,7 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
         tokenizer = None if Path(config.tokenizer or "/").is_absolute() else config.tokenizer
         told, example = self.condition.card()
         summary = (
-            f"{config.network.kind} transformer, {size:,} parameters, the distribution of {self.layout.length} codes "
+            f"{config.network.kind} network, {size:,} parameters, the distribution of {self.layout.length} codes "
             f"of {' / '.join(map(str, self.layout.sizes))}, of the tokenizer {tokenizer or ''} and no other, "
             f"fingerprint `{config.fingerprint}`. {told}"
         )
@@ -220,6 +220,11 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
             f"codes = model.layout.unflatten(model.sample(1{condition}))\n"
             "image = tvq.images.to_pil(tok.decode(codes)[0])"
         )
+        if config.grids is not None:
+            usage = (
+                "import prior\n\n# with the priors of the other grids, coarse first\n"
+                f'chain = prior.Chain([prior.load("COARSER"), prior.load("{name}")])\ncodes = chain.sample(1)'
+            )
         return model_card(summary, usage, ["image-prior"], **{"title": "Prior over image codes", **card})
 
     @classmethod

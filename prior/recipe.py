@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from typing_extensions import Self
 
-from prior.conditions import ClassConfig, ConditionConfig, GridsConfig, NoneConfig, TokensConfig, beside
+from prior.conditions import ClassConfig, ConditionConfig, GridsConfig, NoneConfig, beside
 from prior.models import PRESETS, list_models
 from prior.networks import NetworkConfig
 from tokenizers_vq.config import Config, ConfigError, Schedule, apply_overrides, nearest, parse, read_yaml
@@ -57,8 +57,6 @@ class ModelConfig(Config):
         told = self._told(classes)
         if self.given is None:
             return told
-        if isinstance(told, TokensConfig):
-            raise ValueError("model.given: tokens are told alone, without codes of other grids: leave one out")
         return beside(told, self.given)
 
     def _told(self, classes: bool) -> ConditionConfig:

@@ -58,7 +58,7 @@ def inpaint(
 
     opened = _open([model], tokenizer, device)
     prior = opened.prior
-    assert isinstance(prior, Prior)  # one, no chain
+    assert isinstance(prior, Prior)
     fields, asked = told.split(settings or ())
     asked |= {name: [given] for name, given in {"text": text, "class": classes}.items() if given}
     prior.condition.adopt(opened.tokenizer)

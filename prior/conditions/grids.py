@@ -96,7 +96,7 @@ class GridsCondition(Condition):
         if value is None:
             if not self.guidable:
                 raise ValueError(
-                    f"this prior is told the codes of grids {list(self.config.grids)}, and none are given: draw them "
+                    f"this prior never learnt to do without the codes of grids {list(self.config.grids)}: draw them "
                     "with the prior that models them, as a chain (prior.Chain, `tvq-prior sample TOP BOTTOM`)"
                 )
             return self.nothing(n)

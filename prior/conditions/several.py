@@ -17,6 +17,7 @@ from prior.conditions.image import ImageConfig
 from prior.conditions.nothing import NoneConfig
 from prior.conditions.text import TextConfig
 from prior.conditions.text_encoder import TextEncoderConfig
+from prior.conditions.tokens import TokensConfig
 from tokenizers_vq.config import Config, ConfigError
 from tokenizers_vq.data.shards import CodeShards
 from tokenizers_vq.tokenizer import Tokenizer
@@ -52,8 +53,15 @@ class SeveralConfig(Config):
         return self.replace(conditions=tuple(part.fit(shards) for part in self.conditions))
 
 
-def beside(told: OneConfig | NoneConfig | SeveralConfig, given: GridsConfig) -> GridsConfig | SeveralConfig:
-    """A condition and codes of other grids, which are there when the condition is left out."""
+def beside(
+    told: OneConfig | NoneConfig | SeveralConfig | TokensConfig, given: GridsConfig
+) -> GridsConfig | SeveralConfig:
+    """A condition and codes of other grids, which are there when the condition is left out.
+
+    Raises `ValueError` for a condition that is told alone.
+    """
+    if isinstance(told, TokensConfig):
+        raise ValueError("tokens are told alone, without codes of other grids: leave `given` or the tokens out")
     if isinstance(told, NoneConfig):
         return given
     parts = told.conditions if isinstance(told, SeveralConfig) else (told,)

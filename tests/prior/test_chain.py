@@ -86,7 +86,7 @@ def test_what_is_given_changes_what_is_likely_where_it_stands() -> None:
         one, other = (bottom.logits(tokens, torch.tensor([[0, code]])) for code in (0, 1))
     assert ((one - other).abs().amax(dim=-1) > 1e-4).all()  # 3x3 windows over the two given places
     for wrong, says in (
-        (None, r"is told the codes of grids \[0\], and none are given: draw them with the prior"),
+        (None, r"never learnt to do without the codes of grids \[0\]: draw them with the prior"),
         (torch.tensor([[0, 3]]), r"token 1 of row 0 is 3, outside \[0, 3\)"),
         (torch.zeros(1, 3, dtype=torch.int64), r"tokens must be int64 \(B, 2\)"),
         ("top", "given codes are int64"),
