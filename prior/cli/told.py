@@ -56,10 +56,10 @@ def rows(
         except ValueError as error:
             raise ValueError(f"--{name}: {error}") from None
     found = [dict(zip(condition.parts, one, strict=True)) for one in product(*values)]
-    asked = math.prod(len(one) for name, one in zip(parts, values, strict=True) if name in options)
-    if asked > total:
+    kinds = math.prod(len(one) for name, one in zip(parts, values, strict=True) if name in options)
+    if kinds > total:
         raise ValueError(
-            f"{asked} kinds of images are asked for, but {total} images: leave some out, or draw more with --count"
+            f"{kinds} kinds of images are asked for, but {total} images: leave some out, or draw more with --count"
         )
     if all(value is None for row in found for value in row.values()):
         return None

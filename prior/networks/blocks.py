@@ -292,6 +292,16 @@ def initialise(network: nn.Module, blocks: Sequence[Block], std: float = 0.02) -
     still(network)
 
 
+def initialise_masked(network: nn.Module) -> None:
+    """MaskGIT's start of layers: a normal distribution of 0.02, cut at two; AdaLN the identity at first."""
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    still(network)
+
+
 def still(network: nn.Module) -> None:
     """AdaLN as it starts: nothing is shifted, scaled or let through, whatever the condition (DiT's adaLN-Zero)."""
     for module in network.modules():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from prior.conditions.base import Context
-from prior.networks.blocks import Block, BlockConfig, EntryFields, LastNorm, make_norm, still, tell
+from prior.networks.blocks import Block, BlockConfig, EntryFields, LastNorm, initialise_masked, make_norm, tell
 from prior.networks.masked import Masked, MaskedConfig
 from prior.sequences import Sequence
 from tokenizers_vq.config import ConfigError
@@ -114,15 +114,10 @@ class Trunk(Masked):
 
     def initialise(self) -> None:
         """MaskGIT's start: a normal distribution of 0.02, cut at two, everywhere; AdaLN the identity."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        initialise_masked(self)
         for vectors in (self.positions, self.registers):
             if vectors is not None:
                 nn.init.trunc_normal_(vectors, std=0.02)
-        still(self)
 
     def trunk_blocks(self) -> list[nn.Module]:
         """The transformer's blocks."""

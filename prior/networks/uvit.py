@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from prior.conditions.base import Context
-from prior.networks.blocks import Block, BlockConfig, EntryFields, still, tell
+from prior.networks.blocks import Block, BlockConfig, EntryFields, initialise_masked, tell
 from prior.networks.masked import Masked, MaskedConfig
 from prior.sequences import Sequence
 from tokenizers_vq.config import ConfigError
@@ -82,12 +82,7 @@ class Uvit(Masked):
         self.skips = nn.ModuleList(nn.Linear(2 * config.dim, config.dim) for _ in range(self.middle))
         self.norm = nn.LayerNorm(config.dim, config.eps)
         self.head = nn.Linear(config.dim, sequence.vocabulary)
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        still(self)
+        initialise_masked(self)
         nn.init.trunc_normal_(self.positions, std=0.02)
 
     def trunk_blocks(self) -> list[nn.Module]:
