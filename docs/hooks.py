@@ -116,11 +116,25 @@ _EXITS = """Every command prints one line that says what went wrong, and ends wi
 | exit status | what it means |
 | --- | --- |
 | 0 | done |
-| 1 | `tvq doctor` found something |
+| 1 | `tvq doctor` found something; a row of `tvq ablate` could not be trained |
 | 2 | something that you can put right: the line says what |
 | 130, 143 | stopped by Ctrl-C or by `kill`; a training run is saved first, and the same command resumes it |
 
-`--debug` shows the traceback of an error.
+Results go to stdout, notes and errors to stderr. These options stand anywhere in a command:
+
+| | |
+| --- | --- |
+| `--quiet` | results and errors only: no notes, no progress |
+| `--debug` | show the traceback of an error |
+
+Commands that have a result take `--json`, which prints it as one line of JSON. `tvq --install-completion` lets the
+shell complete commands and options (`--show-completion` prints the script instead); `tvq-prior` has its own.
+
+The same in Python: [`tvq.train`](python/tokenizers_vq.verbs.train.md),
+[`evaluate`](python/tokenizers_vq.verbs.evaluate.md), [`report`](python/tokenizers_vq.verbs.report.md),
+[`compare`](python/tokenizers_vq.verbs.compare.md), [`probe`](python/tokenizers_vq.verbs.probe.md),
+[`encode_folder`](python/tokenizers_vq.verbs.encode_folder.md),
+[`doctor`](python/tokenizers_vq.verbs.doctor.md) and [`ablate`](python/tokenizers_vq.verbs.ablate.md).
 """
 
 

@@ -4,13 +4,13 @@ python examples/doctor.py PHOTOS OUT [PATH=VALUE ...]   (overrides, such as step
 """
 
 import contextlib
+import logging
 import sys
 from pathlib import Path
 
-from tokenizers_vq.cli import main as tvq
+import tokenizers_vq as tvq
+from tokenizers_vq.cli import main as command
 from tokenizers_vq.training.loop import NonFiniteLossError
-from tokenizers_vq.training.recipe import load_recipe
-from tokenizers_vq.training.runs import train
 
 SMALL = [
     *("model.image_size=64", "model.encoder.width=32", "model.decoder.width=32"),
@@ -29,15 +29,16 @@ RUNS = {
 
 
 def main(photos: str, out: str, *overrides: str) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name, fault in RUNS.items():
         print(f"\n--- {name}: {' '.join(fault)}", flush=True)
-        recipe = load_recipe("vqvae-tiny-64", [f"data.path={photos}", *SMALL, *fault, *overrides])
+        fields = [f"data.path={photos}", *SMALL, *fault, *overrides]
         try:
-            train(recipe, Path(out, name), device="cpu")
+            tvq.train("vqvae-tiny-64", Path(out, name), *fields, device="cpu")
         except NonFiniteLossError as error:  # the doctor tells of it, too
             print(error)
         with contextlib.suppress(SystemExit):  # the command line's status: 1, something was found
-            tvq(["doctor", str(Path(out, name))])
+            command(["doctor", str(Path(out, name))])
 
 
 if __name__ == "__main__":

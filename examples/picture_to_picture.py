@@ -9,6 +9,7 @@ as the prior trains; OUT/pictures.png then shows, of photos held out, what is to
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def main(told: str, model: str, photos: str, out: str, *overrides: str) -> None:
     change = "change: grey" if told == "grey" else f"image_size: {int(told)}"
     asked = [f"model.condition={{kind: image, {change}}}", "data.scale=[0.8, 1.0]", *overrides]
     recipe = load_recipe("gpt-tiny", Path(out, "codes"), asked, images=photos).replace(tokenizer=model)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     measured = train(recipe, Path(out))
     print(f"{measured.bits_per_token:.2f} bits per token on photos held out")
 

@@ -8,6 +8,7 @@ tvq-prior sample OUT --out SAMPLES
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from prior.training import train
 
 
 def main(codes: str, out: str, *overrides: str) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     measured = train(load_recipe("gpt-tiny", codes, overrides), Path(out))
     print(f"{measured.bits_per_token:.2f} bits per token on held-out codes, unigram {measured.unigram:.2f}")
 

@@ -8,18 +8,17 @@ from the shell: tvq train vqgan-tiny-64 data=PHOTOS --out OUT
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
 import tokenizers_vq as tvq
-from tokenizers_vq.training.recipe import load_recipe
-from tokenizers_vq.training.runs import train
 from tokenizers_vq.training.tracking import read_log
 
 
 def main(photos: str, out: str, *overrides: str) -> None:
-    recipe = load_recipe("vqgan-tiny-64", [f"data={photos}", *overrides])
-    train(recipe, Path(out))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # what the command would say
+    tvq.train("vqgan-tiny-64", out, f"data={photos}", *overrides)
 
     first, *_, last = read_log(Path(out, "log.jsonl"))
     for name in ("reconstruction", "l1", "perceptual"):

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prior.chain import Chain
     from prior.conditions import ClassConfig, NoneConfig, TextConfig
     from prior.conversion import convert
     from prior.model import Prior, PriorConfig
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from prior.sampling import Sampler
 
 _HOMES = {
+    "Chain": "prior.chain",
     "Prior": "prior.model",
     "PriorConfig": "prior.model",
     "convert": "prior.conversion",
@@ -26,6 +28,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Chain",
     "ClassConfig",
     "NoneConfig",
     "Prior",

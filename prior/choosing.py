@@ -15,24 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
-from prior.conditions import ClassCondition
+from prior.conditions import ClassCondition, Condition, TextCondition, TextEncoderCondition
 from prior.decoding import decode
 from prior.model import Prior
 from prior.sampling import Sampler
-from tokenizers_vq.config import Config, parse
-from tokenizers_vq.discriminators import DiscriminatorConfig, saved
-from tokenizers_vq.folders import read_config
-from tokenizers_vq.models import find
 from tokenizers_vq.networks.backbones import Backbone, three_channels
 from tokenizers_vq.tokenizer import Tokenizer
+from tokenizers_vq.training.discriminators import trained_discriminator
 
 Judge = Callable[[Tensor, Any], Tensor]
 """`judge(images, told)`: images `(n, C, H, W)` in [-1, 1] and what they were told -> scores `(n,)`, larger is better"""
-
-
-class _Held(Config):
-    discriminator: DiscriminatorConfig
-    """as it lies beside a tokenizer"""
 
 
 class Best(NamedTuple):
@@ -92,7 +84,7 @@ def classifier(name: str, prior: Prior, classes: Sequence[int] | None = None) ->
     `classes`: the classifier's number of each of the prior's classes; unset where both know as many. Raises
     `ValueError` for a prior that is told no class, and for classes that do not fit.
     """
-    condition = prior.condition
+    called, condition = _part(prior, ClassCondition)
     if not isinstance(condition, ClassCondition):
         raise ValueError(
             "a classifier judges samples of a class, and this prior is told none: take clip or discriminator"
@@ -107,7 +99,7 @@ def classifier(name: str, prior: Prior, classes: Sequence[int] | None = None) ->
         )
 
     def judge(images: Tensor, told: Any) -> Tensor:
-        labels = condition.resolve(told, len(images))[0].cpu()
+        labels = condition.resolve(_values(told, called), len(images))[0].cpu()
         if bool((labels == asked).any()):
             raise ValueError("a classifier judges samples of a class: give one")
         size = tuple(backbone.model.pretrained_cfg["input_size"][-2:])
@@ -152,23 +144,19 @@ def clip(folder: str | Path, prior: Prior, template: str = "a photo of a {}") ->
 
 
 def discriminator(run: str | Path) -> Judge:
-    """The mean logit of the discriminator that lies beside a run's tokenizer; larger is more real.
+    """The mean logit of the discriminator that a run has trained, or that lies beside a saved tokenizer; larger is more
+    real.
 
-    Raises `FileNotFoundError` where none does, `ValueError` for one that is asked more than the image.
+    Raises `FileNotFoundError` where there is none, `ValueError` for one that is asked more than the image.
     """
-    folder = find(run) / saved.FOLDER
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no discriminator lies beside {run}: give the run that trained the tokenizer with one")
-    described = read_config(folder)
-    config: Any = parse(_Held, {"discriminator": described.get("discriminator")}, str(folder)).discriminator
-    critic = config.build(int(described["channels"]), tuple(described["image_size"]))
+    found, why = trained_discriminator(str(run))
+    if found is None:
+        raise FileNotFoundError(f"no discriminator of {run}: {why}; give a run that trained with one")
+    critic = found
     if critic.conditional:
         raise ValueError(
             f"the {critic.config.kind} discriminator of {run} is asked more than the image: take another judge"
         )
-    if differing := saved.fill(critic, folder):
-        raise ValueError(f"{folder}: {differing}")
-    critic.eval()
 
     def judge(images: Tensor, told: Any) -> Tensor:
         logits = critic(images).logits
@@ -198,9 +186,24 @@ def _resized(images: Tensor, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
 
 
+def _part(prior: Prior, *kinds: type[Condition]) -> tuple[str, Condition | None]:
+    """What the prior is told of the first of these kinds that it is told, and its name; None where it is told none."""
+    found = [(name, part) for kind in kinds for name, part in prior.condition.parts.items() if isinstance(part, kind)]
+    return found[0] if found else ("", None)
+
+
+def _values(told: Any, name: str) -> Any:
+    """Of what samples were told, what is called `name`."""
+    if isinstance(told, Mapping):
+        return told.get(name)
+    several = isinstance(told, (list, tuple)) and any(isinstance(one, Mapping) for one in told)
+    return [one.get(name) for one in told] if several else told
+
+
 def _named(prior: Prior, told: Any, count: int) -> list[tuple[bool, str]]:
     """For each sample whether it is a class, and the class's name or the prompt."""
-    condition = prior.condition
+    called, condition = _part(prior, TextCondition, TextEncoderCondition, ClassCondition)
+    told = _values(told, called)
     if not isinstance(condition, ClassCondition):
         values = [told] * count if told is None or isinstance(told, str) else list(told)
         texts = [one for one in values if isinstance(one, str) and one]

@@ -50,6 +50,8 @@ class Data:
             for column in _told_classes(recipe, self.shards, self.held):
                 self.held = self.held.renumbered(self.shards.classes(column).names, recipe.codes, column)
             self.held_rows = np.arange(len(self.held))
+        if (grids := recipe.model.grids) is not None:
+            self.shards, self.held = part(self.shards, grids), part(self.held, grids)
         for folder, rows in ((recipe.codes, self.rows), (recipe.held_out_codes, self.held_rows)):
             if not len(rows):
                 raise ValueError(f"{folder} holds no codes: encode some images")
@@ -76,12 +78,13 @@ class Data:
 def read_rows(shards: CodeShards, rows: np.ndarray) -> dict[str, Any]:
     """Rows as a batch: `tokens` int64 `(B, N)`, `labels` int64 `(B,)`, -1 for none, and all `captions` of each image.
 
-    `captions`: B tuples of strings, None where the codes have none. `classes`: the labels of every column of them, by
-    its name. `label_names`: the names of `labels`, where they have any. `keys`, `views`: names of
-    the images, and which view of it each row is.
+    `whole`: of some grids alone, the codes of all. `captions`: B tuples of strings, None where the codes have none.
+    `classes`: the labels of every column of them, by its name. `label_names`: the names of `labels`, where they have
+    any. `keys`, `views`: names of the images, and which view of it each row is.
     """
     return {
         "tokens": shards[rows],
+        **({} if shards.whole is None else {"whole": shards.whole[rows]}),
         "labels": shards.labels_of(rows),
         "keys": shards.keys_of(rows),
         "views": rows % VIEWS[shards.info["views"]].rows,
@@ -89,6 +92,14 @@ def read_rows(shards: CodeShards, rows: np.ndarray) -> dict[str, Any]:
         "classes": {name: shards.labels_of(rows, name) for name in shards.label_columns},
         "captions": shards.captions_of(rows),
     }
+
+
+def part(shards: CodeShards, grids: Sequence[int]) -> CodeShards:
+    """The codes of some grids alone. Raises `ValueError` where there are no such grids."""
+    try:
+        return shards.part(grids)
+    except ValueError as error:
+        raise ValueError(f"model.grids: {shards.folder}: {error}") from None
 
 
 def _told_classes(recipe: PriorRecipe, *shards: CodeShards) -> list[str | None]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
+from prior.chain import Chain
 from prior.model import Prior
 from tokenizers_vq.models import load
 from tokenizers_vq.tokenizer import Tokenizer
@@ -44,8 +45,19 @@ def open_tokenizer(name: str | None, fingerprint: str | None, whose: str, device
     return tokenizer
 
 
-def decode(tokenizer: Tokenizer, prior: Prior, tokens: Tensor) -> Tensor:
-    """int64 `(B, N)` of a prior -> float32 images `(B, C, H, W)` in [-1, 1] on the CPU."""
+def refuse_part(prior: Prior) -> None:
+    """Raises `ValueError` for a prior of some grids alone."""
+    if prior.config.grids is not None:
+        raise ValueError(
+            f"this prior models grids {list(prior.config.grids)} of its tokenizer's codes alone, and images need all: "
+            "draw with all priors of its chain, coarse first (prior.Chain, `tvq-prior sample TOP BOTTOM`)"
+        )
+
+
+def decode(tokenizer: Tokenizer, prior: Prior | Chain, tokens: Tensor) -> Tensor:
+    """int64 `(B, N)` of a prior or a chain of them -> float32 images `(B, C, H, W)` in [-1, 1] on the CPU."""
+    if isinstance(prior, Prior):
+        refuse_part(prior)
     codes = prior.layout.unflatten(tokens.to(tokenizer.device))
     return tokenizer.decode(codes).float().clamp(-1, 1).cpu()
 

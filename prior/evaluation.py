@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from prior.conditions import ClassCondition
-from prior.data import Data, check_layout, frequencies, read_rows
+from prior.data import Data, check_layout, frequencies, part, read_rows
 from prior.decoding import short
 from prior.model import Prior
 from prior.models import load
@@ -106,6 +106,7 @@ def evaluate(model: str, codes: str | None = None, *, device: str = "auto", batc
         shards, rows = data.held, data.held_rows
     else:
         shards = read_codes(str(codes))
+        shards = shards if prior.config.grids is None else part(shards, prior.config.grids)
         rows = np.arange(len(shards))
     if shards.fingerprint != prior.config.fingerprint:
         raise ValueError(
@@ -113,9 +114,9 @@ def evaluate(model: str, codes: str | None = None, *, device: str = "auto", batc
             f"on ({short(prior.config.fingerprint)})"
         )
     check_layout(shards, prior.layout, f"{model} is for")
-    for part in prior.condition.parts.values():
-        if isinstance(part, ClassCondition) and part.label_names:
-            shards = shards.renumbered(part.label_names, model, part.column)
+    for told in prior.condition.parts.values():
+        if isinstance(told, ClassCondition) and told.label_names:
+            shards = shards.renumbered(told.label_names, model, told.column)
     if not len(rows):
         raise ValueError(f"{shards.folder} holds no codes: encode some images")
     prior.condition.prepare({str(shards.folder): shards})

@@ -13,7 +13,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from prior.conditions import ClassConfig, ConditionConfig, Context, NoneConfig
+from prior.conditions import ClassConfig, ConditionConfig, Context, GridsConfig, NoneConfig, SeveralConfig
 from prior.networks import NetworkConfig
 from prior.sampling import Sampler, uniforms
 from prior.sequences import LayoutConfig, Sequence
@@ -36,6 +36,10 @@ class PriorConfig(Config):
     """what it is told beforehand"""
     layout: LayoutConfig
     """layout of the codes"""
+    grids: tuple[int, ...] | None = None
+    """numbers of the tokenizer's grids that are modelled; null: all"""
+    whole: LayoutConfig | None = None
+    """layout of all codes of the tokenizer, where some grids alone are modelled"""
     tokenizer: str | None = None
     """folder or name of the tokenizer: `tokenizers_vq.load` takes it"""
     fingerprint: str | None = None
@@ -62,6 +66,12 @@ class PriorConfig(Config):
         return data
 
     @property
+    def given(self) -> tuple[int, ...]:
+        """Numbers of the tokenizer's grids whose codes are told."""
+        parts = self.condition.conditions if isinstance(self.condition, SeveralConfig) else (self.condition,)
+        return next((part.grids for part in parts if isinstance(part, GridsConfig)), ())
+
+    @property
     def label_names(self) -> tuple[str, ...] | None:
         """Names of the classes, where the prior is told one and they have names."""
         return self.condition.label_names if isinstance(self.condition, ClassConfig) else None
@@ -71,6 +81,13 @@ class PriorConfig(Config):
         if self.network.fed_vectors != (self.book is not None):
             needs = "needs the tokenizer's quantizer: give its config" if self.book is None else "takes no quantizer"
             raise ConfigError(("book",), f"a {self.network.kind} network {needs}")
+        if (self.grids is None) != (self.whole is None):
+            raise ConfigError(("grids",), "which grids are modelled, and the layout of all (whole), go together")
+        if self.grids is not None and self.whole is not None:
+            if self.whole.build().part(self.grids) != self.layout.build():
+                raise ConfigError(("grids",), f"{list(self.grids)} of the whole are not the codes of the layout")
+            if both := sorted(set(self.grids) & set(self.given)):
+                raise ConfigError(("grids",), f"{both} are modelled and told; take them out of one")
         return self
 
 
@@ -87,7 +104,7 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
         super().__init__()
         self.config = config
         self.sequence = Sequence(config.layout.build())
-        self.condition = config.condition.build(config.network.dim)
+        self.condition = config.condition.build(config.network.told_dim)
         book = None if config.book is None else config.book.build().requires_grad_(False)
         self.network = config.network.build(self.sequence, book)
 
@@ -150,11 +167,11 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
 
         Raises `ValueError` for guidance that cannot be had, another kind's sampler, and as `forward` does.
         """
-        if not hasattr(n, "__index__") or (n := operator.index(n)) < 1:
-            raise ValueError(f"cannot draw {n!r} samples; ask for 1 or more, then say what of: sample(2, [0, 3])")
-        chosen = self._sampler(sampler, settings)
-        self.condition.check_guidance(chosen.guidance, self.condition.own(condition))
-        given = self._known(known, n)
+        n, chosen = checked_count(n), self.sampler(sampler, settings)
+        told = self.condition.own(condition)
+        self.condition.check_guidance(chosen.guidance, told)
+        self.condition.remark(told)
+        given = known_tokens(known, n, self.sequence)
 
         def noise(draw: int, count: int) -> Tensor:
             return uniforms(n, count, chosen.seed, first, draw).to(given.device)
@@ -168,7 +185,8 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
             self.train(was_training)
         return codes.clone()  # outside inference mode, so that gradients may be taken through its embedding
 
-    def _sampler(self, sampler: Any, settings: dict[str, Any]) -> Sampler:
+    def sampler(self, sampler: Any, settings: Mapping[str, Any]) -> Sampler:
+        """A sampler of this kind of network, with some settings changed. Raises `ValueError` for another kind's."""
         wanted = self.network.Sampler
         if isinstance(sampler, Sampler):
             if not issubclass(wanted, type(sampler)):
@@ -183,30 +201,6 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
             )
         return wanted(**{**(sampler or {}), **settings})
 
-    def _known(self, known: Any, n: int) -> Tensor:
-        """Known codes as int64 `(n, N)`. Raises `ValueError` for other shapes and codes."""
-        if known is None:
-            return torch.full((n, self.sequence.length), -1, device=self.device)
-        try:
-            if isinstance(known, (tuple, list)) and all(getattr(part, "ndim", 0) > 1 for part in known):
-                known = self.layout.flatten(tuple(torch.as_tensor(part) for part in known))
-            given = torch.as_tensor(known).to(self.device)
-            given = self.layout.flatten(given) if given.ndim > 2 else given
-        except (TypeError, RuntimeError):
-            raise ValueError(f"known must be codes, -1 where unknown; got {type(known).__name__}") from None
-        except ValueError as error:
-            raise ValueError(f"known: {error}") from None
-        given = given[None] if given.ndim == 1 else given
-        if given.shape[0] not in (1, n):
-            raise ValueError(f"known holds {given.shape[0]} rows, {n} samples are asked for")
-        if not given.is_floating_point() and given.dtype != torch.bool:
-            given = given.long()
-        try:
-            self.sequence.check(given, unknown=True)
-        except ValueError as error:
-            raise ValueError(f"known: {error}") from None
-        return given.expand(n, -1)
-
     def generate_model_card(self, **card: Any) -> ModelCard:
         """The model card; `card` as of `tokenizers_vq.pretrained.model_card`, and `name`, by which it is loaded."""
         config, name = self.config, card.pop("name", "PATH")
@@ -215,7 +209,7 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
         tokenizer = None if Path(config.tokenizer or "/").is_absolute() else config.tokenizer
         told, example = self.condition.card()
         summary = (
-            f"{config.network.kind} transformer, {size:,} parameters, the distribution of {self.layout.length} codes "
+            f"{config.network.kind} network, {size:,} parameters, the distribution of {self.layout.length} codes "
             f"of {' / '.join(map(str, self.layout.sizes))}, of the tokenizer {tokenizer or ''} and no other, "
             f"fingerprint `{config.fingerprint}`. {told}"
         )
@@ -226,6 +220,11 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
             f"codes = model.layout.unflatten(model.sample(1{condition}))\n"
             "image = tvq.images.to_pil(tok.decode(codes)[0])"
         )
+        if config.grids is not None:
+            usage = (
+                "import prior\n\n# with the priors of the other grids, coarse first\n"
+                f'chain = prior.Chain([prior.load("COARSER"), prior.load("{name}")])\ncodes = chain.sample(1)'
+            )
         return model_card(summary, usage, ["image-prior"], **{"title": "Prior over image codes", **card})
 
     @classmethod
@@ -235,6 +234,38 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
     @classmethod
     def _load(cls, folder: Path) -> Prior:
         return load_folder(folder)
+
+
+def checked_count(n: Any) -> int:
+    """How many samples are asked for. Raises `ValueError` for what is no number of them."""
+    if not hasattr(n, "__index__") or (count := operator.index(n)) < 1:
+        raise ValueError(f"cannot draw {n!r} samples; ask for 1 or more, then say what of: sample(2, [0, 3])")
+    return count
+
+
+def known_tokens(known: Any, n: int, sequence: Sequence) -> Tensor:
+    """Known codes as int64 `(n, N)`. Raises `ValueError` for other shapes and codes."""
+    if known is None:
+        return torch.full((n, sequence.length), -1, device=sequence.positions.device)
+    try:
+        if isinstance(known, (tuple, list)) and all(getattr(part, "ndim", 0) > 1 for part in known):
+            known = sequence.layout.flatten(tuple(torch.as_tensor(part) for part in known))
+        given = torch.as_tensor(known).to(sequence.positions.device)
+        given = sequence.layout.flatten(given) if given.ndim > 2 else given
+    except (TypeError, RuntimeError):
+        raise ValueError(f"known must be codes, -1 where unknown; got {type(known).__name__}") from None
+    except ValueError as error:
+        raise ValueError(f"known: {error}") from None
+    given = given[None] if given.ndim == 1 else given
+    if given.shape[0] not in (1, n):
+        raise ValueError(f"known holds {given.shape[0]} rows, {n} samples are asked for")
+    if not given.is_floating_point() and given.dtype != torch.bool:
+        given = given.long()
+    try:
+        sequence.check(given, unknown=True)
+    except ValueError as error:
+        raise ValueError(f"known: {error}") from None
+    return given.expand(n, -1)
 
 
 def load_folder(folder: Path) -> Prior:

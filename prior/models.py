@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from prior import model
 from prior.book import book_config, fill_book
-from prior.conditions import ConditionConfig
+from prior.conditions import ConditionConfig, GridsConfig, NoneConfig, beside
 from prior.conversion import catalogue
 from prior.model import Prior, PriorConfig, load_folder
 from prior.networks import NetworkConfig
@@ -57,6 +57,13 @@ def create(
         data["condition"] = condition
     tokenizer = None if isinstance(layout, CodeLayout) else layout
     codes = layout if isinstance(layout, CodeLayout) else layout.code_layout()
+    grids, given = data.pop("grids", None), data.pop("given", None)
+    if grids is not None:
+        data |= {"grids": tuple(grids), "whole": LayoutConfig.of(codes)}
+        if given is not None:
+            told = TypeAdapter(ConditionConfig).validate_python(data.get("condition", NoneConfig()))
+            data["condition"] = beside(told, GridsConfig(**{**given, "layout": data["whole"]}))
+        codes = codes.part(grids)
     if tokenizer is not None:
         network = TypeAdapter(NetworkConfig).validate_python(data["network"])
         data |= {"book": book_config(network, tokenizer), "fingerprint": tokenizer.fingerprint}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from typing_extensions import Self
 
-from prior.conditions import ClassConfig, ConditionConfig, NoneConfig
+from prior.conditions import ClassConfig, ConditionConfig, GridsConfig, NoneConfig, beside
 from prior.models import PRESETS, list_models
 from prior.networks import NetworkConfig
 from tokenizers_vq.config import Config, ConfigError, Schedule, apply_overrides, nearest, parse, read_yaml
@@ -33,12 +34,18 @@ class ModelConfig(Config):
         Discriminator(lambda value: "word" if value in _WORDS else "config"),
     ] = "auto"
     """what it is told; auto: the class, where every image has one; or a kind with its fields, or a list of these"""
+    grids: tuple[int, ...] | None = None
+    """numbers of the grids whose codes it models, coarse first; null: all"""
+    given: GridsConfig | None = None
+    """numbers of the grids whose codes it is told, or these and how they are told"""
     label_dropout: float = Field(default=0.1, ge=0, le=1)
     """probability in training that the class is left out, which guidance needs; a kind with fields has its own"""
 
     @model_validator(mode="before")
     @classmethod
     def _kinds_by_name(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("given"), (list, tuple)):
+            data = {**data, "given": {"grids": data["given"]}}
         told = data.get("condition") if isinstance(data, Mapping) else None
         if isinstance(told, (list, tuple)):
             parts = [{"kind": part} if isinstance(part, str) else part for part in told]
@@ -47,6 +54,12 @@ class ModelConfig(Config):
 
     def told(self, classes: bool) -> ConditionConfig:
         """The condition, for codes of which all images have classes or not."""
+        told = self._told(classes)
+        if self.given is None:
+            return told
+        return beside(told, self.given)
+
+    def _told(self, classes: bool) -> ConditionConfig:
         if not isinstance(self.condition, str):
             return self.condition
         if self.condition == "class" or (self.condition == "auto" and classes):
@@ -120,9 +133,18 @@ def load_recipe(
         data["codes"] = str(Path(codes))
     if images is not None:
         data["data"] = {**(data.get("data") or {}), "path": images}
+    overrides = _kinds_with_fields(overrides)
     first = [override for override in overrides if override.partition("=")[0] == "model"]
     rest = [override for override in overrides if override not in first]
     return parse(PriorRecipe, apply_overrides(_expand(apply_overrides(data, first)), rest), f"recipe {name}")
+
+
+def _kinds_with_fields(overrides: Sequence[str]) -> list[str]:
+    """A condition that is named by a word, and whose fields are set too, becomes one of that kind with fields."""
+    word = re.compile(r"model\.condition=(\w+)")
+    if not any(override.startswith("model.condition.") for override in overrides):
+        return list(overrides)
+    return [word.sub(r"model.condition={kind: \1}", one) if word.fullmatch(one) else one for one in overrides]
 
 
 def _expand(data: dict[str, Any]) -> dict[str, Any]:

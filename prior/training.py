@@ -49,6 +49,8 @@ def configure(recipe: PriorRecipe, data: Data, tokenizer: Tokenizer | None = Non
         network=recipe.model.network,
         condition=recipe.model.told(labelled).fit(sets),
         layout=LayoutConfig.of(shards.layout),
+        grids=recipe.model.grids,
+        whole=None if shards.whole is None else LayoutConfig.of(shards.whole.layout),
         tokenizer=lasting_name(recipe.tokenizer) if recipe.tokenizer else shards.tokenizer,
         fingerprint=shards.fingerprint,
         book=book_config(recipe.model.network, tokenizer),
@@ -145,7 +147,9 @@ class PriorTask:
         """`(3, H, W)`: samples of one seed, classes in turn or held-out captions; None without the tokenizer."""
         if self.tokenizer is None:
             return None
-        condition = self.trained.condition
+        condition, config = self.trained.condition, self.trained.config
+        if config.grids is not None:
+            return self._completed()
         if isinstance(condition, ClassCondition):
             told = spread(condition.every(), PICTURED)
         else:
@@ -153,6 +157,20 @@ class PriorTask:
             told = condition.take(read_rows(self.data.held, rows))
         tokens = self.trained.sample(PICTURED, told, Sampler(seed=self.recipe.seed))
         return grid(decode(self.tokenizer, self.prior, tokens), columns=4)
+
+    def _completed(self) -> Tensor | None:
+        """Held-out images with the modelled grids drawn, where all the others are told."""
+        config, held = self.trained.config, self.data.held
+        assert config.grids is not None and held.whole is not None and self.tokenizer is not None
+        whole = held.whole.layout
+        if len({*config.grids, *config.given}) < len(whole.grids):
+            return None
+        batch = read_rows(held, np.resize(self.data.held_rows, PICTURED))
+        told, codes = self.trained.condition.take(batch), batch["whole"].clone()
+        drawn = self.trained.sample(PICTURED, told, Sampler(seed=self.recipe.seed))
+        codes[:, whole.places_of(config.grids)] = drawn.cpu()
+        images = self.tokenizer.decode(whole.unflatten(codes.to(self.tokenizer.device)))
+        return grid(images.float().clamp(-1, 1).cpu(), columns=4)
 
     def save(self, folder: Path, step: int) -> None:
         """Write the prior as a loadable folder, with a card."""

@@ -103,7 +103,11 @@ class Views:
                 found = read_rows(data.shards, data.rows[[index for _, index in places]])
                 if batch["keys"] != found["keys"]:
                     raise ValueError(f"{config.path} holds other images than {data.shards.folder} was made of")
-                yield {**found, **self._encoded(batch["images"])}
+                made = {**found, **self._encoded(batch["images"])}
+                if data.shards.whole is not None and recipe.model.grids is not None:
+                    made["whole"] = made["tokens"]
+                    made["tokens"] = made["whole"][:, data.shards.whole.layout.places_of(recipe.model.grids)]
+                yield made
 
     def _size(self) -> tuple[int, int]:
         """Of a training view: the larger of what is modelled and what is told."""

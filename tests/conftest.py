@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,25 @@ def _seed() -> None:
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def notes() -> Iterator[Callable[[], str]]:
+    """What the package has logged since the last call, a line a message."""
+    logger, lines = logging.getLogger("tokenizers_vq"), []
+
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    def heard() -> str:
+        text = "\n".join(lines)
+        lines.clear()
+        return text
+
+    handler, before = Heard(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield heard
+    logger.removeHandler(handler)
+    logger.setLevel(before)

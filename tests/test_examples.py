@@ -191,6 +191,53 @@ def test_mix_refuses_a_tokenizer_of_one_grid(run: Run, photos: Path, model: Path
         run("mix.py", model, *sorted(photos.rglob("*.png"))[:2], tmp_path / "mix.png")
 
 
+def shown(path: Path, side: int, columns: int, row: int) -> np.ndarray:
+    """The pictures of one row of a grid with 2 pixels between, uint8 `(columns, side, side, 3)`."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    top, lefts = 2 + row * (side + 2), (2 + column * (side + 2) for column in range(columns))
+    return np.stack([pixels[top : top + side, left : left + side] for left in lefts])
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_interpolate(run: Run, photos: Path, tmp_path: Path, distance: str) -> None:
+    import tokenizers_vq as tvq
+
+    overrides = [override.removeprefix("model.") for override in TINY if override.startswith("model.")]
+    tvq.create("vqgan-tiny-64", [*overrides, f"quantizer.distance={distance}"]).save_pretrained(tmp_path / "model")
+    pair, out = sorted(photos.rglob("*.png"))[:2], tmp_path / "between.png"
+    said = run("interpolate.py", tmp_path / "model", *pair, out, 3)
+    rows = ["pixels", "straight", *(["arc"] if distance == "cosine" else []), "codes"]
+    assert said.startswith(", ".join(rows))
+    tokenizer = tvq.load(tmp_path / "model")
+    ends = [tvq.images.read(path, size=16) for path in pair]
+    middle = tvq.images.to_uint8((ends[0][0] + ends[1][0]) / 2).permute(1, 2, 0).numpy()
+    assert abs(shown(out, 16, 3, 0)[1].astype(int) - middle).max() <= 1
+    found = shown(out, 16, 3, len(rows) - 1)
+    for end, column in zip(ends, (0, 2), strict=True):
+        whole = tokenizer.decode(tokenizer.encode(end))[0]
+        assert (found[column] == np.asarray(tvq.images.to_pil(whole))).all()
+
+
+def test_the_arc_turns_evenly_and_keeps_length() -> None:
+    import torch
+
+    arc = runpy.run_path(str(EXAMPLES / "interpolate.py"), run_name="module")["arc"]
+    ends = torch.nn.functional.normalize(torch.randn(2, 8, 3, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    between = arc(ends[:1], ends[1:], torch.linspace(0, 1, 5))
+    assert torch.allclose(between[[0, 4]], ends, atol=1e-5)
+    assert torch.allclose(between.norm(dim=1), torch.ones(()), atol=1e-5)
+    turns = (between[1:] * between[:-1]).sum(dim=1).acos()
+    assert torch.allclose(turns, turns[:1].expand_as(turns), atol=1e-3)
+
+
+def test_latent_diffusion(run: Run, photos: Path, model: Path, tmp_path: Path) -> None:
+    run("latent_diffusion.py", model, photos, tmp_path / "drawn.png", 3, 32)
+    drawn, coded = (np.concatenate([shown(tmp_path / "drawn.png", 16, 8, row + i) for i in (0, 1)]) for row in (0, 2))
+    assert drawn.std() > 0 and (drawn != coded).any()
+    assert abs(drawn.astype(int) - coded).mean() < abs(drawn.astype(int) - coded[::-1]).mean()
+
+
 def test_train_prior_and_sample(run: Run, codes: Path, tmp_path: Path) -> None:
     small = ["model.network.layers=1", "model.network.dim=32", "batch_size=4", "held_out=0.3", "image_every=0"]
     said = run("train_prior_and_sample.py", codes, tmp_path / "run", *small, "steps=2", "precision=fp32")

@@ -8,6 +8,7 @@ codes = tok.encode(tvq.images.read("cat.jpg", size=64))  # (1, h, w) int64
 image = tvq.images.to_pil(tok.decode(codes)[0])
 ```
 
+`train`, `evaluate`, `report`, `compare`, `probe`, `encode_folder`, `doctor` and `ablate` do what the commands do.
 Everything here is imported when first used, so that `import tokenizers_vq` costs next to nothing.
 """
 
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
     from tokenizers_vq.models import load as load
     from tokenizers_vq.tokenizer import Tokenizer as Tokenizer
     from tokenizers_vq.tokenizer import TokenizerConfig as TokenizerConfig
+    from tokenizers_vq.training.recipe import list_recipes as list_recipes
+    from tokenizers_vq.verbs.ablate import ablate as ablate
+    from tokenizers_vq.verbs.compare import compare as compare
+    from tokenizers_vq.verbs.doctor import doctor as doctor
+    from tokenizers_vq.verbs.encode_folder import encode_folder as encode_folder
+    from tokenizers_vq.verbs.evaluate import evaluate as evaluate
+    from tokenizers_vq.verbs.probe import probe as probe
+    from tokenizers_vq.verbs.report import report as report
+    from tokenizers_vq.verbs.train import train as train
 
 __version__ = "0.1.0"
 
@@ -38,17 +48,35 @@ _HOMES = {
     "create": "models",
     "load": "models",
     "list_models": "models",
+    "list_recipes": "training.recipe",
+    "ablate": "verbs.ablate",
+    "compare": "verbs.compare",
+    "doctor": "verbs.doctor",
+    "encode_folder": "verbs.encode_folder",
+    "evaluate": "verbs.evaluate",
+    "probe": "verbs.probe",
+    "report": "verbs.report",
+    "train": "verbs.train",
 }
 __all__ = [
     "BatchEncoder",
     "CodeLayout",
     "Tokenizer",
     "TokenizerConfig",
+    "ablate",
+    "compare",
     "convert",
     "create",
+    "doctor",
+    "encode_folder",
+    "evaluate",
     "images",
     "list_models",
+    "list_recipes",
     "load",
+    "probe",
+    "report",
+    "train",
 ]
 
 

@@ -7,11 +7,14 @@ import operator
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from tokenizers_vq import notebooks
 
 Codes = Tensor | tuple[Tensor, ...]
 """int64 codes: `(B, *grid)` or `(B, *grid, L)`; a tuple, coarse first, if and only if there are several grids."""
@@ -126,10 +129,41 @@ class CodeLayout:
         streams = torch.arange(len(self.sizes)).view(-1, self.levels)
         return torch.cat([row.repeat(math.prod(grid)) for row, grid in zip(streams, self.grids, strict=True)])
 
+    def part(self, grids: Sequence[int]) -> CodeLayout:
+        """The layout of some grids alone, by their numbers, which rise. Raises `ValueError` for others."""
+        numbers = _numbers(grids, "grids")
+        if list(numbers) != sorted(set(numbers)) or not numbers or not 0 <= numbers[0] <= numbers[-1] < len(self.grids):
+            raise ValueError(
+                f"no part {list(numbers)} of {len(self.grids)} grids: give their numbers, 0 to {len(self.grids) - 1}, "
+                "each once and rising"
+            )
+        sizes = [self.sizes[number * self.levels + level] for number in numbers for level in range(self.levels)]
+        return CodeLayout(tuple(self.grids[number] for number in numbers), self.levels, tuple(sizes))
+
+    def places_of(self, grids: Sequence[int]) -> list[int]:
+        """The places of some grids' tokens among all."""
+        ends = list(accumulate(math.prod(grid) * self.levels for grid in self.grids))
+        return [place for number in grids for place in range(ends[number - 1] if number else 0, ends[number])]
+
     def split(self, codes: Codes) -> list[Tensor]:
         """One `(B, n)` row per stream, in the order of `sizes`."""
         tokens, streams = self.flatten(codes), self.streams()
         return [tokens[:, (streams == stream).to(tokens.device)] for stream in range(len(self.sizes))]
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the grids, drawn, and what one image's codes come to."""
+        sides = [grid if len(grid) == 2 else (1, grid[0]) for grid in self.grids]
+        largest = max(max(side) for side in sides)
+        drawn = "".join(notebooks.grid(*side, side=max(12, 120 * max(side) // largest)) for side in sides[-12:])
+        sizes = " / ".join(f"{size:,}" for size in dict.fromkeys(self.sizes))
+        rows = [
+            ("grids", " + ".join("x".join(map(str, grid)) for grid in self.grids)),
+            ("levels", self.levels),
+            ("codes of an image", f"{self.length:,}"),
+            ("codebook", f"{sizes} codes"),
+            ("bits of an image", f"{self.bits:,.0f}"),
+        ]
+        return f"<div>{drawn}{notebooks.table(rows, 'CodeLayout')}</div>"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, kept beside saved codes."""

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tokenizers_vq import folders
+from tokenizers_vq import folders, notebooks
 from tokenizers_vq.codes import CodeLayout, Codes, Output, whole_numbers
 from tokenizers_vq.config import Config, ConfigError, Size, nearest, parse
 from tokenizers_vq.devices import without_memory
@@ -287,6 +287,19 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
                     rounded = rounded.to(torch.bfloat16).view(torch.int16) if rounded.is_floating_point() else rounded
                     digest.update(f"{name}{tuple(rounded.shape)}".encode() + rounded.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    def _repr_html_(self) -> str:
+        """In a notebook: parameters, images, layout and fingerprint, in place of every layer as in the plain repr."""
+        config = self.config
+        rows = [
+            ("parameters", f"{sum(parameter.numel() for parameter in self.parameters()):,}"),
+            ("images", f"{config.size[0]}x{config.size[1]}, {config.channels} channels"),
+            ("on", f"{self.device}, {str(self.dtype).removeprefix('torch.')}"),
+        ]
+        if isinstance(config, TokenizerFields):
+            rows.insert(0, ("quantizer", " + ".join(part.kind for part in config.quantizer_paths.values())))
+            rows.append(("fingerprint", self.fingerprint[:12]))
+        return f"<div>{notebooks.table(rows, type(self).__name__)}{self.code_layout()._repr_html_()}</div>"
 
     def _savable_config(self) -> TokenizerConfig:
         if not isinstance(self.config, TokenizerFields):

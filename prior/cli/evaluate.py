@@ -18,6 +18,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
     batch_size: common.BatchSize = 32,
     device: common.Device = "auto",
+    as_json: common.AsJson = False,
 ) -> None:
     """Measure a prior on held-out codes, in bits per token, beside the entropy of the codes."""
     import json
@@ -31,6 +32,7 @@ def evaluate(
 
     found = measure(model, codes, device=device, batch_size=batch_size)
     per_image = found.tokens // found.images
+    result = {"model": model, "codes": codes, **found._asdict(), "bits_per_image": found.bits_per_token * per_image}
     what = "cross-entropy" if found.exact else "at most: a bound of the cross-entropy"
     rows = [
         ("Prior", found.bits_per_token, f"{what}, bits per token"),
@@ -44,9 +46,11 @@ def evaluate(
     table = Table("what", "value", "how", title=cell(f"{model}, {found.images:,} images"), title_justify="left")
     for name, value, how in rows:
         table.add_row(name, f"{value:.3f}", how)
-    Console().print(table)
-    print(found.words())
+    if as_json:
+        common.print_json(result)
+    else:
+        Console().print(table)
+        print(found.words())
     if out is not None:
-        result = {"model": model, "codes": codes, **found._asdict(), "bits_per_image": found.bits_per_token * per_image}
         write_atomically(out, json.dumps(result, indent=2) + "\n")
         common.note(f"wrote {out}")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tokenizers_vq.cli import common
+
 if TYPE_CHECKING:
     from prior.conversion.catalogue import Published
     from prior.model import Prior
@@ -20,6 +22,7 @@ def info(
         str | None,
         typer.Argument(metavar="[MODEL]", help="shipped or published name, run or folder; unset: all published ones"),
     ] = None,
+    as_json: common.AsJson = False,
 ) -> None:
     """Say what a prior is: its codes, tokenizer, licences, published figures and settings; downloads nothing."""
     from prior.conversion import catalogue
@@ -30,13 +33,18 @@ def info(
     from tokenizers_vq.config import nearest
 
     if name is None:
-        _table()
+        if as_json:
+            common.print_json(
+                [{title: _cell(one, title) for title in _COLUMNS} for one in catalogue.entries().values()]
+            )
+        else:
+            _table()
         return
     folder = WEIGHTS / name if name in list_models("shipped") else folders.local(name)
     if folder is not None:
-        print_rows(name, _trained(folder))
+        print_rows(name, _trained(folder), as_json)
     elif name in catalogue.entries():
-        print_rows(name, _published(catalogue.entry(name)))
+        print_rows(name, _published(catalogue.entry(name)), as_json)
     elif Path(name).is_dir() or name in list_models():
         find_model(name)  # says what it is
     else:

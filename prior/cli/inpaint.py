@@ -52,11 +52,13 @@ def inpaint(
     from prior.cli import told
     from prior.cli.sample import _open
     from prior.decoding import grid
+    from prior.model import Prior
     from prior.sampling import Sampler
     from tokenizers_vq.config import apply_overrides
 
-    opened = _open(model, tokenizer, device)
+    opened = _open([model], tokenizer, device)
     prior = opened.prior
+    assert isinstance(prior, Prior)
     fields, asked = told.split(settings or ())
     asked |= {name: [given] for name, given in {"text": text, "class": classes}.items() if given}
     prior.condition.adopt(opened.tokenizer)

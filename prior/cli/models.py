@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from tokenizers_vq.cli import common
 
-def models() -> None:
+
+def models(as_json: common.AsJson = False) -> None:
     """List the names that `train` takes (it also takes a YAML file), and trained priors, shipped and published."""
     from prior.conversion import catalogue
     from prior.model import WEIGHTS
     from prior.models import PRESETS, list_models
     from prior.recipe import RECIPES, list_recipes
-    from tokenizers_vq.cli.common import list_names
 
-    list_names("recipes, for tvq-prior train NAME:", {name: RECIPES / f"{name}.yaml" for name in list_recipes()})
-    list_names(
-        "presets, untrained, for model=NAME and prior.create(NAME):",
-        {name: PRESETS / f"{name}.yaml" for name in list_models()},
-    )
-    shipped = list_models("shipped")
+    recipes = {name: RECIPES / f"{name}.yaml" for name in list_recipes()}
+    presets = {name: PRESETS / f"{name}.yaml" for name in list_models()}
+    shipped = {name: WEIGHTS / name / "README.md" for name in list_models("shipped")}
+    if as_json:
+        listed = {name: published.about for name, published in catalogue.entries().items()}
+        named = {"recipe": recipes, "preset": presets, "shipped": shipped}
+        common.print_json({**{kind: common.abouts(paths) for kind, paths in named.items()}, "published": listed})
+        return
+    common.list_names("recipes, for tvq-prior train NAME:", recipes)
+    common.list_names("presets, untrained, for model=NAME and prior.create(NAME):", presets)
     if shipped:
-        cards = {name: WEIGHTS / name / "README.md" for name in shipped}
-        list_names("trained, for sample and evaluate:", cards)
+        common.list_names("trained, for sample and evaluate:", shipped)
     print("published, for sample and evaluate; * fetched by hand, see tvq-prior info NAME:")
     entries = catalogue.entries()
     width = max(map(len, entries)) + 1

@@ -15,7 +15,9 @@ from tokenizers_vq.cli import common
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prior.chain import Chain
     from prior.choosing import Judge
+    from prior.conditions import Condition
     from prior.model import Prior
     from prior.sampling import Sampler
     from tokenizers_vq.tokenizer import Tokenizer
@@ -26,9 +28,10 @@ def sample(
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FIELD=VALUE]... [--NAME VALUE]...",
-            help="more fields of the sampler, such as guidance_schedule=cosine; and what else the prior is told, by "
-            "its name, such as --style noto",
+            metavar="[MODEL]... [FIELD=VALUE]... [--NAME VALUE]...",
+            help="further priors, of finer grids, which are told the codes of those before them; more fields of the "
+            "sampler, such as guidance_schedule=cosine; and what else the prior is told, by its name, such as --style "
+            "noto",
         ),
     ] = None,
     out: Annotated[
@@ -79,12 +82,14 @@ def sample(
         raise ValueError(f"--codes: {out} is a picture, which keeps none: give --out FOLDER")
     total = count or columns * int(re.split("[xX]", grid)[0])
     plain = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, guidance=guidance, seed=seed)
-    opened = _open(model, tokenizer, device)
     fields, asked = told.split(settings or ())
+    models = [model, *(field for field in fields if "=" not in field)]
+    fields = [field for field in fields if "=" in field]
+    opened = _open(models, tokenizer, device)
     asked |= {name: given for name, given in {"text": text, "class": classes}.items() if given}
-    opened.prior.condition.adopt(opened.tokenizer)
-    opened = opened._replace(told=told.rows(opened.prior.condition, asked, total, OPTIONS))
-    sampler = opened.prior.network.Sampler(**{**plain.to_dict(defaults=False), **apply_overrides({}, fields)})
+    opened.condition.adopt(opened.tokenizer)
+    opened = opened._replace(told=told.rows(opened.condition, asked, total, OPTIONS))
+    sampler = opened.sampler(**{**plain.to_dict(defaults=False), **apply_overrides({}, fields)})
     common.show_notes("prior.networks.autoregressive")
     chosen = _choice(opened, best_of, judge, judge_classes)
     drawn = _draw(opened, sampler, total, batch_size, chosen)
@@ -102,11 +107,26 @@ OPTIONS = tuple(name.replace("_", "-") for name in inspect.signature(sample).par
 
 
 class _Opened(NamedTuple):
-    prior: Prior
+    prior: Prior | Chain
     tokenizer: Tokenizer
     settings: dict[str, Any]
     told: Sequence[Any] | None = None
     """what each sample is told"""
+
+    @property
+    def condition(self) -> Condition | Chain:
+        """What knows what can be told."""
+        from prior.chain import Chain
+
+        return self.prior if isinstance(self.prior, Chain) else self.prior.condition
+
+    @property
+    def sampler(self) -> type[Sampler]:
+        """The settings of drawing: of a chain those that all kinds have."""
+        from prior.chain import Chain
+        from prior.sampling import Sampler
+
+        return Sampler if isinstance(self.prior, Chain) else self.prior.network.Sampler
 
 
 class _Drawn(NamedTuple):
@@ -115,18 +135,23 @@ class _Drawn(NamedTuple):
     images: Tensor
 
 
-def _open(model: str, tokenizer: str | None, device: str) -> _Opened:
-    """The prior and its tokenizer."""
-    from prior.decoding import open_tokenizer
+def _open(models: Sequence[str], tokenizer: str | None, device: str) -> _Opened:
+    """The prior, or a chain of several, and their tokenizer."""
+    from prior.chain import Chain
+    from prior.decoding import open_tokenizer, refuse_part
     from prior.models import load
     from tokenizers_vq.devices import resolve_device
 
     place = resolve_device(device)
-    prior = load(model).to(place)
-    config = prior.config
+    priors = [load(model).to(place) for model in models]
+    config = priors[0].config
+    if len(priors) == 1:
+        refuse_part(priors[0])
     name = tokenizer or config.tokenizer
-    opened = open_tokenizer(name, config.fingerprint, model, place)
-    return _Opened(prior, opened, {"model": model, "tokenizer": name, "fingerprint": config.fingerprint})
+    prior = priors[0] if len(priors) == 1 else Chain(priors)
+    opened = open_tokenizer(name, config.fingerprint, models[0], place)
+    shown = models[0] if len(models) == 1 else list(models)
+    return _Opened(prior, opened, {"model": shown, "tokenizer": name, "fingerprint": config.fingerprint})
 
 
 class _Choice(NamedTuple):
@@ -137,11 +162,14 @@ class _Choice(NamedTuple):
 def _choice(opened: _Opened, of: int, judge: str | None, classes: str | None) -> _Choice | None:
     """Who chooses among how many. Raises `ValueError` for one without the other."""
     from prior.choosing import open_judge
+    from prior.model import Prior
 
     if judge is None and of == 1:
         return None
     if judge is None or of == 1:
         raise ValueError("--best-of and --judge go together: how many candidates, and who chooses among them")
+    if not isinstance(opened.prior, Prior):
+        raise ValueError("--best-of chooses among samples of one prior, and these are of a chain: leave it out")
     try:
         numbers = None if classes is None else [int(one) for one in classes.split(",")]
     except ValueError:
@@ -154,6 +182,7 @@ def _draw(opened: _Opened, sampler: Sampler, total: int, batch_size: int, choice
 
     from prior.choosing import Best, best_of
     from prior.decoding import decode
+    from prior.model import Prior
 
     chosen: list[Best] = []
 
@@ -165,6 +194,7 @@ def _draw(opened: _Opened, sampler: Sampler, total: int, batch_size: int, choice
             drawn = opened.prior.sample(n, told, sampler, first=first)
             decoded = decode(opened.tokenizer, opened.prior, drawn)
         else:
+            assert isinstance(opened.prior, Prior)
             best = best_of(opened.prior, opened.tokenizer, choice.judge, n, choice.of, told, sampler, first=first)
             chosen.append(best)
             decoded, drawn = best.images, best.codes
@@ -188,7 +218,7 @@ def _write_folder(out: Path, drawn: _Drawn, codes: bool, settings: dict[str, Any
 
     from tokenizers_vq.folders import write_atomically
 
-    condition, told = drawn.opened.prior.condition, drawn.opened.told
+    condition, told = drawn.opened.condition, drawn.opened.told
     entries = []
     for index, (image, row) in enumerate(zip(drawn.images, drawn.tokens, strict=True)):
         entry: dict[str, object] = {"file": f"{index:05d}.png"}

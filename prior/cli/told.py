@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_vq.config import nearest
 
 if TYPE_CHECKING:
+    from prior.chain import Chain
     from prior.conditions import Condition
 
 
@@ -32,7 +34,9 @@ def split(given: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     return fields, options
 
 
-def rows(condition: Condition, options: Mapping[str, Sequence[str]], total: int, known: Sequence[str] = ()) -> Any:
+def rows(
+    condition: Condition | Chain, options: Mapping[str, Sequence[str]], total: int, known: Sequence[str] = ()
+) -> Any:
     """What each of `total` samples is told: what the options say in all combinations, in turn; None for nothing at all.
 
     Of a class that no option names, all in turn. `known`: the command's other options, for a misspelt one. Raises
@@ -52,6 +56,11 @@ def rows(condition: Condition, options: Mapping[str, Sequence[str]], total: int,
         except ValueError as error:
             raise ValueError(f"--{name}: {error}") from None
     found = [dict(zip(condition.parts, one, strict=True)) for one in product(*values)]
+    asked = math.prod(len(one) for name, one in zip(parts, values, strict=True) if name in options)
+    if asked > total:
+        raise ValueError(
+            f"{asked} kinds of images are asked for, but {total} images: leave some out, or draw more with --count"
+        )
     if all(value is None for row in found for value in row.values()):
         return None
     return spread([row if len(parts) > 1 else next(iter(row.values())) for row in found], total)
@@ -62,7 +71,7 @@ def option(name: str) -> str:
     return name.replace("_", "-").replace(" ", "-").lower()
 
 
-def _unknown(name: str, condition: Condition, known: Sequence[str]) -> str:
+def _unknown(name: str, condition: Condition | Chain, known: Sequence[str]) -> str:
     if name not in ("text", "class", "image"):
         hint = nearest(name, known).replace("mean '", "mean '--")
         if "did you mean" in hint:

@@ -43,8 +43,10 @@ def train(
             "on images as they are"
         )
     found = load_recipe(recipe, out / "codes" if images else codes, overrides or [], codes if images else None)
+    found = found if tokenizer is None else found.replace(tokenizer=tokenizer)
     try:
-        run(found if tokenizer is None else found.replace(tokenizer=tokenizer), out, device=device, init_from=init_from)
+        with common.shown_runs():
+            run(found, out, device=device, init_from=init_from)
     except Interrupted as stop:
         common.note(f"tvq-prior: {stop}")
         raise typer.Exit(128 + stop.signal) from None

@@ -8,15 +8,23 @@ from pydantic import Field
 
 from prior.conditions.base import Condition, Context
 from prior.conditions.classes import ClassCondition, ClassConfig
+from prior.conditions.grids import GridsCondition, GridsConfig
 from prior.conditions.image import ImageCondition, ImageConfig
 from prior.conditions.nothing import NoCondition, NoneConfig
-from prior.conditions.several import SeveralCondition, SeveralConfig
+from prior.conditions.several import SeveralCondition, SeveralConfig, beside
 from prior.conditions.text import TextCondition, TextConfig
 from prior.conditions.text_encoder import TextEncoderCondition, TextEncoderConfig
 from prior.conditions.tokens import TokensCondition, TokensConfig
 
 ConditionConfig = Annotated[
-    NoneConfig | ClassConfig | TextConfig | TextEncoderConfig | ImageConfig | SeveralConfig | TokensConfig,
+    NoneConfig
+    | ClassConfig
+    | TextConfig
+    | TextEncoderConfig
+    | ImageConfig
+    | GridsConfig
+    | SeveralConfig
+    | TokensConfig,
     Field(discriminator="kind"),
 ]
 
@@ -26,6 +34,8 @@ __all__ = [
     "Condition",
     "ConditionConfig",
     "Context",
+    "GridsCondition",
+    "GridsConfig",
     "ImageCondition",
     "ImageConfig",
     "NoCondition",
@@ -38,4 +48,5 @@ __all__ = [
     "TextEncoderConfig",
     "TokensCondition",
     "TokensConfig",
+    "beside",
 ]

@@ -23,6 +23,8 @@ class Context(NamedTuple):
     """bool `(B, P)`, False where a vector is padding, which never stands last; None: all count"""
     null: Context | None = None
     """what stands for no condition, of the same shape; None where guidance cannot be had"""
+    plane: tuple[int, int, int] | None = None
+    """of vectors that stand on a grid, in raster order: the number of the first, rows and columns"""
 
     def guided(self) -> Context:
         """`2B` rows: these, then those of no condition. Raises `ValueError` where there is no null."""
@@ -30,9 +32,9 @@ class Context(NamedTuple):
             raise ValueError("guidance needs a condition that was left out now and then in training")
         vectors, masks = torch.cat((self.vectors, self.null.vectors)), (self.mask, self.null.mask)
         if masks == (None, None):
-            return Context(vectors)
+            return Context(vectors, plane=self.plane)
         full = torch.ones(self.vectors.shape[:2], dtype=torch.bool, device=vectors.device)
-        return Context(vectors, torch.cat([full if mask is None else mask for mask in masks]))
+        return Context(vectors, torch.cat([full if mask is None else mask for mask in masks]), plane=self.plane)
 
 
 class Condition(nn.Module):
@@ -88,7 +90,8 @@ class Condition(nn.Module):
         context = self.encode(*self.drop(*told))
         if not self.guidable:
             return context
-        vectors, mask, _ = self.encode(*self.nothing(1))
+        empty = self.encode(*self.nothing(1))
+        vectors, mask = empty.vectors, empty.mask
         rows = context.vectors.shape[:2]
         null = Context(vectors.expand_as(context.vectors), None if mask is None else mask.expand(rows))
         return context._replace(null=null)
@@ -155,6 +158,9 @@ class Condition(nn.Module):
             )
         if value is None:
             raise ValueError(f"guidance {guidance:g} needs {self.noun}: give one, or leave guidance out")
+
+    def remark(self, value: Any) -> None:
+        """The log says what is not read of a `value` that a person asks samples of: nothing, unless overridden."""
 
     def check_null(self) -> None:
         """Raises `ValueError` where the prior never learnt what no condition is."""

@@ -78,6 +78,14 @@ def count(
             )
 
 
+def remark(value: Any, cut: Callable[[Sequence[str]], int], most: str) -> None:
+    """The log says how many prompts are cut, as `cut` counts them, to `most`; `value`: as of `check_texts`."""
+    prompts = [value] if isinstance(value, str) else value
+    texts = [one for one in prompts if isinstance(one, str)] if isinstance(prompts, (list, tuple)) else []
+    if shortened := cut(texts):
+        logger.warning("%d of %d prompts are cut to %s", shortened, len(texts), most)
+
+
 def check_texts(value: Any, n: int) -> list[str]:
     """A prompt for all rows or one a row, None for no condition -> `n` texts, "" for none.
 

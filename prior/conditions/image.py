@@ -228,7 +228,10 @@ class ImageCondition(Condition):
         """Codes `(B, M)`, -1 for no picture -> one vector each, `(B, M, D)`."""
         (codes,) = told
         x = self.tokens(codes.masked_fill(codes < 0, self.sequence.vocabulary)) + self.places
-        return Context(x if self.streams is None else x + self.streams(self.sequence.streams))
+        x = x if self.streams is None else x + self.streams(self.sequence.streams)
+        grids, levels = self.sequence.layout.grids, self.sequence.layout.levels
+        plane = (0, *grids[0]) if len(grids) == levels == 1 and len(grids[0]) == 2 else None
+        return Context(x, plane=plane)
 
     def take(self, batch: Mapping[str, Any], draw: bool = False) -> Any:
         """Codes of the pictures that belong to the batch's images: made with them, or found by their keys."""

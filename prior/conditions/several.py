@@ -12,14 +12,19 @@ from typing_extensions import Self
 
 from prior.conditions.base import Condition, Context, replaced
 from prior.conditions.classes import ClassConfig
+from prior.conditions.grids import GIVEN, GridsConfig
 from prior.conditions.image import ImageConfig
+from prior.conditions.nothing import NoneConfig
 from prior.conditions.text import TextConfig
 from prior.conditions.text_encoder import TextEncoderConfig
+from prior.conditions.tokens import TokensConfig
 from tokenizers_vq.config import Config, ConfigError
 from tokenizers_vq.data.shards import CodeShards
 from tokenizers_vq.tokenizer import Tokenizer
 
-OneConfig = Annotated[ClassConfig | TextConfig | TextEncoderConfig | ImageConfig, Field(discriminator="kind")]
+OneConfig = Annotated[
+    ClassConfig | TextConfig | TextEncoderConfig | ImageConfig | GridsConfig, Field(discriminator="kind")
+]
 """a condition that can be told beside others"""
 
 
@@ -48,9 +53,26 @@ class SeveralConfig(Config):
         return self.replace(conditions=tuple(part.fit(shards) for part in self.conditions))
 
 
-def _name(part: ClassConfig | TextConfig | TextEncoderConfig | ImageConfig) -> str:
+def beside(
+    told: OneConfig | NoneConfig | SeveralConfig | TokensConfig, given: GridsConfig
+) -> GridsConfig | SeveralConfig:
+    """A condition and codes of other grids, which are there when the condition is left out.
+
+    Raises `ValueError` for a condition that is told alone.
+    """
+    if isinstance(told, TokensConfig):
+        raise ValueError("tokens are told alone, without codes of other grids: leave `given` or the tokens out")
+    if isinstance(told, NoneConfig):
+        return given
+    parts = told.conditions if isinstance(told, SeveralConfig) else (told,)
+    return SeveralConfig(conditions=(*parts, given), dropout=told.dropout if isinstance(told, SeveralConfig) else 0.0)
+
+
+def _name(part: ClassConfig | TextConfig | TextEncoderConfig | ImageConfig | GridsConfig) -> str:
     if isinstance(part, ClassConfig):
         return part.name or "class"
+    if isinstance(part, GridsConfig):
+        return GIVEN
     return "image" if isinstance(part, ImageConfig) else "text"
 
 
@@ -136,13 +158,18 @@ class SeveralCondition(Condition):
         """The vectors of all conditions, `(B, P1 + P2 + ..., D)`."""
         contexts = [part.encode(*its) for part, its in self._split(told)]
         vectors = torch.cat([context.vectors for context in contexts], dim=1)
+        plane, first = None, 0
+        for context in contexts:
+            if plane is None and context.plane is not None:
+                plane = (first + context.plane[0], *context.plane[1:])
+            first += context.vectors.shape[1]
         if all(context.mask is None for context in contexts):
-            return Context(vectors)
+            return Context(vectors, plane=plane)
         masks = [
             torch.ones(one.vectors.shape[:2], dtype=torch.bool, device=vectors.device) if one.mask is None else one.mask
             for one in contexts
         ]
-        return Context(vectors, torch.cat(masks, dim=1))
+        return Context(vectors, torch.cat(masks, dim=1), plane=plane)
 
     def prepare(self, shards: Mapping[str, CodeShards]) -> None:
         """Each."""
@@ -153,6 +180,11 @@ class SeveralCondition(Condition):
         """Each."""
         for part in self.each:
             part.adopt(tokenizer)
+
+    def remark(self, value: Any) -> None:
+        """Each."""
+        for name, part in self.parts.items():
+            part.remark(None if value is None else value[name])
 
     def take(self, batch: Mapping[str, Any], draw: bool = False) -> Any:
         """The value of each."""

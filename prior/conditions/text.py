@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -14,8 +14,6 @@ from prior.conditions import captions
 from prior.conditions.base import Condition, Context
 from tokenizers_vq.config import ConfigError
 from tokenizers_vq.data.shards import CodeShards
-
-logger = logging.getLogger(__name__)
 
 END, BYTES = 256, 257
 
@@ -42,11 +40,13 @@ class TextConfig(captions.CaptionFields):
     def fit(self, shards: Mapping[str, CodeShards]) -> TextConfig:
         """Itself; the log says how many captions are cut or missing. Raises `ValueError` for codes without captions."""
 
-        def cut(texts: Sequence[str]) -> int:
-            return sum(len(text.encode()) >= self.length for text in texts)
-
-        captions.count(shards, self.template, "text", cut, f"{self.length - 1} bytes")
+        captions.count(shards, self.template, "text", partial(_cut, self.length), f"{self.length - 1} bytes")
         return self
+
+
+def _cut(length: int, texts: Sequence[str]) -> int:
+    """How many texts are too long, with their end, for `length` bytes."""
+    return sum(len(text.encode()) >= length for text in texts)
 
 
 class TextCondition(Condition):
@@ -78,14 +78,15 @@ class TextCondition(Condition):
         if value is None or (not isinstance(value, str) and any(one is None for one in value)):
             self.check_null()
         rows = [text.encode() for text in texts]
-        cut = sum(len(row) >= self.length for row in rows)
-        if cut and not self.training:  # captions to train on were counted by `fit`
-            logger.warning("%d of %d texts are cut to %d bytes", cut, n, self.length - 1)
         found = torch.full((n, self.length), -1)
         for row, text in zip(found, rows, strict=True):
             kept = [*text[: self.length - 1], END]
             row[self.length - len(kept) :] = torch.tensor(kept)
         return (found.to(self.positions.device),)
+
+    def remark(self, value: Any) -> None:
+        """How many prompts are cut."""
+        captions.remark(value, partial(_cut, self.length), f"{self.length - 1} bytes")
 
     def nothing(self, n: int) -> tuple[Tensor, ...]:
         """The empty text: an end alone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -63,12 +63,12 @@ class TextEncoderConfig(captions.CaptionFields):
         `ValueError` for codes without captions.
         """
         encoder = self.open()
-
-        def cut(texts: Any) -> int:
-            return sum(length > self.length for length in encoder.lengths(texts))
-
-        captions.count(shards, self.template, "text_encoder", cut, f"{self.length} tokens")
+        captions.count(shards, self.template, "text_encoder", self.cut, f"{self.length} tokens")
         return self.replace(width=encoder.width, fingerprint=encoder.fingerprint)
+
+    def cut(self, texts: Sequence[str]) -> int:
+        """How many texts have more tokens than are read."""
+        return sum(length > self.length for length in self.open().lengths(texts)) if texts else 0
 
 
 class _Reader:
@@ -175,6 +175,11 @@ class TextEncoderCondition(Condition):
         """Features `(B, length, width)` and their mask -> one vector each, padding masked."""
         vectors, mask = told
         return Context(self.project(vectors.to(self.null.dtype)), mask)
+
+    def remark(self, value: Any) -> None:
+        """How many prompts are cut."""
+        config = self.reader.config
+        captions.remark(value, config.cut, f"{self.length} tokens")
 
     def take(self, batch: Mapping[str, Any], draw: bool = False) -> Any:
         """One caption of each image."""

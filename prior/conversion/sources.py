@@ -23,6 +23,7 @@ SOURCES: dict[str, Source] = {
     "halton-maskgit": Source("halton_maskgit", r"last_norm\.norm_final\.", ("model_state_dict",)),
     "llamagen-gpt": Source("llamagen_gpt", r"layers\.\d+\.attention\.wqkv\.|cls_embedding\."),
     "maskgit-transformer": Source("maskgit_transformer", r"model\.embeddings\.word_embeddings\.|in_blocks\.\d+\."),
+    "pixelcnn": Source("pixelcnn", r"layers\.\d+\.vert_stack\.|(horizontal|vertical)\.conv\.conv\."),
     "rar": Source("rar", r"target_aware_pos_embed$"),
     "rq-transformer": Source("rq_transformer", r"(body|head)_transformer\.blocks\.\d+\."),
     "taming-gpt": Source("taming_gpt", r"(?:transformer\.)?blocks\.\d+\.attn\.(?:query|key)\.|transformer\.tok_emb\."),
@@ -34,6 +35,5 @@ SOURCES: dict[str, Source] = {
 def module(source: str) -> Any:
     """The module that reads a source. Raises `ValueError` for an unknown one, with those there are."""
     if source not in SOURCES:
-        known = sorted(SOURCES)
-        raise ValueError(f"no source of priors '{source}'{nearest(source, known)}; there are: {', '.join(known)}")
+        raise ValueError(f"no source of priors '{source}'{nearest(source, sorted(SOURCES))}")
     return importlib.import_module(f"prior.conversion.{SOURCES[source].module}")

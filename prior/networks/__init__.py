@@ -10,12 +10,14 @@ from prior.networks.base import Network
 from prior.networks.gpt import GptConfig
 from prior.networks.maskbit import MaskBitConfig
 from prior.networks.maskgit import MaskGitConfig
+from prior.networks.pixelcnn import PixelCnnConfig
+from prior.networks.pixelsnail import PixelSnailConfig
 from prior.networks.rq import RqConfig
 from prior.networks.uvit import UvitConfig
 from prior.networks.var import VarConfig
 
 NetworkConfig = Annotated[
-    GptConfig | MaskGitConfig | MaskBitConfig | UvitConfig | VarConfig | RqConfig,
+    GptConfig | MaskGitConfig | MaskBitConfig | UvitConfig | VarConfig | RqConfig | PixelCnnConfig | PixelSnailConfig,
     Field(discriminator="kind"),
 ]
 

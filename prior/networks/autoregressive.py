@@ -24,7 +24,7 @@ class AutoregressiveSampler(sampling.Sampler):
 
     window: Annotated[int, Field(ge=1)] = 1
     """codes that are looked at in one pass of speculative Jacobi decoding, which draws as likely as one by one does;
-    1 = one by one"""
+    1 = one by one. What a seed draws then depends, by rounding, on how many are drawn together"""
 
 
 class State(ABC):

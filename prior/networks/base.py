@@ -28,6 +28,11 @@ class BaseNetworkConfig(Config):
     dim: int
     """width"""
 
+    @property
+    def told_dim(self) -> int:
+        """Width of the vectors that the network is told."""
+        return self.dim
+
     @abstractmethod
     def build(self, sequence: Sequence, book: Quantizer | None = None) -> Network:
         """The network for a sequence; `book`: a frozen copy of the tokenizer's quantizer, whose state it keeps.

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tokenizers_vq.cli.compare import names
+from tokenizers_vq.verbs.compare import short_names as names
 
 QUICK = ("--device", "cpu", "--precision", "fp32", "--backbone", "none", "--lpips", "none")
 

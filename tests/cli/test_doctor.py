@@ -23,13 +23,12 @@ def tiny(photos: Path) -> list[str]:
     return [*small, f"data.path={photos}"]
 
 
-def test_a_collapsed_run_is_told_so_while_it_trains_and_afterwards(tvq_command, tiny, tmp_path, capfd) -> None:
+def test_a_collapsed_run_is_told_so_while_it_trains_and_afterwards(tvq_command, tiny, tmp_path, notes) -> None:
     run = tmp_path / "run"
     plain = "model.quantizer={kind: vector, num_codes: 512, dim: 64}"
     weights = "losses=[{kind: l2}, {kind: l1, weight: 0.0}]"
     train(load_recipe("vqvae-tiny-64", [*tiny, plain, weights]), run, device="cpu")
-    printed = "".join(capfd.readouterr())
-    (warning,) = [line for line in printed.splitlines() if "of the codes were used" in line]
+    (warning,) = [line for line in notes().splitlines() if "of the codes were used" in line]
     assert warning.startswith("step 256: only") and "model.quantizer.revive_after=100" in warning
     assert all(line["gradient/l2"] > 0 for line in read_log(run / "log.jsonl"))
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tokenizers_vq as tvq
 from tests.conftest import ROOT
 
 DOCS = ROOT / "docs"
@@ -58,15 +59,19 @@ def commands(body: str) -> Iterator[list[str]]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Photographs of every page: photos/, photos-test/, cat.jpg."""
+    """Photographs of every page: photos/ with captions, photos-test/, cat.jpg."""
     rng = np.random.default_rng(0)
     for name, count in (("photos", 24), ("photos-test", 8)):
         (tmp_path / name).mkdir()
         for index in range(count):
             coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
             coarse.resize((72, 64), Image.Resampling.BICUBIC).save(tmp_path / name / f"{index:02}.png")
+    captions = [f"{index:02}.png,a picture of {index} things" for index in range(24)]
+    (tmp_path / "photos" / "metadata.csv").write_text("\n".join(["file_name,text", *captions]) + "\n")
     coarse.resize((96, 80)).save(tmp_path / "cat.jpg")
     monkeypatch.chdir(tmp_path)
+    train = tvq.train
+    monkeypatch.setattr(tvq, "train", lambda *given, **options: train(*given, *TINY["tvq"], **options))
     return tmp_path
 
 
@@ -112,3 +117,20 @@ def test_every_block_of_a_page_runs(page: Path, folder: Path) -> None:
 def test_what_is_not_run_says_why(page: Path) -> None:
     shown = len(re.findall(r"^```\w+.*$", page.read_text(encoding="utf-8"), re.M))
     assert len(list(blocks(page))) == shown
+
+
+_FIELDS = re.compile(r"^\| field \|.*\n\|[ -|]+\n((?:\|.*\n)+)", re.M)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_tables_of_fields_name_fields_that_are_there(page: Path) -> None:
+    from tokenizers_vq.quantizers.vector import VectorQuantizerConfig
+    from tokenizers_vq.training.recipe import load_recipe
+
+    for table in _FIELDS.findall(page.read_text(encoding="utf-8")):
+        for row in table.splitlines():
+            for named in re.findall(r"`(.+?)`", row.split("|")[1]):
+                if "=" in named:  # as the command takes it
+                    load_recipe("vqgan-tiny-64", ["data=photos/", named])
+                else:
+                    assert named in VectorQuantizerConfig.model_fields, named

@@ -31,6 +31,8 @@ class How(NamedTuple):
     """the recorded condition as `Prior.logits` takes it"""
     book: Callable[[Path], Book | None] = lambda folder: None
     """the tokenizer's quantizer, of a folder of recordings, for networks that are fed its vectors"""
+    config: Callable[[Path], dict[str, Any] | None] = lambda folder: None
+    """the config in place of the recorded one, where that lacks what a user's has"""
     unused: int = 0
     """logits beyond the codes, such as that of the mask, which are left out here"""
     parameters: Callable[[Any, Meta], int] | None = lambda prior, meta: sum(p.numel() for p in prior.parameters())
@@ -66,6 +68,20 @@ def levels_parameters(prior: Any, meta: Meta) -> int:
     text = prior.config.condition.kind == "tokens"
     dim = prior.config.network.dim
     return trainable(prior, meta) + (2 * dim + (dim + 1) * prior.config.condition.vocabulary if text else 0)
+
+
+def plane_config(folder: Path) -> dict[str, Any]:
+    """With the grid, which a gated PixelCNN runs without."""
+    config = json.loads((folder / "config.json").read_text())
+    codes = load_file(folder / "io.safetensors")["input_codes"]
+    return {"shape": list(codes.shape[1:]), **config}
+
+
+def plane_parameters(prior: Any, meta: Meta) -> int:
+    """Ours without what stands for no class, which the reference lacks, or for no condition."""
+    config = prior.config
+    unread = {"class": config.network.told_dim, "none": config.network.told_dim, "grids": 0}
+    return sum(p.numel() for p in prior.parameters()) - unread[config.condition.kind]
 
 
 HOW: dict[str, How] = {
@@ -105,6 +121,7 @@ HOW: dict[str, How] = {
         # Its positions count the class, its types of tokens are folded into them, and one of two is never used.
         parameters=None,
     ),
+    "pixelcnn": How(config=plane_config, parameters=plane_parameters),
     "rar": How(
         guidance=lambda meta: {
             "guidance": meta["guidance_scale"],

@@ -50,7 +50,8 @@ class Recorded:
         self.how: How = HOW[source]
         self.io = load_file(folder / "io.safetensors")
         self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
-        self.prior: Prior = prior.convert(source, weights(folder), config(folder), book=self.how.book(folder))
+        said = self.how.config(folder) or config(folder)
+        self.prior: Prior = prior.convert(source, weights(folder), said, book=self.how.book(folder))
         self.condition = self.how.condition(self.io["condition"]) if "condition" in self.io else None
 
     def tokens(self, name: str) -> Tensor:

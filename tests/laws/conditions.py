@@ -12,11 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prior.conditions import ClassConfig, ImageConfig, NoneConfig, SeveralConfig, TextConfig, TextEncoderConfig
+from prior.conditions import (
+    ClassConfig,
+    GridsConfig,
+    ImageConfig,
+    NoneConfig,
+    SeveralConfig,
+    TextConfig,
+    TextEncoderConfig,
+)
 from prior.encoders import open_encoder
 from prior.model import Prior, PriorConfig
 from prior.networks.gpt import GptConfig
 from prior.networks.maskgit import MaskGitConfig
+from prior.networks.pixelcnn import PixelCnnConfig
 from prior.sequences import LayoutConfig
 from tests.laws.law import Role
 from tests.prior.tiny_encoders import save_encoder
@@ -41,6 +50,7 @@ PICTURES = torch.tensor([[a, b, c, 0] for a in (0, 4) for b in (1, 3) for c in (
 NETWORKS = {
     "gpt": GptConfig(layers=2, dim=32, heads=2, multiple=16),
     "maskgit": MaskGitConfig(layers=2, dim=32, heads=2, dropout=0.0, label_smoothing=0.0),
+    "pixelcnn": PixelCnnConfig(layers=2, dim=32, head_dim=32),
 }
 
 
@@ -102,6 +112,11 @@ def pictures(numbers: Sequence[int]) -> Tensor:
     return PICTURES[list(numbers)]
 
 
+def coarser(dropout: float) -> GridsConfig:
+    whole = LayoutConfig(grids=((2, 2), *LAYOUT.grids), sizes=(5, *LAYOUT.sizes))
+    return GridsConfig(grids=(0,), blocks=1, inner_dropout=0.0, layout=whole, dropout=dropout)
+
+
 def several(dropout: float) -> SeveralConfig:
     style = ClassConfig(name="style", num_classes=2, dropout=0.0)
     return SeveralConfig(conditions=(text(0.0), style, picture(0.0)), dropout=dropout)
@@ -126,11 +141,13 @@ _EXEMPT: dict[str, dict[str, str]] = {
 
 
 def cases(kind: str, *arguments: Any, **fields: Any) -> list[Case]:
-    """A condition under every network."""
+    """A condition under every transformer."""
     exempt = fields.pop("exempt", {})
-    return [Case(kind, network, *arguments, exempt | _EXEMPT[network], **fields) for network in NETWORKS]
+    return [Case(kind, network, *arguments, exempt | _EXEMPT[network], **fields) for network in _EXEMPT]
 
 
+_LOCAL = {"learns": "a place is told the picture where it stands: the first cannot tell pictures apart below it"}
+_POOLED = {"learns": "that a PixelCNN learns by vectors of no place is tried in law 11 of priors, by a class"}
 _NOTHING_TOLD = dict.fromkeys(("guidance", "null", "dropout"), "it is told nothing, so that nothing can be left out")
 _NOTHING_LEARNT = {"learns": "it is told nothing, so that rows cannot be told apart"}
 
@@ -141,6 +158,10 @@ CASES = [
     *cases("text_encoder, T5", lambda dropout: encoder("t5").replace(dropout=dropout), texts, (None, "", ["", None])),
     *cases("text_encoder, CLIP", lambda dropout: encoder("clip").replace(dropout=dropout), texts, (None, "")),
     *cases("image", picture, pictures, (None, torch.full((2, 4), -1), [None, None])),
+    *cases("grids", coarser, pictures, (None, torch.full((2, 4), -1), [torch.full((4,), -1)] * 2)),
+    Case("grids", "pixelcnn", coarser, pictures, (None, torch.full((2, 4), -1))),
+    Case("image", "pixelcnn", picture, pictures, (None, torch.full((2, 4), -1)), _LOCAL),
+    Case("text", "pixelcnn", text, texts, (None, "", ["", None]), _POOLED),
     *cases("several", several, all_three, (None, {"text": None, "style": None}, [{}, {"image": None}]), steps=320),
 ]
 

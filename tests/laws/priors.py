@@ -19,6 +19,8 @@ from prior.networks.autoregressive import Autoregressive
 from prior.networks.gpt import GptConfig
 from prior.networks.maskbit import MaskBitConfig
 from prior.networks.maskgit import MaskGitConfig
+from prior.networks.pixelcnn import PixelCnnConfig
+from prior.networks.pixelsnail import PixelSnailConfig
 from prior.networks.rq import RqConfig
 from prior.networks.uvit import UvitConfig
 from prior.networks.var import Var, VarConfig, VarState
@@ -156,6 +158,19 @@ def coarser(layout: CodeLayout) -> Tensor:
     return grid[:, None] > grid
 
 
+def within(side: int) -> Callable[[CodeLayout], Tensor]:
+    """Bool `(N, N)` of PixelSNAIL: as `before`, but the end of the row above is known from where it is in reach."""
+
+    def sees(layout: CodeLayout) -> Tensor:
+        width, found = layout.grids[0][1], before(layout)
+        for place in range(width, layout.length):
+            row, column = divmod(place, width)
+            found[place, row * width - 1] = column + side >= width - 1
+        return found
+
+    return sees
+
+
 def multiscale(layout: CodeLayout) -> Any:
     """A multi-scale quantizer of the layout's sizes; of other layouts the nearest there is."""
     books = tuple(VectorQuantizerConfig(num_codes=size, dim=5) for size in layout.sizes[:: layout.levels])
@@ -241,6 +256,11 @@ ADALN = MaskGitConfig(
 )
 """MaskGIT with what Halton-MaskGIT chose"""
 
+_NO_PLANE = dict.fromkeys(("row", "levels", "scales"), "predicts one grid of rows and columns with one code at a place")
+_SNAIL = PixelSnailConfig(
+    layers=2, residuals=1, dim=16, hidden=16, kernel=3, heads=2, out_residuals=1, told_width=8, dropout=0.0
+)
+
 CASES = [
     *cases("gpt", _GPT),
     *cases("rar", _RAR),
@@ -309,6 +329,17 @@ CASES = [
         refused=dict.fromkeys(("grid", "row", "scales"), "predicts codes of several levels on one grid"),
         embedded=None,
         book=residual,
+    ),
+    *cases("pixelcnn", PixelCnnConfig(layers=3, dim=24, head_dim=32), refused=_NO_PLANE),
+    Case("pixelcnn of one kernel", PixelCnnConfig(layers=4, dim=24, first_kernel=3, entry="direct"), "grid"),
+    *cases("pixelsnail", _SNAIL, refused=_NO_PLANE, sees=within(1), embedded=None, steps=400),
+    Case(
+        "pixelsnail without attention",
+        _SNAIL.replace(attention=False, kernel=5, out_residuals=0, entry="stem", told_width=None),
+        "grid",
+        sees=within(2),
+        embedded=None,
+        steps=400,
     ),
 ]
 

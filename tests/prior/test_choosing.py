@@ -14,7 +14,7 @@ import tokenizers_vq as tvq
 import tokenizers_vq._torchvision
 from prior.choosing import best_of, classifier, clip, discriminator, open_judge
 from prior.cli import main
-from prior.conditions import ClassConfig, NoneConfig, TextConfig
+from prior.conditions import ClassConfig, NoneConfig, SeveralConfig, TextConfig
 from prior.decoding import decode
 from prior.model import Prior, PriorConfig
 from prior.networks.gpt import GptConfig
@@ -45,6 +45,10 @@ def tok(tokenizer: Path) -> Tokenizer:
     return made
 
 
+def told_both(tok: Tokenizer) -> Prior:
+    return prior_of(tok, SeveralConfig(conditions=(ClassConfig(num_classes=3), TextConfig(length=16))))
+
+
 def brightness(images: Tensor, told: Any) -> Tensor:
     return images.mean(dim=(1, 2, 3))
 
@@ -73,7 +77,7 @@ def test_the_best_candidate_of_each_sample_is_kept(tok: Tokenizer) -> None:
 def test_the_tokenizer_s_discriminator_judges(tok: Tokenizer, tmp_path: Path) -> None:
     tok.save_pretrained(tmp_path)
     critic = PatchGANConfig(width=8, layers=1).build(3, (16, 16)).eval()
-    with pytest.raises(FileNotFoundError, match="no discriminator lies beside"):
+    with pytest.raises(FileNotFoundError, match="none was saved with this model"):
         discriminator(tmp_path)
     saved.save(critic, tmp_path / saved.FOLDER)
     images = torch.rand(4, 3, 16, 16) * 2 - 1
@@ -96,6 +100,11 @@ def test_a_classifier_judges(tok: Tokenizer) -> None:
         mixed = judge(images, [2, 1])
     assert scores.shape == (3, 2) and bool((scores < 0).all())
     torch.testing.assert_close(mixed, torch.stack((scores[2, 0], scores[1, 1])))
+    both = classifier("tf_efficientnet_lite0", told_both(tok), [3, 999, 0])
+    with torch.no_grad():
+        told = [{"class": 2, "text": "a"}, {"class": 1, "text": "b"}]
+        torch.testing.assert_close(both(images, told), mixed)
+        torch.testing.assert_close(both(images, {"class": 2, "text": "a"}), scores[2])
     for call, says in (
         (lambda: classifier("tf_efficientnet_lite0", prior), "knows 1000 classes, the prior 3: give classes"),
         (lambda: classifier("tf_efficientnet_lite0", prior, [0, 1, 1000]), "0 to 999"),
@@ -136,6 +145,9 @@ def test_clip_judges(tok: Tokenizer, clip_folder: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         scores = told(images, ["a photo of a dog", "a photo of a fox"])
         torch.testing.assert_close(named(images, ["dog", 2]), scores)
+        both = clip(clip_folder, told_both(tok))
+        texts = [{"text": "a photo of a dog", "class": 0}, {"text": "a photo of a fox"}]
+        torch.testing.assert_close(both(images, texts), scores)
         assert bool((scores.abs() <= 1).all()) and not torch.equal(scores, told(images, "cat"))
     assert best_of(prior_of(tok, TextConfig(length=16)), tok, told, 2, 2, "a cat").codes.shape == (2, 16)
     for call, error, says in (

@@ -56,6 +56,9 @@ def test_a_condition_with_its_fields(codes: Path, write_codes, tmp_path: Path) -
         "label_names": ["cat", "dog", "fox"],
     }
     assert condition(codes, "model.condition={kind: class, num_classes: 10}").num_classes == 10
+    assert condition(codes, "model.condition=class", "model.condition.dropout=0.5") == told
+    with pytest.raises(ValueError, match=r"model\.condition\.lenght: no such field; did you mean 'length'"):
+        condition(codes, "model.condition=text", "model.condition.lenght=8")
     with pytest.raises(ValueError, match=r"has class 2, model\.condition\.num_classes says 0 to 1"):
         condition(codes, "model.condition={kind: class, num_classes: 2}")
     with pytest.raises(ValueError, match=r"model\.condition\.kind: unknown kind 'clas'; did you mean 'class'"):

@@ -148,6 +148,7 @@ def test_the_road_from_codes_to_samples(write_codes, capfd, caplog, tmp_path: Pa
         (("--hue", "red"), "--hue: this prior is told no hue; it is told --text and --style"),
         (("--class", "fox"), "--class: this prior is told no class; it is told --text and --style"),
         (("--style",), "--style: give a value behind it"),
+        (("--count", 2, "--style", "fox,cat,dog"), "3 kinds of images are asked for, but 2 images: leave some out"),
     ):
         status, err = command(*asked, *arguments)
         assert status == 2 and says in err and err.count("\n") == 1, err

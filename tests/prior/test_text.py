@@ -112,7 +112,11 @@ def test_what_a_text_cannot_be(caplog: pytest.LogCaptureFixture) -> None:
         assert "\n" not in str(caught.value)
     with caplog.at_level(logging.WARNING):
         model.sample(2, ["a", "x" * 16])
-    assert "1 of 2 texts are cut to 15 bytes" in caplog.text
+    assert "1 of 2 prompts are cut to 15 bytes" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):  # captions are counted before training, not at every measurement
+        model.log_likelihood(torch.zeros(1, model.layout.length, dtype=torch.int64), ["x" * 16])
+    assert not caplog.text
     assert isinstance(model.condition, TextCondition)
     assert model.condition.take({"captions": [("a", "b"), ()]}) == ["a", ""]
 

@@ -67,7 +67,7 @@ def checkpoints_of(task: tuple[TokenizerTask, Any], folder: Path, keep: int = 2)
 
 
 def test_any_damaged_file_of_the_newest_falls_back_to_the_older(
-    finished: Path, tmp_path: Path, task: tuple[TokenizerTask, Any], capsys: pytest.CaptureFixture[str]
+    finished: Path, tmp_path: Path, task: tuple[TokenizerTask, Any], notes: Callable[[], str]
 ) -> None:
     names = sorted(path.name for path in (finished / "checkpoints" / "4").iterdir())
     assert names == [
@@ -84,10 +84,10 @@ def test_any_damaged_file_of_the_newest_falls_back_to_the_older(
                 continue  # some bits of it say nothing
             found = checkpoints_of(task, folder)
             assert found.restore() == 2, (name, damage)
-            said = capsys.readouterr().out.splitlines()
+            said = notes().splitlines()
             assert len(said) == 2 and str(folder / "4" / name) in said[0] and str(folder / "2") in said[1], said
     whole = checkpoints_of(task, finished / "checkpoints")
-    assert whole.restore() == 4 and not capsys.readouterr().out
+    assert whole.restore() == 4 and not notes()
 
 
 def test_where_no_checkpoint_is_whole_one_line_says_so_and_nothing_begins_anew(
@@ -135,7 +135,7 @@ def save_by_accelerate(self: Checkpoints, step: int) -> None:
 
 
 def test_older_checkpoints_of_pickles_go_on_bitwise_and_run_nothing(
-    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, notes: Callable[[], str]
 ) -> None:
     whole = everything(run(tmp_path / "whole", small))
     with monkeypatch.context() as patch:
@@ -147,7 +147,7 @@ def test_older_checkpoints_of_pickles_go_on_bitwise_and_run_nothing(
         shutil.copytree(tmp_path / "older", tmp_path / name)
         (tmp_path / name / "checkpoints" / "6" / name).write_bytes(pickle.dumps(Harmful(tmp_path / "ran")))
         assert train(load_recipe("vqgan-tiny-64", [*small]), tmp_path / name, device="cpu") == 8
-        assert name in capsys.readouterr().out and not (tmp_path / "ran").exists()
+        assert name in notes() and not (tmp_path / "ran").exists()
     (newest / "random_states_0.pkl").write_bytes(pickle.dumps(Harmful(tmp_path / "ran")))
     for name in ("custom_checkpoint_0.pkl", "optimizer.bin", "scheduler.bin", "scaler.pt", "sampler.bin"):
         path = tmp_path / "custom_checkpoint_0.pkl" / "checkpoints" / "8" / name  # beside our own files
@@ -180,7 +180,7 @@ def test_weights_that_became_nan_are_not_saved(tmp_path: Path, small: list[str])
 
 
 def test_a_checkpoint_that_holds_nan_is_passed_over(
-    tmp_path: Path, task: tuple[TokenizerTask, Any], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, task: tuple[TokenizerTask, Any], notes: Callable[[], str]
 ) -> None:
     saved = checkpoints_of(task, tmp_path)
     saved.save(1)
@@ -192,7 +192,7 @@ def test_a_checkpoint_that_holds_nan_is_passed_over(
     with torch.no_grad():
         next(task[0].tokenizer.parameters()).view(-1)[0] = 0.0
     fresh = checkpoints_of(task, tmp_path)
-    assert fresh.restore() == 1 and "holds NaN or infinity" in capsys.readouterr().out
+    assert fresh.restore() == 1 and "holds NaN or infinity" in notes()
 
 
 class Odd(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,7 @@ def test_a_run_older_than_a_field_of_the_recipe_goes_on(tmp_path: Path, small: l
 
 
 def test_the_discriminator_beside_the_model_is_taken_where_it_fits(
-    first: Path, tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+    first: Path, tmp_path: Path, small: list[str], notes: Callable[[], str]
 ) -> None:
     beside = first / "model" / saved.FOLDER
     judge = PatchGANConfig(width=4, layers=1).build(3)
@@ -115,13 +116,13 @@ def test_the_discriminator_beside_the_model_is_taken_where_it_fits(
         return load_file(out / "checkpoints" / "2" / "model_1.safetensors")
 
     second("without")
-    assert "no discriminator lies beside it" in capsys.readouterr().out
+    assert "no discriminator lies beside it" in notes()
     saved.save(judge, beside)
     taken = second("with")
-    assert "untrained" not in capsys.readouterr().out
+    assert "untrained" not in notes()
     assert torch.equal(taken["head.weight"], judge.head.weight)
     other = second("other", "adversary.discriminator.width=8")
-    said = capsys.readouterr().out
+    said = notes()
     assert "its discriminator is not taken, width is 4, here 8" in said
     again = second("again", *re.findall(r"give '(adversary\.discriminator=[^']*)'", said))
     assert torch.equal(again["head.weight"], judge.head.weight)
@@ -129,7 +130,7 @@ def test_the_discriminator_beside_the_model_is_taken_where_it_fits(
 
 
 def test_a_converted_model_is_fine_tuned_by_its_folder(
-    tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, small: list[str], notes: Callable[[], str]
 ) -> None:
     weights_ = shared("golden/taming/vq-f4-ch32/weights.safetensors")
     convert_to_folder("taming", weights_, None, tmp_path / "vqgan")
@@ -139,7 +140,7 @@ def test_a_converted_model_is_fine_tuned_by_its_folder(
         [*given, *SHORT, "steps=1", f"model={tmp_path / 'vqgan'}", "model.image_size=16", "train=decoder"],
     )
     train(recipe, tmp_path / "run", device="cpu", init_from=str(tmp_path / "vqgan"))
-    assert "the recipe's model differs from it in image_size" in capsys.readouterr().out
+    assert "the recipe's model differs from it in image_size" in notes()
     tuned, published = tvq.load(tmp_path / "run"), tvq.load(tmp_path / "vqgan")
     assert tuned.fingerprint == published.fingerprint
     assert tuned.config.quantizer.legacy_beta

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -106,14 +107,14 @@ def test_resuming_is_bitwise_never_having_stopped(tmp_path: Path, small: list[st
 
 @pytest.mark.parametrize("steps", [3, 8])
 def test_a_finished_run_stays_as_it_is_and_says_so(
-    tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture[str], steps: int
+    tmp_path: Path, small: list[str], notes: Callable[[], str], steps: int
 ) -> None:
     run(tmp_path / "run", small, "image_every=8")
     before = files(tmp_path / "run")
     recipe = load_recipe("vqgan-tiny-64", [*small, "image_every=8", f"steps={steps}", "log_every=1"])
     assert train(recipe, tmp_path / "run", device="cpu") == 8
     assert before == files(tmp_path / "run")
-    assert f"is at step 8, steps={steps} asks for no more: nothing is changed" in capsys.readouterr().out
+    assert f"is at step 8, steps={steps} asks for no more: nothing is changed" in notes()
 
 
 def test_another_recipe_is_refused_by_the_fields_that_differ(tmp_path: Path, small: list[str]) -> None:
@@ -138,16 +139,16 @@ def test_a_run_goes_on_for_more_steps_with_the_spans_that_it_had(tmp_path: Path,
 
 
 def test_learning_rate_clip_and_precision_change_in_the_middle_of_a_run_and_it_says_so(
-    tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture
+    tmp_path: Path, small: list[str], notes: Callable[[], str]
 ) -> None:
     run(tmp_path / "run", small, "steps=2")
-    assert "differs from its recipe" not in capsys.readouterr().err
+    assert "differs from its recipe" not in notes()
     schedule = "optimizer.lr={begin: 1e-3, end: 5e-4, over: [2, 4]}"
     run(tmp_path / "run", small, "steps=4", schedule, "optimizer.clip=0.5", "precision=bf16")
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["lr/tokenizer"] for line in lines] == pytest.approx([1e-3, 7.5e-4])  # of the last step before the line
     told = f"from step 2 on {tmp_path / 'run'} differs from its recipe in precision (fp32, now bf16), optimizer.lr"
-    assert told in capsys.readouterr().err
+    assert told in notes()
     kept = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert kept["optimizer"]["clip"] == 0.5 and kept["precision"] == "bf16" and kept["steps"] == 4
 
@@ -171,7 +172,7 @@ def test_going_on_with_other_data_is_refused(tmp_path: Path, small: list[str]) -
 
 
 def test_data_are_known_by_names_sizes_and_samples_wherever_they_lie(
-    tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small: list[str], notes: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same folder written in another way, or moved, goes on; one changed file is refused by its name."""
     monkeypatch.chdir(tmp_path)
@@ -184,7 +185,7 @@ def test_data_are_known_by_names_sizes_and_samples_wherever_they_lie(
     where = str(tmp_path / "photos/Train")
     assert (kept["size"], kept["split"], kept["files"]) == (5, "Train", 5)
     assert Path(kept["folder"]).resolve() == Path(where) and "5 images in photos/Train, split Train" in kept.values()
-    assert "reading 5 images in photos/Train, split Train" in capsys.readouterr().err
+    assert "reading 5 images in photos/Train, split Train" in notes()
     for step, path in enumerate(("photos/", str(tmp_path / "photos"), "./run/../photos"), start=2):
         run(tmp_path / "run", [*small, f"data.path={path}"], f"steps={step}", "image_every=0")
     (tmp_path / "photos").rename(tmp_path / "elsewhere")
@@ -260,17 +261,15 @@ def test_micro_batches_add_up_to_the_batch(tmp_path: Path, small: list[str]) -> 
             assert torch.allclose(whole[name], parts[name], rtol=1e-4, atol=1e-5), name
 
 
-def test_init_from_begins_with_its_weights(
-    tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_init_from_begins_with_its_weights(tmp_path: Path, small: list[str], notes: Callable[[], str]) -> None:
     first = run(tmp_path / "first", small, "steps=1")
     recipe = load_recipe("vqgan-tiny-64", [*small, "steps=1", "optimizer.lr=0.0", "ema=null"])
     train(recipe, tmp_path / "second", device="cpu", init_from=str(first))
     a, b = (load_file(out / "model" / "model.safetensors") for out in (first, tmp_path / "second"))
     assert torch.equal(a["encoder.conv_in.weight"], b["encoder.conv_in.weight"])
-    assert "goes on" not in capsys.readouterr().out
+    assert "goes on" not in notes()
     train(recipe, tmp_path / "second", device="cpu", init_from=str(first))
-    assert "goes on from its checkpoint: --init-from" in capsys.readouterr().out
+    assert "goes on from its checkpoint: --init-from" in notes()
     with pytest.raises(ValueError, match="do not fit the recipe's model, first at quantizer"):
         train(
             load_recipe("vqgan-tiny-64", [*small, "model.quantizer.num_codes=16"]),

@@ -20,7 +20,7 @@ def said(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> list[str]:
     console: Any = partial(Console, file=text, width=80, force_terminal=terminal, color_system=None)
     monkeypatch.setattr(tracking, "Console", console)
     process: Any = SimpleNamespace(is_main_process=True)
-    with tracking.Progress(process, 0, 100_000, 16) as progress:
+    with tracking.shown(), tracking.Progress(process, 0, 100_000, 16) as progress:
         progress.advance(1234)
         for _ in range(2):
             progress.skipped({"a[red]b.png": "no image\x1b[31m"})

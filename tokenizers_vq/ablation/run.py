@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +32,9 @@ from tokenizers_vq.folders import write_atomically
 from tokenizers_vq.models import load
 from tokenizers_vq.training import loop, runs
 from tokenizers_vq.training.recipe import Recipe
+from tokenizers_vq.training.tracking import Watch
 
+logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
 BEGINNING = "init_from.json"
 
@@ -72,7 +75,9 @@ def _check(plan: Plan, out: Path, rows: Sequence[Row], say: Say) -> _Due:
     return _Due(due, judges, asked)
 
 
-def due_runs(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = "auto", say: Say = print) -> list[str]:
+def due_runs(
+    plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = "auto", say: Say = logger.info
+) -> list[str]:
     """A line for each run that `run_table` would train or judge. Checks all that it checks and writes nothing."""
     resolve_device(device)
     due = _check(plan, out, choose_rows(plan, only), say)
@@ -82,11 +87,20 @@ def due_runs(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = "
 
 
 @runs.alone
-def run_table(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = "auto", say: Say = print) -> Outcome:
+def run_table(
+    plan: Plan,
+    out: Path,
+    *,
+    only: Sequence[str] = (),
+    device: str = "auto",
+    say: Say = logger.info,
+    progress: Watch | None = None,
+) -> Outcome:
     """Train and judge what is not done of `plan` (rows `only`) under `out`, and write the table after every run.
 
     All rows at the first seed come first, so that a whole comparison is there early. A run that diverges, does not fit
-    into memory or misses a file is noted and the others go on. Under several processes the first one writes. Raises
+    into memory or misses a file is noted and the others go on. `say` gets messages for the person; `progress` is called
+    with (runs done, runs due) after every run. Under several processes the first one writes. Raises
     `ValueError` where a run's folder holds another recipe, where data or a loss's weights are not there, and
     `loop.Interrupted`.
     """
@@ -120,6 +134,8 @@ def run_table(plan: Plan, out: Path, *, only: Sequence[str] = (), device: str = 
             torch.cuda.empty_cache()
         if main:
             results.write(plan, out)
+        if progress is not None:
+            progress(number, len(due))
     if plan.table.time_against is not None:
         timing.time_rows(plan, out, rows, place, main)
     distributed.sum(torch.zeros((), device=place))  # no process reads results before the first one has written them

@@ -25,22 +25,24 @@ def ablate(
     device: common.Device = "auto",
 ) -> None:
     """Train and judge rows of a table at equal steps and data, or go on with them."""
-    from tokenizers_vq.ablation import run
+    from tokenizers_vq.ablation.run import due_runs
     from tokenizers_vq.ablation.table import load_table, make_plan
     from tokenizers_vq.devices import processes
-    from tokenizers_vq.training import loop
+    from tokenizers_vq.training.loop import Interrupted
+    from tokenizers_vq.verbs.ablate import ablate as run
 
     plan = make_plan(load_table(table, overrides or []), table.parent)
     main = processes().rank == 0
-    if main:
+    if main and not common.quiet():
         _print_plan(plan)
     if dry_run:
-        for line in run.due_runs(plan, out, only=only or (), device=device, say=common.note):
+        for line in due_runs(plan, out, only=only or (), device=device):
             print(line)
         return
     try:
-        outcome = run.run_table(plan, out, only=only or (), device=device, say=common.note)
-    except loop.Interrupted as stop:
+        with common.shown_runs():
+            outcome = run(plan, out, only=only or (), device=device)
+    except Interrupted as stop:
         common.note(f"tvq: {stop}")
         raise typer.Exit(128 + stop.signal) from None
     if main:

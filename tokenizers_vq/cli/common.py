@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -15,24 +18,25 @@ import typer
 from tokenizers_vq.text import printable
 
 if TYPE_CHECKING:
-    from tokenizers_vq.data import DataConfig
-    from tokenizers_vq.encoding import BatchEncoder
+    from contextlib import AbstractContextManager
 
 Model = Annotated[
     str, typer.Argument(metavar="RUN|MODEL", help="a run, a saved folder, a shipped or published name, owner/name")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="images at a time")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="where to compute")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as one line of JSON")]
+_quiet = False
+"""whether notes are left out"""
 
 
 def make_app(
     about: str, verbs: Sequence[Callable[..., None]], open_to: Sequence[Callable[..., None]] = ()
 ) -> typer.Typer:
-    """An app of these verbs, with --debug and --version; `open_to`: those that read options of other names."""
+    """An app of these verbs, with --debug, --quiet and --version; `open_to`: those that read options of other names."""
     app = typer.Typer(
         help=about,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -42,11 +46,12 @@ def make_app(
     @app.callback()
     def options(
         debug: bool = typer.Option(False, "--debug", help="show the traceback of an error"),
+        quiet: bool = typer.Option(False, "--quiet", help="print results and errors only"),
         version: bool = typer.Option(
             False, "--version", help="print the version", is_eager=True, callback=print_version
         ),
     ) -> None:
-        pass  # `run_app` reads --debug wherever it stands
+        pass  # `run_app` reads --debug and --quiet wherever they stand
 
     return app
 
@@ -62,19 +67,38 @@ def print_version(wanted: bool) -> None:
 
 def run_app(app: typer.Typer, name: str, argv: Sequence[str] | None = None) -> None:
     """Run `app` and exit; an error that the caller can put right is one line on stderr and status 2."""
+    global _quiet
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    if logging.lastResort is not None:  # where no handler was set up: names of files and of tensors stand in warnings
-        logging.lastResort.setFormatter(_PrintableFormatter())
+    debug, _quiet = "--debug" in arguments, "--quiet" in arguments
     try:
-        app(args=[argument for argument in arguments if argument != "--debug"], prog_name=name)
+        with _listening():
+            app(args=[argument for argument in arguments if argument not in ("--debug", "--quiet")], prog_name=name)
     except SystemExit as stop:
         _exit(stop.code)
     except (ValueError, OSError) as error:
         if debug:
             raise
-        note(f"{name}: {' '.join(str(error).split()) or type(error).__name__}")
+        _say(f"{name}: {' '.join(str(error).split()) or type(error).__name__}")
         _exit(2)
+
+
+@contextmanager
+def _listening() -> Iterator[None]:
+    """Inside the block, what the packages log is notes for the person: of `tokenizers_vq`, and warnings of `prior`."""
+    handler, named = _Notes(), [logging.getLogger(name) for name in ("tokenizers_vq", "prior")]
+    handler.addFilter(lambda record: not record.name.startswith("tokenizers_vq.conversion"))  # `convert` says it itself
+    if logging.lastResort is not None:  # for loggers of other packages
+        logging.lastResort.setFormatter(_PrintableFormatter())
+    ours, before = named[0], named[0].level
+    ours.setLevel(logging.INFO)
+    for logger in named:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        ours.setLevel(before)
+        for logger in named:
+            logger.removeHandler(handler)
 
 
 def _exit(code: str | int | None) -> NoReturn:
@@ -95,114 +119,93 @@ def _exit(code: str | int | None) -> NoReturn:
 
 
 def list_names(title: str, paths: Mapping[str, Path]) -> None:
-    """Print names, each beside the comment that opens its file, or the title of its model card."""
+    """Print names, each beside what `abouts` says of it."""
     print(title)
     width = max((len(name) for name in paths), default=0)
+    for name, about in abouts(paths).items():
+        print(f"  {name:{width}}  {about}".rstrip())
+
+
+def abouts(paths: Mapping[str, Path]) -> dict[str, str]:
+    """For each name the comment that opens its file, or the title of its model card."""
+    found = {}
     for name, path in paths.items():
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         if path.suffix == ".md":
             lines = [line.replace(f"# {name}: ", "# ") for line in lines if line.startswith("# ")]
-        comment = lines[0].lstrip("# ") if lines and lines[0].startswith("#") else ""
-        print(f"  {name:{width}}  {comment}".rstrip())
+        found[name] = lines[0].lstrip("# ") if lines and lines[0].startswith("#") else ""
+    return found
 
 
-def open_encoder(model: str, device: str, precision: str) -> BatchEncoder:
-    """The tokenizer on its device, said on stderr."""
-    from tokenizers_vq.encoding import BatchEncoder
-
-    encoder = BatchEncoder(model, device=device, precision=precision)
-    note(f"{model} on {encoder.device}, {encoder.precision}")
-    return encoder
-
-
-def choose_data(data: str | None, model: str, **options: Any) -> DataConfig:
-    """The data that an option names, else the test split of what a run was trained on.
-
-    Raises `ValueError` where neither is there.
-    """
-    from tokenizers_vq.config import parse, read_yaml
-    from tokenizers_vq.data import DataConfig
-    from tokenizers_vq.data.columns import NONE
-    from tokenizers_vq.data.sources import open_source
-    from tokenizers_vq.data.splits import NoSplitError
-    from tokenizers_vq.folders import local, read_config
-
-    unread: dict[str, Any] = {
-        "label_column": NONE,
-        "caption_column": NONE,
-    }  # who asks for classes names the column, or None to find it
-    unread = {name: value for name, value in unread.items() if name not in options}
-    if data is not None:
-        return DataConfig(path=data, **unread, **options)
-    recipe, folder = Path(model) / "recipe.yaml", local(model)
-    if folder is not None:
-        read_config(folder)  # of a prior's run, whose recipe is another, it says so
-    if not recipe.is_file():
-        raise ValueError(f"{model} is no run that would know its data: give --data PATH")
-    known = parse(DataConfig, read_yaml(recipe).get("data") or {}, str(recipe))
-    given = {name: value for name, value in options.items() if value not in (None, False)}
-    known = known.replace(**{"limit": None, "split": None, **unread, **given})
-    if known.split is not None:
-        return known
-    for split in ("test", "validation"):
-        try:
-            open_source(known.replace(split=split))
-        except NoSplitError:
-            continue
-        return known.replace(split=split)
-    raise ValueError(f"{known.path}, which {model} was trained on, has no test split: give --data PATH or --split NAME")
-
-
-def describe(config: DataConfig, batches: Any) -> dict[str, Any]:
-    """What is read, said on stderr, and as results keep it: the folder that was chosen, its split and count."""
-    from tokenizers_vq.data.transforms import PREPROCESSING
-
-    about = batches.about
-    note(f"reading {about.description}")
-    described: dict[str, Any] = {"name": config.path, "split": about.split, "preprocessing": PREPROCESSING}
-    if config.range is not None:
-        described["range"] = list(config.range)
-    return {**described, "folder": about.folder, "source": about.description}
-
-
-def told(batches: Any, verb: str, every: float = 30.0) -> Iterator[Mapping[str, Any]]:
-    """The batches, with a line on stderr every half minute: how many images are done, of how many, how fast."""
-    source = batches.source
-    total = "" if source is None else f" of {len(source):,}"
+def progress(verb: str, every: float = 30.0) -> Callable[[int, int | None], None]:
+    """A callback that notes every half minute how many images are done, of how many, how fast."""
     start = said = time.perf_counter()
-    done = 0
-    for batch in batches:
-        yield batch  # what is asked for next was dealt with
-        done += len(batch["images"])
+
+    def note_images(done: int, total: int | None) -> None:
+        nonlocal said
         now = time.perf_counter()
         if now - said >= every:
             said = now
-            note(f"{verb} {done:,}{total} images, {done / (now - start):,.1f} a second")
+            of = "" if total is None else f" of {total:,}"
+            note(f"{verb} {done:,}{of} images, {done / (now - start):,.1f} a second")
+
+    return note_images
+
+
+def shown_runs() -> AbstractContextManager[None]:
+    """Inside the block, runs print their progress."""
+    from tokenizers_vq.training.tracking import shown
+
+    return nullcontext() if _quiet else shown()
+
+
+def quiet() -> bool:
+    """Whether `--quiet` was given."""
+    return _quiet
+
+
+def print_json(result: Any) -> None:
+    """Print a result as one line of JSON; numbers that JSON does not have (NaN, infinity) are null."""
+    print(json.dumps(_finite(result)))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
 
 
 class _PrintableFormatter(logging.Formatter):
+    """Names of files and of tensors stand in warnings."""
+
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
+class _Notes(logging.Handler):
+    """Log records as notes for the person."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
 def note(text: str) -> None:
-    """A line for the person, on stderr."""
+    """A line for the person, on stderr; none with `--quiet`."""
+    if not _quiet:
+        _say(text)
+
+
+def _say(text: str) -> None:
     print(printable(text), file=sys.stderr, flush=True)
 
 
 def show_notes(logger: str) -> None:
-    """From now on, print what this logger says of its work, as `note` does."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_PrintableFormatter())
-    chosen = logging.getLogger(logger)
-    chosen.handlers = [handler]
-    chosen.setLevel(logging.INFO)
-
-
-def name_broken(broken: Mapping[str, str]) -> None:
-    """Name every image that was skipped."""
-    for name, reason in broken.items():
-        note(f"skipped {name}: {reason}")
+    """From now on, what this logger says of its work is notes for the person."""
+    logging.getLogger(logger).setLevel(logging.INFO)
 
 
 def file_names(keys: Sequence[str], suffix: str = ".png") -> list[str]:

@@ -26,6 +26,7 @@ def compare(
     avif: Annotated[str | None, typer.Option(metavar="Q,...", help=_QUALITIES)] = None,
     examples: Annotated[int, typer.Option(min=0, help="images on the page, evenly spread over the data")] = 8,
     batch_size: common.BatchSize = 8,
+    as_json: common.AsJson = False,
     *,
     judging: groups.Judging,
     reading: groups.Reading,
@@ -33,54 +34,26 @@ def compare(
 ) -> None:
     """Set tokenizers beside each other and beside JPEG, WebP and AVIF: a table, a plot, one page of images."""
     from tokenizers_vq import evaluation
-    from tokenizers_vq.data.loading import evaluation_batches
-    from tokenizers_vq.evaluation.codecs import TokenizerCodec, pillow_codecs
+    from tokenizers_vq.verbs.compare import compare as measure
 
-    options = judging.options()
-    qualities = _choose_qualities(codecs, {"jpeg": jpeg, "webp": webp, "avif": avif})
-    config = common.choose_data(data, models[0], **reading._asdict())
-    tokenizers = []
-    for model, name in zip(models, names(models), strict=True):
-        encoder = common.open_encoder(model, *computing)
-        tokenizers.append(TokenizerCodec(encoder.tokenizer, name, encoder.autocast))
-        tokenizers[-1].layout(size, size)  # said now, not after an hour
-    channels = tokenizers[0].channels
-    if other := next((codec for codec in tokenizers if codec.channels != channels), None):
-        raise ValueError(
-            f"{tokenizers[0].name} takes images of {channels} channels, {other.name} of {other.channels}: "
-            "compare them one by one"
-        )
-    pillow, left_out = pillow_codecs(qualities, channels)
-    batches = evaluation_batches(config, image_size=size, channels=channels, batch_size=batch_size)
-    result = evaluation.compare(
-        [*tokenizers, *pillow],
-        common.told(batches, "compared"),
-        data=common.describe(config, batches),
-        count=None if batches.source is None else len(batches.source),
-        left_out=left_out,
+    options = {**judging._asdict(), **reading._asdict(), **computing._asdict()}
+    result = measure(
+        models,
+        data,
+        out,
+        size=size,
+        codecs=_choose_qualities(codecs, {"jpeg": jpeg, "webp": webp, "avif": avif}),
         examples=examples,
+        batch_size=batch_size,
+        progress=common.progress("compared"),
         **options,
     )
-    common.name_broken(batches.broken)
-    page = evaluation.write_comparison(result, out, title=" · ".join(codec.name for codec in tokenizers))
-    evaluation.print_comparison(result)
-    print(page)
-
-
-def names(models: Sequence[str]) -> list[str]:
-    """A short name for each model, no two alike: its folder's, else as much of the path as tells it apart."""
-    paths = [Path(model).parts for model in models]
-    parts = [path[:-1] if len(path) > 1 and path[-1] == "model" else path for path in paths]
-    found: list[str] = []
-    for index, path in enumerate(parts):
-        others = [other for number, other in enumerate(parts) if number != index and other != path]
-        depth = next((n for n in range(1, len(path)) if all(other[-n:] != path[-n:] for other in others)), len(path))
-        name, number = "/".join(path[-depth:]), 1
-        while name in found:
-            number += 1
-            name = f"{'/'.join(path[-depth:])} ({number})"
-        found.append(name)
-    return found
+    page = out / "compare.html"
+    if as_json:
+        common.print_json({"page": page, **result.to_dict()})
+    else:
+        evaluation.print_comparison(result)
+        print(page)
 
 
 def _choose_qualities(codecs: str, given: dict[str, str | None]) -> dict[str, Sequence[int]]:

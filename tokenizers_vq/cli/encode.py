@@ -34,81 +34,65 @@ def encode(
     ] = None,
     caption_column: Annotated[str | None, typer.Option(help="column of the captions; none: no captions")] = None,
     batch_size: common.BatchSize = 32,
+    as_json: common.AsJson = False,
     *,
     reading: groups.Reading,
     computing: groups.Computing,
 ) -> None:
     """Encode images to parquet shards of codes, one row a view; killed and started again it goes on."""
-    from tokenizers_vq.data import DataConfig
-    from tokenizers_vq.data.shards import recorded_precision, write_codes
-    from tokenizers_vq.data.transforms import check_views
     from tokenizers_vq.devices import processes
+    from tokenizers_vq.verbs.encode_folder import encode_folder
 
-    check_views(views)
-    columns = {"label_column": label_column, "class_columns": class_column or (), "caption_column": caption_column}
-    config = DataConfig(**{"path": data, **columns, **reading._asdict()})
-    if computing.precision == "auto":
-        computing = computing._replace(precision=recorded_precision(out) or "auto")
-    encoder = common.open_encoder(model, *computing)
+    options = {**reading._asdict(), **computing._asdict(), "class_columns": tuple(class_column or ())}
+    options |= {"label_column": label_column, "caption_column": caption_column}
     rank, world = processes()
     with _progress(rank) as progress:
-        info = write_codes(
-            encoder,
-            config,
+        done = encode_folder(
+            model,
+            data,
             out,
-            batch_size=batch_size,
             shards=shards,
             views=views,
-            rank=rank,
-            world=world,
+            batch_size=batch_size,
             progress=progress,
+            **options,
         )
-    if info["images"] is None:
+    if done.images is None:
         common.note(f"process {rank} of {world} is done")
-        return
-    broken = info["broken"]
-    common.name_broken(broken)
-    if broken and not info["images"]:
-        raise ValueError(f"{data}: none of its {len(broken)} images can be read, so {out} holds no codes")
-    skipped = f", {len(broken)} skipped" if broken else ""
-    print(f"{info['images']} images in {info['shards']} shards{skipped}: {out}")
+    elif as_json:
+        common.print_json(done.to_dict())
+    else:
+        skipped = f", {len(done.broken)} skipped" if done.broken else ""
+        print(f"{done.images} images in {done.shards} shards{skipped}: {out}")
 
 
 @contextmanager
-def _progress(rank: int) -> Iterator[Callable[[int], None]]:
-    """A bar in the first process, what the writer logs as notes, and the speed at the end."""
+def _progress(rank: int) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar in the first process, and the speed at the end; what is read is said by the first process alone."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    start, done = time.perf_counter(), 0
-    logger, notes = logging.getLogger("tokenizers_vq.data.shards"), _Notes()
+    start, encoded = time.perf_counter(), 0
+    logger = logging.getLogger("tokenizers_vq.data.shards")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=rank != 0) as bar:
+    hidden = rank != 0 or common.quiet()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as bar:
         task = bar.add_task("encoding", total=None)
 
-        def progress(count: int) -> None:
-            nonlocal done
-            done += count
+        def progress(done: int, total: int | None) -> None:
+            nonlocal encoded
+            encoded = done
             bar.update(task, description=f"encoded {_speed(done, start)}")
 
-        logger.addHandler(notes)
         before = logger.level
         logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
         try:
             yield progress
         finally:
-            logger.removeHandler(notes)
             logger.setLevel(before)
-    if done:
-        common.note(f"encoded {_speed(done, start)}")
+    if encoded:
+        common.note(f"encoded {_speed(encoded, start)}")
 
 
 def _speed(done: int, start: float) -> str:
     return f"{done:,} images, {done / (time.perf_counter() - start):,.1f} a second"
-
-
-class _Notes(logging.Handler):
-    """Log records as notes for the person."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        common.note(record.getMessage())

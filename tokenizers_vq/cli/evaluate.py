@@ -16,6 +16,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
     fid: Annotated[bool, typer.Option("--fid", help="also FID, with Inception's weights")] = False,
     batch_size: common.BatchSize = 32,
+    as_json: common.AsJson = False,
     *,
     judging: groups.Judging,
     reading: groups.Reading,
@@ -23,31 +24,17 @@ def evaluate(
 ) -> None:
     """Measure a tokenizer on a whole split: reconstruction, use of the codes, bits."""
     from tokenizers_vq import evaluation
-    from tokenizers_vq.data.loading import evaluation_batches
-    from tokenizers_vq.devices import join_processes
+    from tokenizers_vq.devices import processes
+    from tokenizers_vq.verbs.evaluate import evaluate as measure
 
-    options = judging.options()
-    config = common.choose_data(data, model, **reading._asdict())
-    encoder = common.open_encoder(model, *computing)
-    batches = evaluation_batches(
-        config,
-        image_size=encoder.image_size,
-        channels=encoder.channels,
-        batch_size=batch_size,
-        shard=(processes := join_processes(encoder.device)),
-    )
-    described = common.describe(config, batches)
-    result = evaluation.evaluate(
-        encoder.tokenizer,
-        common.told(batches, "evaluated"),
-        data=described,
-        fid=fid,
-        autocast=encoder.autocast,
-        **options,
-    )
-    common.name_broken(batches.broken)
-    if processes.rank == 0:
-        evaluation.print_table(result, f"{model} on {config.path}")
-        if out is not None:
-            result.save(out)
-            common.note(f"wrote {out}")
+    options = {**judging._asdict(), **reading._asdict(), **computing._asdict()}
+    result = measure(model, data, fid=fid, batch_size=batch_size, progress=common.progress("evaluated"), **options)
+    if processes().rank:
+        return
+    if as_json:
+        common.print_json(result.to_dict())
+    else:
+        evaluation.print_table(result, f"{model} on {result.data['name']}")
+    if out is not None:
+        result.save(out)
+        common.note(f"wrote {out}")

@@ -49,31 +49,6 @@ class Judging(NamedTuple):
     )
     layer: Annotated[str, typer.Option(help="its layer")] = "head"
 
-    def options(self) -> dict[str, Any]:
-        """As `evaluation.evaluate` takes them. Raises `ValueError` for an unknown network, or one without weights.
-
-        A network that was asked for by name has to be there; `auto` does without.
-        """
-        from tokenizers_vq.config import nearest
-        from tokenizers_vq.losses.perceptual import find_trunk, load_trunk
-
-        nets = ("squeeze", "alex", "vgg")
-        if self.lpips not in (*nets, "auto", "none"):
-            raise ValueError(f"--lpips: no network '{self.lpips}'{nearest(self.lpips, (*nets, 'auto', 'none'))}")
-        if self.lpips == "auto" and self.lpips_trunk is not None:
-            raise ValueError("--lpips-trunk: say of which network, for example --lpips squeeze")
-        net: Any = None if self.lpips == "none" else self.lpips
-        if self.lpips == "auto":
-            net = next((net for net in nets if find_trunk(net)), None)  # type: ignore[arg-type]
-        elif net is not None and find_trunk(net, self.lpips_trunk) is None:
-            load_trunk(net)  # a download; says what to do where it cannot be had
-        return {
-            "lpips": net,
-            "lpips_trunk": self.lpips_trunk,
-            "backbone": None if self.backbone == "none" else self.backbone,
-            "layer": self.layer,
-        }
-
 
 class Computing(NamedTuple):
     """Where and how a model computes."""

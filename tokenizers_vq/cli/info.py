@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenizers_vq.cli import common
 from tokenizers_vq.text import printable
 
 if TYPE_CHECKING:
     from tokenizers_vq.conversion.catalogue import Published
     from tokenizers_vq.tokenizer import Tokenizer
 
-Rows = list[tuple[str, str]]
+Rows = list[tuple[Any, ...]]
+"""title and text of each fact, and its value where JSON has a better one than the text"""
 UNKNOWN = "not known"
 
 
 def info(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="preset, shipped or published name, run or folder")],
+    as_json: common.AsJson = False,
 ) -> None:
     """Say what a model is: size, codes, licences, where it lies, published figures; downloads nothing."""
     from tokenizers_vq import folders
@@ -32,11 +35,11 @@ def info(
     if folder is None and name in list_models("shipped"):
         folder = WEIGHTS / name
     if folder is not None:
-        print_rows(name, _trained(folder))
+        print_rows(name, _trained(folder), as_json)
     elif name in list_models("published"):
-        print_rows(name, _published(catalogue.entry(name)))
+        print_rows(name, _published(catalogue.entry(name)), as_json)
     elif name in list_models("preset"):
-        print_rows(name, _preset(name))
+        print_rows(name, _preset(name), as_json)
     elif Path(name).is_dir() or is_prior(name):
         find(name)  # says what it is
     else:
@@ -44,10 +47,18 @@ def info(
         raise ValueError(f"no folder, preset, shipped or published model '{name}'{nearest(name, known)}")
 
 
-def print_rows(name: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Print facts of a model, each with its title."""
+def print_rows(name: str, rows: Iterable[tuple[Any, ...]], as_json: bool = False) -> None:
+    """Print facts of a model, each with its title; several of one title are a list in JSON."""
+    if as_json:
+        found: dict[str, Any] = {"name": name}
+        for title, text, *value in rows:
+            found.setdefault(title.replace(" ", "_"), []).append(value[0] if value else text)
+        common.print_json(
+            {key: one[0] if isinstance(one, list) and len(one) == 1 else one for key, one in found.items()}
+        )
+        return
     print(printable(name))
-    for title, text in rows:
+    for title, text, *_ in rows:
         print(printable(f"  {title:<20}{text}"))
 
 
@@ -57,11 +68,13 @@ def _described(tokenizer: Tokenizer) -> Rows:
     levels = f", {layout.levels} levels" if layout.levels > 1 else ""
     sizes = " / ".join(f"{size:,}" for size in dict.fromkeys(layout.sizes))
     pixels = config.size[0] * config.size[1]
+    parameters = sum(parameter.numel() for parameter in tokenizer.parameters())
+    size = {"height": config.size[0], "width": config.size[1], "channels": config.channels}
     return [
-        ("parameters", f"{sum(parameter.numel() for parameter in tokenizer.parameters()):,}"),
-        ("images", f"{config.size[0]}x{config.size[1]}, {config.channels} channels"),
-        ("codes", f"{layout.length:,} an image ({grids}{levels}) of {sizes}"),
-        ("bits", f"{layout.bits:,.0f} an image, {layout.bits / pixels:.4g} a pixel"),
+        ("parameters", f"{parameters:,}", parameters),
+        ("images", f"{config.size[0]}x{config.size[1]}, {config.channels} channels", size),
+        ("codes", f"{layout.length:,} an image ({grids}{levels}) of {sizes}", layout.to_dict()),
+        ("bits", f"{layout.bits:,.0f} an image, {layout.bits / pixels:.4g} a pixel", layout.bits),
         ("quantizer", " + ".join(part.kind for part in config.quantizer_paths.values())),
     ]
 
@@ -70,7 +83,7 @@ def _preset(name: str) -> Rows:
     from tokenizers_vq.models import PRESETS
 
     first = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
-    about = [("about", first.lstrip("# "))] if first.startswith("#") else []
+    about: Rows = [("about", first.lstrip("# "))] if first.startswith("#") else []
     return [("kind", "preset, untrained: create it, or train it"), *about, *_described(_empty(name))]
 
 
@@ -114,7 +127,7 @@ def _published(published: Published) -> Rows:
     size = UNKNOWN if published.image_size is None else f"{published.image_size}x{published.image_size}"
     grids = "+".join(catalogue.grid_texts(published)) or f"grid {UNKNOWN}"
     codes = UNKNOWN if published.codes is None else f"{published.codes:,}"
-    rows = [
+    rows: Rows = [
         ("kind", f"published, converted by source {published.source}"),
         ("about", published.about),
         ("paper", published.paper),

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from tokenizers_vq.cli import common
 
-def models() -> None:
+
+def models(as_json: common.AsJson = False) -> None:
     """List the names that `create` (presets, untrained) and `load` (shipped and published, trained) take."""
-    from tokenizers_vq.cli.common import list_names
     from tokenizers_vq.conversion import catalogue
     from tokenizers_vq.models import PRESETS, list_models
     from tokenizers_vq.tokenizer import WEIGHTS
 
-    list_names("presets, untrained, for create(NAME):", {name: PRESETS / f"{name}.yaml" for name in list_models()})
+    presets = {name: PRESETS / f"{name}.yaml" for name in list_models()}
     shipped = {name: WEIGHTS / name / "README.md" for name in list_models("shipped")}
+    if as_json:
+        listed = {name: published.about for name, published in catalogue.entries().items()}
+        common.print_json({"preset": common.abouts(presets), "shipped": common.abouts(shipped), "published": listed})
+        return
+    common.list_names("presets, untrained, for create(NAME):", presets)
     if shipped:
-        list_names("trained, for load(NAME) and every verb:", shipped)
+        common.list_names("trained, for load(NAME) and every verb:", shipped)
     print("published, for load(NAME) and every verb; * fetched by hand, see tvq info NAME:")
     entries = catalogue.entries()
     width = max(map(len, entries)) + 1

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tokenizers_vq.cli import common, groups
-
-MOST_IMAGES = 10_000
 
 
 def probe(
@@ -24,7 +21,7 @@ def probe(
     held_out: Annotated[float, typer.Option(help="share of each class that is held out, and measured on")] = 0.25,
     seed: Annotated[int, typer.Option(min=0, help="of what is held out, and of the untrained network")] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: common.AsJson = False,
     batch_size: common.BatchSize = 32,
     *,
     reading: groups.Reading,
@@ -32,47 +29,23 @@ def probe(
 ) -> None:
     """Say how well a linear classifier tells classes apart by pixels, features, codes and the discriminator."""
     from tokenizers_vq import evaluation
-    from tokenizers_vq.data.loading import evaluation_batches
-    from tokenizers_vq.evaluation.probe import NoClassesError
-    from tokenizers_vq.training.discriminators import trained_discriminator
+    from tokenizers_vq.verbs.probe import probe as measure
 
-    if not 0 < held_out < 1:
-        raise ValueError(f"--held-out is a share between 0 and 1, got {held_out:g}")
-    config = common.choose_data(data, model, label_column=column, **reading._asdict())
-    encoder = common.open_encoder(model, *computing)
-    discriminator, without = trained_discriminator(model)
-    if discriminator is not None:
-        discriminator.to(encoder.device)
-    capped = config.limit is None
-    config = config.replace(limit=MOST_IMAGES) if capped else config
-    batches = evaluation_batches(
-        config, image_size=encoder.image_size, channels=encoder.channels, batch_size=batch_size
+    options = {**reading._asdict(), **computing._asdict()}
+    result = measure(
+        model,
+        data,
+        column=column,
+        held_out=held_out,
+        seed=seed,
+        batch_size=batch_size,
+        progress=common.progress("encoded"),
+        **options,
     )
-    described = common.describe(config, batches)
-    if capped and batches.source is not None and len(batches.source) == MOST_IMAGES:
-        common.note(f"{MOST_IMAGES:,} images are enough for most probes: --limit changes that")
-    try:
-        result = evaluation.probe(
-            encoder.tokenizer,
-            common.told(batches, "encoded"),
-            discriminator=discriminator,
-            label_names=batches.label_names,
-            data=described,
-            held_out=held_out,
-            seed=seed,
-            autocast=encoder.autocast,
-        )
-    except NoClassesError as error:
-        named = ", ".join(batches.columns)
-        remedy = f"give --column, one of: {named}" if named else "put the images of each class into a folder of its own"
-        raise ValueError(f"{config.path}: {error}: {remedy}") from None
-    if discriminator is None:
-        result.left_out["discriminator"] = without
-    common.name_broken(batches.broken)
     if as_json:
-        print(json.dumps(result.to_dict(), indent=2))
+        common.print_json(result.to_dict())
     else:
-        evaluation.print_probe(result, f"{model} on {config.path}")
+        evaluation.print_probe(result, f"{model} on {result.data['name']}")
     if out is not None:
         result.save(out)
         common.note(f"wrote {out}")

@@ -28,12 +28,13 @@ def reconstruct(
     from tokenizers_vq.data.loading import evaluation_batches
     from tokenizers_vq.evaluation.figures import display, image_png, reconstruction_grid
     from tokenizers_vq.folders import write_atomically
+    from tokenizers_vq.verbs.opening import name_broken, open_encoder
 
     if reading.limit is not None:
         raise ValueError("--limit: here --count says how many images")
     unread = {"label_column": "none", "caption_column": "none"}
     config = DataConfig(**{"path": data, **unread, **reading._asdict(), "limit": count})
-    encoder = common.open_encoder(model, *computing)
+    encoder = open_encoder(model, *computing)
     batches = evaluation_batches(
         config, image_size=encoder.image_size, channels=encoder.channels, batch_size=batch_size
     )
@@ -43,7 +44,7 @@ def reconstruct(
         decoded = encoder.decode(encoder.encode(batch["images"]))
         pairs += list(zip(batch["images"], decoded, strict=True))
         keys += batch["keys"]
-    common.name_broken(batches.broken)
+    name_broken(batches.broken)
     if not pairs:
         raise ValueError(f"{data}: none of {len(batches.broken)} images could be read")
     shown = [(display(image[None])[0], display(decoded[None])[0]) for image, decoded in pairs]

@@ -22,11 +22,12 @@ def train(
     device: common.Device = "auto",
 ) -> None:
     """Train a tokenizer by a recipe, or go on with a run."""
-    from tokenizers_vq.training import loop, runs
-    from tokenizers_vq.training.recipe import load_recipe
+    from tokenizers_vq.training.loop import Interrupted
+    from tokenizers_vq.verbs.train import train as run
 
     try:
-        runs.train(load_recipe(recipe, overrides or []), out, device=device, init_from=init_from)
-    except loop.Interrupted as stop:
+        with common.shown_runs():
+            run(recipe, out, *overrides or (), init_from=init_from, device=device)
+    except Interrupted as stop:
         common.note(f"tvq: {stop}")
         raise typer.Exit(128 + stop.signal) from None

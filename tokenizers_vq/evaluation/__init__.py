@@ -5,8 +5,9 @@ from tokenizers_vq.evaluation.compare import Comparison, compare
 from tokenizers_vq.evaluation.compare_page import print_comparison, write_comparison
 from tokenizers_vq.evaluation.evaluate import Evaluation, Metric, evaluate
 from tokenizers_vq.evaluation.probe import Probe, probe
+from tokenizers_vq.evaluation.probe_table import print_probe
 from tokenizers_vq.evaluation.report import write_report
-from tokenizers_vq.evaluation.tables import print_probe, print_table
+from tokenizers_vq.evaluation.tables import print_table
 from tokenizers_vq.evaluation.usage import CodeUsage, StreamUsage, Usage
 
 __all__ = [

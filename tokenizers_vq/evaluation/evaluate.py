@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tokenizers_vq import distributed
+from tokenizers_vq import distributed, notebooks
 from tokenizers_vq.devices import computing
 from tokenizers_vq.evaluation import metrics
 from tokenizers_vq.evaluation.measures import (
@@ -51,6 +51,15 @@ class Evaluation(NamedTuple):
     """what was evaluated: name, split, resize and crop, image size, channels, images"""
     tokenizer: dict[str, Any]
     """fingerprint, where it has one"""
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the table that `tvq evaluate` prints, and what was left out."""
+        from tokenizers_vq.evaluation.tables import label, rows
+
+        name = self.data.get("name")
+        images = f"{self.usage.images:,} images" + (f" of {name}" if name else "")
+        left = [(f"left out {label(metric)}", "", why) for metric, why in self.skipped.items()]
+        return notebooks.table([*rows(self), *left], f"Evaluation, {images}", ("metric", "value", "what it is"))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form; every number stands beside what defines it."""

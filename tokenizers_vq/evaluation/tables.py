@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-from tokenizers_vq.evaluation.evaluate import Evaluation
 from tokenizers_vq.evaluation.measures import Metric
-from tokenizers_vq.evaluation.probe import Accuracy, Probe
+from tokenizers_vq.evaluation.usage import Usage
 from tokenizers_vq.text import cell
+
+
+class Measured(Protocol):
+    """What a table shows of an `Evaluation`."""
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]: ...
+
+    @property
+    def usage(self) -> Usage: ...
+
+    @property
+    def speed(self) -> Mapping[str, Any]: ...
+
+    @property
+    def skipped(self) -> Mapping[str, str]: ...
+
 
 LABELS = {
     "psnr": "PSNR",
@@ -52,7 +69,7 @@ def definition(name: str, metric: Metric) -> str:
     return f"{better} ({text})" if meaning is None else f"{meaning}; {better} ({text})"
 
 
-def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+def rows(evaluation: Measured) -> list[tuple[str, str, str]]:
     """(name, value with unit, what defines it) of every number, for tables."""
     table = []
     for name, metric in evaluation.metrics.items():
@@ -100,7 +117,7 @@ def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     return table
 
 
-def print_table(evaluation: Evaluation, title: str = "Evaluation") -> None:
+def print_table(evaluation: Measured, title: str = "Evaluation") -> None:
     """Print the numbers as a table, and one line for each metric that was left out."""
     from rich.console import Console
     from rich.table import Table
@@ -112,31 +129,6 @@ def print_table(evaluation: Evaluation, title: str = "Evaluation") -> None:
     console.print(table)
     for name, reason in evaluation.skipped.items():
         console.print(cell(f"left out {label(name)}: {reason}"))
-
-
-def print_probe(probe: Probe, title: str = "Probe") -> None:
-    """Print the accuracies as a table, chance below them, and one line for what was left out."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("classifier of", "accuracy", "of an untrained network", title=cell(title), title_justify="left")
-    for name, row in probe.rows.items():
-        fresh = "-" if row.untrained is None else _share(row.untrained)
-        table.add_row(name.replace("_", " "), _share(row.trained), fresh)
-    table.add_row("nothing (chance)", _share(probe.chance), "-")
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{len(probe.classes)} classes; {probe.learning:,} images to learn from, {probe.chance.images:,} held out; "
-        "in brackets the 95 % interval (Wilson)"
-    )
-    for what, reason in probe.left_out.items():
-        console.print(cell(f"left out {what}: {reason}"))
-
-
-def _share(accuracy: Accuracy) -> str:
-    low, high = accuracy.interval
-    return f"{accuracy.value:.1%} ({low:.1%} to {high:.1%})"
 
 
 def _plain(value: Any) -> str:

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenizers_vq import distributed
-from tokenizers_vq.text import printable
 from tokenizers_vq.training.state_dicts import pack, unpack
+from tokenizers_vq.training.tracking import tell
 from tokenizers_vq.writing import naming, remove, sync, write_atomically, write_tensors
 
 INDEX = "checkpoint.json"
@@ -117,9 +117,9 @@ class Checkpoints:
             )
         if chosen:
             for reason in damaged:
-                self.accelerator.print(f"passed over: {printable(reason)}")
+                tell(self.accelerator, f"passed over: {reason}")
             if damaged:
-                self.accelerator.print(f"going on from the older checkpoint {self.folder / str(chosen)}")
+                tell(self.accelerator, f"going on from the older checkpoint {self.folder / str(chosen)}")
             self._fill(self._read(chosen) if found is None else found, chosen)
         if self.accelerator.is_main_process:
             self._drop_older(chosen)  # which a kill may have prevented

@@ -29,7 +29,7 @@ from tokenizers_vq import distributed
 from tokenizers_vq.config import Config, fields_in_steps
 from tokenizers_vq.devices import resolve_device
 from tokenizers_vq.training.checkpoint import Checkpoints
-from tokenizers_vq.training.tracking import Log, Progress, Tracker, check_trackers
+from tokenizers_vq.training.tracking import Log, Progress, Tracker, Watch, check_trackers, tell
 from tokenizers_vq.writing import write_atomically
 
 
@@ -155,10 +155,12 @@ def run(
     accelerator: Accelerator,
     out: Path,
     batches: Callable[[int, int, int], Iterable[dict[str, Any]]],
+    progress: Watch | None = None,
 ) -> int:
     """Train `task` to `config.steps` from the newest checkpoint in `out`; returns the last step.
 
-    `batches(start, rank, world)` yields this process's micro-batches from optimizer step `start` on. Raises
+    `batches(start, rank, world)` yields this process's micro-batches from optimizer step `start` on. `progress` is
+    called with (steps done, steps of the run) after every step. Raises
     `NonFiniteLossError` (the last good checkpoint stays), `Interrupted` (a checkpoint was written) and
     `writing.WriteError`. A run that is at `config.steps` already changes nothing and says so. Whatever is raised, the
     iterator of `batches` is closed, and its loader processes end.
@@ -180,13 +182,14 @@ def run(
     )
     start = checkpoints.restore()
     if start >= config.steps:
-        accelerator.print(f"{out} is at step {start}, steps={config.steps} asks for no more: nothing is changed")
+        tell(accelerator, f"{out} is at step {start}, steps={config.steps} asks for no more: nothing is changed")
         accelerator.end_training()
         return start
     log = Log(out / "log.jsonl", accelerator, start, config.to_dict())
     stream = iter(batches(start, accelerator.process_index, accelerator.num_processes))
     try:
-        return _steps(task, config, accelerator, out, stream, checkpoints, log)
+        shown = Progress(accelerator, start, config.steps, config.batch_size, progress)
+        return _steps(task, config, accelerator, out, stream, checkpoints, log, shown)
     finally:
         # Whatever happens: Python, leaving, waits for loader processes that wait for it.
         close = getattr(stream, "close", None)
@@ -202,9 +205,10 @@ def _steps(
     stream: Iterator[dict[str, Any]],
     checkpoints: Checkpoints,
     log: Log,
+    progress: Progress,
 ) -> int:
     step = checkpoints.step
-    with _caught_signals() as caught, Progress(accelerator, step, config.steps, config.batch_size) as progress:
+    with _caught_signals() as caught, progress:
         while step < config.steps:
             try:
                 step = _one_step(task, config, accelerator, stream, step, log, progress)

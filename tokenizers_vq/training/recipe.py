@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -154,7 +154,30 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         if path.suffix not in (".yaml", ".yml"):
             hint = "; did you mean the model? `tvq recipes` lists recipes" if str(name) in list_models() else ""
             raise ValueError(f"no recipe '{name}'{nearest(str(name), list_recipes()) or hint}")
-    data = read_recipe(path, RECIPES)
+    return _made(read_recipe(path, RECIPES), overrides, f"recipe {name}")
+
+
+def make_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by name, from a YAML file, from its fields, or as it is; with `path=value` overrides.
+
+    Fields may name a shipped recipe as their `base`, as files do. Raises one-line errors with near names.
+    """
+    if isinstance(recipe, (str, Path)):
+        return load_recipe(recipe, overrides)
+    if isinstance(recipe, Recipe):
+        return _made(recipe.to_dict(), overrides, "recipe") if overrides else recipe
+    if not isinstance(recipe, Mapping):
+        raise ValueError(f"a recipe is a name, a path, a dict or a Recipe, got {type(recipe).__name__}")
+    fields = dict(recipe)
+    base = fields.pop("base", None)
+    if base is not None:
+        if base not in list_recipes():
+            raise ConfigError(("base",), f"no recipe '{base}'{nearest(str(base), list_recipes())}")
+        fields = {**read_recipe(RECIPES / f"{base}.yaml", RECIPES), **fields}
+    return _made(fields, overrides, "recipe")
+
+
+def _made(data: Mapping[str, Any], overrides: Sequence[str], source: str) -> Recipe:
     written = dict(override.partition("=")[::2] for override in overrides if _is_path(override))
     overrides = [override for override in overrides if not _is_path(override)]
     first = [override for override in overrides if override.partition("=")[0] in ("model", "data")]
@@ -162,7 +185,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     fields = _expand({**apply_overrides(data, first), **({"data": written["data"]} if "data" in written else {})})
     if "data.path" in written:
         fields["data"] = {**(fields.get("data") or {}), "path": written["data.path"]}
-    return parse(Recipe, apply_overrides(fields, rest), f"recipe {name}")
+    return parse(Recipe, apply_overrides(fields, rest), source)
 
 
 def _is_path(override: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial, wraps
@@ -29,7 +28,7 @@ from tokenizers_vq.training.checkpoint import saved_steps
 from tokenizers_vq.training.health import before_the_start
 from tokenizers_vq.training.recipe import Recipe
 from tokenizers_vq.training.step import TokenizerTask
-from tokenizers_vq.training.tracking import read_log
+from tokenizers_vq.training.tracking import Watch, read_log, tell
 from tokenizers_vq.writing import clear, holds_anything, left_behind, lock, remove, write_atomically
 
 C = TypeVar("C")
@@ -64,35 +63,43 @@ def _take_back(out: Path) -> None:
 
 
 @alone
-def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | None = None) -> int:
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    device: str = "auto",
+    init_from: str | Path | None = None,
+    progress: Watch | None = None,
+) -> int:
     """Train by `recipe` into the folder `out`, going on where it holds a run; returns the last step.
 
     `init_from`: a model whose weights a new run begins with, its discriminator's too where it lies beside and fits.
-    Raises `ValueError` where `out` holds a run of another
-    recipe (the fields are named) or on other data, or what `loop.run` raises.
+    `progress` is called with (steps done, steps of the run) after every step. Raises `ValueError` where `out` holds a
+    run of another recipe (the fields are named) or on other data, or what `loop.run` raises.
     """
     accelerator = loop.make_accelerator(recipe, out, device)
+    say = partial(tell, accelerator)
     with accelerator.main_process_first():
         changed = claim(recipe, out, write=accelerator.is_main_process)
     if changed:
-        accelerator.print(changed, file=sys.stderr)
+        say(changed)
     loop.seed_everything(recipe.seed)
     tokenizer = recipe.model.build()
     if init_from is not None and has_checkpoint(out):
-        accelerator.print(f"{out} goes on from its checkpoint: --init-from {init_from} is for a new run")
+        say(f"{out} goes on from its checkpoint: --init-from {init_from} is for a new run")
     elif init_from is not None:
-        _fill(tokenizer, init_from, accelerator.print)
+        _fill(tokenizer, init_from, say)
     elif recipe.train != "all" and not has_checkpoint(out):
         raise ValueError(f"train={recipe.train} keeps what was learnt before: give --init-from MODEL")
     tokenizer = channels_last(tokenizer.to(accelerator.device))
-    accelerator.print(f"training on {accelerator.device}, {recipe.precision}; the run is {out}", file=sys.stderr)
+    say(f"training on {accelerator.device}, {recipe.precision}; the run is {out}")
     for problem in before_the_start(recipe):
-        accelerator.print(problem)
+        say(problem)
     task = TokenizerTask(
         recipe, tokenizer, _examples(recipe) if recipe.image_every else None, partial(_card, recipe, out)
     )
     if init_from is not None and not has_checkpoint(out):
-        _fill_discriminator(task, init_from, accelerator.print)
+        _fill_discriminator(task, init_from, say)
 
     def batches(start: int, rank: int, world: int) -> Batches:
         found = training_batches(
@@ -106,14 +113,14 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", init_from: str | N
             world=world,
             rank=rank,
         )
-        accelerator.print(f"reading {found.about.description}", file=sys.stderr)
+        say(f"reading {found.about.description}")
         size = None if found.source is None else len(found.source)
         task.told = None if found.source is None else found.source.told()
         with accelerator.main_process_first():
             claim_data(out, size, recipe.data.path, data=found, write=accelerator.is_main_process)
         return found
 
-    return loop.run(task, recipe, accelerator, out, batches)
+    return loop.run(task, recipe, accelerator, out, batches, progress)
 
 
 def claim(
@@ -272,7 +279,7 @@ def differences(before: Any, after: Any, where: str = "") -> list[str]:
     return [] if before == after else [where]
 
 
-def _fill(tokenizer: Tokenizer, name: str, say: Callable[[str], None]) -> None:
+def _fill(tokenizer: Tokenizer, name: str | Path, say: Callable[[str], None]) -> None:
     trained = load(name)
     state, wanted = trained.state_dict(), tokenizer.state_dict()
     # Statistics that training alone reads may begin anew: a converted model has none.
@@ -294,7 +301,7 @@ def _fill(tokenizer: Tokenizer, name: str, say: Callable[[str], None]) -> None:
         say(f"--init-from {name}: the recipe's model differs from it in {', '.join(other)}, and the recipe's holds")
 
 
-def _fill_discriminator(task: TokenizerTask, name: str, say: Callable[[str], None]) -> None:
+def _fill_discriminator(task: TokenizerTask, name: str | Path, say: Callable[[str], None]) -> None:
     if task.adversary is None:
         return
     folder = find(name) / saved.FOLDER

@@ -1,11 +1,13 @@
-"""What a run tells: log.jsonl, accelerate's trackers, and a progress bar with images/s and the time left."""
+"""What a run tells: log.jsonl, accelerate's trackers, the log of Python, and for a person at a terminal a bar."""
 
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +24,26 @@ from tokenizers_vq.writing import FULL, WriteError, naming, write_atomically
 
 Tracker = Literal["tensorboard", "wandb"]
 PROJECT = "tokenizers-vq"
+Watch = Callable[[int, int], None]
+"""called with (steps done, steps of the run) after every step"""
+_shown: ContextVar[bool] = ContextVar("shown", default=False)
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def shown() -> Iterator[None]:
+    """Inside the block runs print their progress on stdout; elsewhere it goes to the logger of this module."""
+    before = _shown.set(True)
+    try:
+        yield
+    finally:
+        _shown.reset(before)
+
+
+def tell(accelerator: Accelerator, message: str) -> None:
+    """Log a message for the person, in the main process alone."""
+    if accelerator.is_main_process:
+        logger.info("%s", message)
 
 
 def check_trackers(trackers: Sequence[Tracker]) -> None:
@@ -118,10 +140,13 @@ class _Bar(Bar):
 
 
 class Progress:
-    """A bar on a terminal, a line a logged step elsewhere; only the main process speaks."""
+    """Inside `shown` a bar on a terminal, else a line a logged step; only the main process speaks."""
 
-    def __init__(self, accelerator: Accelerator, start: int, steps: int, batch_size: int) -> None:
-        self.console = Console(quiet=not accelerator.is_main_process, highlight=False)
+    def __init__(
+        self, accelerator: Accelerator, start: int, steps: int, batch_size: int, watch: Watch | None = None
+    ) -> None:
+        self.speaks, self.shown, self.watch = accelerator.is_main_process, _shown.get(), watch
+        self.console = Console(quiet=not (self.speaks and self.shown), highlight=False)
         self.start, self.steps, self.batch_size = start, steps, batch_size
         self.began, self.done = time.perf_counter(), start
         self.broken: set[str] = set()
@@ -132,7 +157,7 @@ class Progress:
             TextColumn("{task.fields[rate]:.1f} images/s, left"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not (self.shown and self.console.is_terminal),
         )
         self.task = self.bar.add_task("", total=steps, completed=start, rate=0.0)
 
@@ -152,15 +177,17 @@ class Progress:
         """Note a finished step."""
         self.done = done
         self.bar.update(self.task, completed=done, rate=self.rate)
+        if self.watch is not None:
+            self.watch(done, self.steps)
 
     def show(self, figures: dict[str, float]) -> None:
         """Show the newest figures."""
         shown = {name: f"{value:.4g}" for name, value in figures.items() if "/" not in name and name != "step"}
         self.bar.figures = "  ".join(f"{name} {text}" for name, text in shown.items() if name != "images_per_second")
-        if not self.console.is_terminal:
+        if not (self.shown and self.console.is_terminal):
             left = (self.steps - self.done) * self.batch_size / max(self.rate, 1e-9)
             said = "  ".join(f"{name} {text}" for name, text in shown.items())
-            self.console.print(f"step {self.done}/{self.steps}  {said}  left {left / 60:.1f} min", soft_wrap=True)
+            self.say(f"step {self.done}/{self.steps}  {said}  left {left / 60:.1f} min")
 
     def skipped(self, broken: Mapping[str, str]) -> None:
         """Name images that could not be read, each once, when they are met."""
@@ -171,4 +198,7 @@ class Progress:
 
     def say(self, message: str) -> None:
         """A line for the person, in which a file's name is only text: no markup, no escape codes."""
-        self.console.print(printable(message), soft_wrap=True, markup=False)
+        if self.shown:
+            self.console.print(printable(message), soft_wrap=True, markup=False)
+        elif self.speaks:
+            logger.info("%s", message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +58,18 @@ class Rows:
         return out
 
 
+class Columns(Rows):
+    """Some columns of rows, chosen where they are read."""
+
+    def __init__(self, rows: Rows, columns: np.ndarray) -> None:
+        self._rows, self._columns = rows, columns
+        self.dtype, self.shape = rows.dtype, (len(rows), len(columns))
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """As `Rows`, of these columns."""
+        return self._rows[index][..., self._columns]
+
+
 class Classes(NamedTuple):
     """One column of classes."""
 
@@ -84,6 +97,8 @@ class CodeShards:
     ) -> None:
         self.folder, self.array, self._keys, self._labels, self._captions = folder, array, keys, labels, captions
         self._further = further
+        self.whole: CodeShards | None = None
+        """of some grids alone: the codes of all"""
         self.info: dict[str, Any] = info.to_dict()
         """what `codes.json` says"""
         self.layout = CodeLayout.from_dict(info.layout)
@@ -194,7 +209,16 @@ class CodeShards:
             first, info["label_names"] = labels, names
         else:
             further[column], info["class_names"] = labels, {**self.info["class_names"], column: names}
-        return CodeShards(self.folder, CodesInfo(**info), self.array, self._keys, first, self._captions, further)
+        found = copy.copy(self)
+        found._labels, found._further, found.info, found.label_names = first, further, info, info["label_names"]
+        return found
+
+    def part(self, grids: Sequence[int]) -> CodeShards:
+        """These rows with the codes of some grids alone, by their numbers. Raises `ValueError` as `CodeLayout.part`."""
+        found = copy.copy(self)
+        found.layout, found.whole = self.layout.part(grids), self
+        found.array = Columns(self.array, np.array(self.layout.places_of(grids)))
+        return found
 
 
 def read_codes(folder: Path | str, fingerprint: str | None = None) -> CodeShards:
