@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.laws.adversaries import PLAIN, make_adversary, make_record
 from tokenizers_vq import discriminators
+from tokenizers_vq.batch import Batch
 from tokenizers_vq.config import Config, ConfigError, parse
 from tokenizers_vq.discriminators import PatchGANConfig, StyleGAN2Config, saved
 from tokenizers_vq.discriminators.base import Judgement, Wrapper
@@ -102,3 +103,33 @@ def test_advice_reaches_the_inner_one() -> None:
     assert advised(PatchGANConfig()) == ["adversary.discriminator.norm=spectral"]
     wrapped = FlippedConfig(discriminator=PatchGANConfig())
     assert advised(wrapped) == ["adversary.discriminator.discriminator.norm=spectral"]
+
+
+@pytest.mark.parametrize(
+    ("inner", "field"),
+    [
+        ({"kind": "projection", "num_classes": 2, "discriminator": {"kind": "unet", "width": 4}}, "num_classes"),
+        ({"kind": "attention", "width": 4, "resolution": 3}, "resolution"),
+        ({"kind": "stylegan2", "width": 0.02}, "stddev_group"),
+        ({"kind": "joint", "dim": 7, "discriminator": {"kind": "unet", "width": 4}}, "dim"),
+    ],
+    ids=lambda value: value["kind"] if isinstance(value, dict) else value,
+)
+@pytest.mark.parametrize("around", ["augmented", "pair", "several", "two"])
+def test_what_an_inner_one_refuses_names_the_field_where_it_stands(
+    inner: dict[str, Any], field: str, around: str
+) -> None:
+    config, path = {
+        "augmented": ({"kind": "augmented", "discriminator": inner}, "discriminator"),
+        "pair": ({"kind": "pair", "discriminator": inner}, "discriminator"),
+        "several": ({"kind": "several", "discriminators": [{"kind": "unet"}, inner]}, "discriminators.1"),
+        "two": (
+            {"kind": "augmented", "discriminator": {"kind": "several", "discriminators": [inner]}},
+            "discriminator.discriminators.0",
+        ),
+    }[around]
+    tokenizer = load_recipe("vqgan-tiny-64", ["model.image_size=32"]).model.build()
+    with pytest.raises(ValueError, match=rf"^adversary\.discriminator\.{path.replace('.', chr(92) + '.')}\.{field}: "):
+        built = TypeAdapter(discriminators.DiscriminatorConfig).validate_python(config).build(3, (32, 32))
+        built.check_tokenizer(tokenizer)
+        built.check(Batch(torch.zeros(1, 3, 32, 32), labels=torch.tensor([5])))

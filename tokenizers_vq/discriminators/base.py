@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from tokenizers_vq.batch import Batch
-from tokenizers_vq.config import Config
+from tokenizers_vq.config import Config, ConfigError
+
+FIELD = ("adversary", "discriminator")
+"""of a recipe: where a discriminator that says what is wrong with it takes itself to stand"""
 
 
 class Judgement(NamedTuple):
@@ -149,12 +154,14 @@ class Wrapper(Discriminator):
 
     def __init__(self, config: Config, channels: int, image_size: tuple[int, int]) -> None:
         super().__init__(config, channels, image_size)
-        self.inner = self.config.discriminator.build(channels, image_size)
+        with inside("discriminator"):
+            self.inner = self.config.discriminator.build(channels, image_size)
         self.feature_width = self.inner.feature_width
 
     def check(self, batch: Batch) -> None:
         """What the inner discriminator cannot take."""
-        self.inner.check(batch)
+        with inside("discriminator"):
+            self.inner.check(batch)
 
     @property
     def conditional(self) -> bool:
@@ -169,7 +176,8 @@ class Wrapper(Discriminator):
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Beside which the inner discriminator cannot stand."""
-        self.inner.check_tokenizer(tokenizer)
+        with inside("discriminator"):
+            self.inner.check_tokenizer(tokenizer)
 
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """Those of the inner discriminator."""
@@ -186,6 +194,22 @@ class Wrapper(Discriminator):
     def figures(self) -> dict[str, Tensor]:
         """The inner one's."""
         return self.inner.figures()
+
+
+@contextmanager
+def inside(*path: str) -> Iterator[None]:
+    """Fields that a discriminator names as its own stand in an outer one's config, at `path`: messages say so."""
+    root = ".".join(FIELD)
+    try:
+        yield
+    except ConfigError as error:
+        if error.path[:2] != FIELD:
+            raise
+        raise ConfigError((*FIELD, *path, *error.path[2:]), error.problem) from None
+    except ValueError as error:
+        if not str(error).startswith(root):
+            raise
+        raise ValueError(".".join((root, *path)) + str(error).removeprefix(root)) from None
 
 
 def check_channels(discriminator: Discriminator, batch: Batch) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tokenizers_vq.batch import Batch
 from tokenizers_vq.config import Config
-from tokenizers_vq.discriminators.base import Discriminator, Judgement, Wrapper, check_channels
+from tokenizers_vq.discriminators.base import Discriminator, Judgement, Wrapper, check_channels, inside
 from tokenizers_vq.discriminators.layers import Width
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class Joint(Wrapper):
 
     def __init__(self, channels: int = 3, image_size: tuple[int, int] = (256, 256), **fields: Any) -> None:
         Discriminator.__init__(self, JointConfig(**fields), channels, image_size)
-        self.inner = self.config.discriminator.build(channels + self.config.width, image_size)
+        with inside("discriminator"):
+            self.inner = self.config.discriminator.build(channels + self.config.width, image_size)
         self.feature_width = self.inner.feature_width
         self.mix = nn.Conv2d(self.config.dim, self.config.width, 1)
 
@@ -48,7 +49,8 @@ class Joint(Wrapper):
         check_channels(self, batch)
         rows, _, *size = batch.images.shape
         more = batch.images.new_zeros(rows, self.config.width, *size)
-        self.inner.check(batch._replace(images=torch.cat([batch.images, more], dim=1)))
+        with inside("discriminator"):
+            self.inner.check(batch._replace(images=torch.cat([batch.images, more], dim=1)))
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         super().check_tokenizer(tokenizer)

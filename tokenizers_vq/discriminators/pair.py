@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenizers_vq.batch import Batch
 from tokenizers_vq.config import Config
-from tokenizers_vq.discriminators.base import Discriminator, Judgement, Wrapper, check_channels
+from tokenizers_vq.discriminators.base import Discriminator, Judgement, Wrapper, check_channels, inside
 
 if TYPE_CHECKING:
     from tokenizers_vq.discriminators import DiscriminatorConfig
@@ -39,12 +39,14 @@ class Pair(Wrapper):
 
     def __init__(self, channels: int = 3, image_size: tuple[int, int] = (256, 256), **fields: Any) -> None:
         Discriminator.__init__(self, PairConfig(**fields), channels, image_size)
-        self.inner = self.config.discriminator.build(2 * channels, image_size)
+        with inside("discriminator"):
+            self.inner = self.config.discriminator.build(2 * channels, image_size)
         self.feature_width = self.inner.feature_width
 
     def check(self, batch: Batch) -> None:
         check_channels(self, batch)
-        self.inner.check(batch._replace(images=torch.cat([batch.images, batch.images], dim=1)))
+        with inside("discriminator"):
+            self.inner.check(batch._replace(images=torch.cat([batch.images, batch.images], dim=1)))
 
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """Images, the blurred real ones, then what the inner discriminator asks for."""

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from tokenizers_vq.batch import Batch
 from tokenizers_vq.config import Config, ConfigError
-from tokenizers_vq.discriminators.base import Discriminator, Judgement, Mixing
+from tokenizers_vq.discriminators.base import Discriminator, Judgement, Mixing, inside
 
 if TYPE_CHECKING:
     from tokenizers_vq.discriminators import DiscriminatorConfig
@@ -45,18 +45,23 @@ class Several(Discriminator):
     def __init__(self, channels: int = 3, image_size: tuple[int, int] = (256, 256), **fields: Any) -> None:
         config = SeveralConfig(**fields)
         super().__init__(config, channels, image_size)
-        self.members = nn.ModuleList(member.build(channels, image_size) for member in config.discriminators)
+        self.members = nn.ModuleList()
+        for i, member in enumerate(config.discriminators):
+            with inside("discriminators", str(i)):
+                self.members.append(member.build(channels, image_size))
         weights = config.weights or (1.0,) * len(self.members)
         self.shares = [weight / sum(weights) for weight in weights]
         self.feature_width = self.members[-1].feature_width
 
     def check(self, batch: Batch) -> None:
-        for member in self.members:
-            member.check(batch)
+        for i, member in enumerate(self.members):
+            with inside("discriminators", str(i)):
+                member.check(batch)
 
     def check_tokenizer(self, tokenizer: Any) -> None:
-        for member in self.members:
-            member.check_tokenizer(tokenizer)
+        for i, member in enumerate(self.members):
+            with inside("discriminators", str(i)):
+                member.check_tokenizer(tokenizer)
 
     @property
     def conditional(self) -> bool:

@@ -64,6 +64,8 @@ def definition(name: str, metric: Metric) -> str:
     kind = name.partition("/")[0]
     meaning = MEANINGS.get("lpips" if kind.startswith("lpips_") else kind)
     better = f"{metric.better} is better"
+    if "originals" in metric.definition:  # less than theirs is no better: a decoder that blurs the borders
+        better = "best where the originals' is"
     return f"{better} ({text})" if meaning is None else f"{meaning}; {better} ({text})"
 
 
