@@ -126,7 +126,7 @@ def test_probes(run: Run, photos: Path, tmp_path: Path) -> None:
         "log_every=1",
         "data.workers=0",
     ]
-    said = run("probes.py", photos, photos, tmp_path, *small)
+    said = run("ablations/probes.py", photos, photos, tmp_path, *small)
     rows = re.findall(r"^(\w+): PSNR [\d.]+ dB; domain by chance 50.0%; .*class by chance 50.0%; ", said, re.MULTILINE)
     assert rows == ["without", "attribute_reversal", "feature_alignment"]
     table = datasets.load_dataset(

@@ -16,12 +16,12 @@ import tokenizers_vq as tvq
 from prior.cli.app import main
 from prior.conditions import ClassConfig, GridsConfig, SeveralConfig
 from prior.data import Data, read_rows
-from prior.scoring import score
 from prior.model import Prior, PriorConfig
 from prior.networks.gpt import GptConfig
 from prior.networks.pixelcnn import PixelCnnConfig
 from prior.networks.pixelsnail import PixelSnailConfig
 from prior.recipe import load_recipe
+from prior.scoring import score
 from prior.sequences import LayoutConfig
 from tokenizers_vq.codes import CodeLayout
 

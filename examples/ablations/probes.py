@@ -1,6 +1,6 @@
 """What losses at the features do to what a linear classifier reads in them.
 
-python examples/probes.py PHOTOS TEST OUT [PATH=VALUE ...]
+python examples/ablations/probes.py PHOTOS TEST OUT [PATH=VALUE ...]
 
 PHOTOS and TEST hold classes. Each photograph of PHOTOS is used twice, as it is and with Gaussian noise of deviation
 10/255; which of the two, its domain, is the label that `attribute_reversal` unlearns. Three tokenizers of one recipe:
