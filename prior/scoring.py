@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prior.conditions import ClassCondition
-from prior.data import Data, check_layout, frequencies, read_rows
+from prior.data import Data, check_layout, frequencies, part, read_rows
 from prior.decoding import short
 from prior.model import Prior
 from prior.models import load
@@ -22,7 +22,7 @@ from tokenizers_vq import distributed
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.config import parse, read_yaml
 from tokenizers_vq.data import DataConfig
-from tokenizers_vq.data.shards import INFO, CodeShards, part, read_codes, write_codes
+from tokenizers_vq.data.shards import INFO, CodeShards, read_codes, write_codes
 from tokenizers_vq.devices import resolve_device
 from tokenizers_vq.encoding import BatchEncoder
 
