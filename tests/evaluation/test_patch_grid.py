@@ -86,7 +86,7 @@ def pictures() -> torch.Tensor:
 def test_an_evaluation_sets_it_beside_the_originals(tmp_path: Path) -> None:
     page = write_report(ShadedTokenizer(), batches(pictures()), tmp_path, backbone=None)
     found = json.loads((tmp_path / "report.json").read_text())["metrics"]["patch_grid"]
-    assert found["patch"] == [4, 4] and found["better"] == "lower" and found["images"] == 8
+    assert found["patch"] == [4, 4] and found["better"] == "originals" and found["images"] == 8
     assert found["value"] > 1.1 and found["originals"] == pytest.approx(1, abs=0.1)
     assert f"{found['originals']:.2f} in the originals" in page.read_text()
     table = rows(evaluate(ShadedTokenizer(), batches(pictures()), backbone=None))

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers_vq.ablation.table import TOLERANCE
 from tokenizers_vq.ablation.timing import DEFINITION
-from tokenizers_vq.evaluation.measures import few_images
+from tokenizers_vq.evaluation.measures import SIGNS, few_images
 from tokenizers_vq.evaluation.tables import label
 
 SPREAD = "half the range over seeds"
@@ -84,7 +84,7 @@ def _heading(name: str, result: dict[str, Any]) -> str:
     if not isinstance(definition, dict):
         return {"usage": "Usage ↑", "perplexity": "Perplexity ↑", "dead": "Dead codes ↓"}[name]
     unit = f" ({definition['unit']})" if definition["unit"] else ""
-    return f"{label(name)}{unit} {'↑' if definition['better'] == 'higher' else '↓'}"
+    return f"{label(name)}{unit} {SIGNS[definition['better']]}"
 
 
 def _cell(name: str, value: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from tokenizers_vq.evaluation import figures, pages
 from tokenizers_vq.evaluation.compare import Comparison, Example, Row
+from tokenizers_vq.evaluation.measures import AIMS, SIGNS
 from tokenizers_vq.evaluation.tables import definition, label
 from tokenizers_vq.text import cell
 
@@ -141,7 +142,7 @@ def panels(comparison: Comparison) -> list[tuple[str, list[figures.Curve]]]:
             curves.append(
                 figures.Curve(title, bits, values, group[0].usage is not None, group[0].entropy_bits_per_pixel)
             )
-        found.append((f"{label(name)}{f' ({unit})' if unit else ''}, {better} is better", curves))
+        found.append((f"{label(name)}{f' ({unit})' if unit else ''}, {AIMS[better]}", curves))
     return found
 
 
@@ -230,7 +231,7 @@ def _rate(row: Row, verb: str) -> str:
 
 def _header(comparison: Comparison, name: str) -> str:
     metric = next(row.metrics[name] for row in comparison.rows if name in row.metrics)
-    return f"{label(name)}{f' {metric.unit}' if metric.unit else ''} {'↑' if metric.better == 'higher' else '↓'}"
+    return f"{label(name)}{f' {metric.unit}' if metric.unit else ''} {SIGNS[metric.better]}"
 
 
 def _definition(comparison: Comparison, name: str) -> str:

@@ -241,7 +241,7 @@ class _Run:
             self.skipped["patch_grid"] = str(error)
             return
         patch = {"patch": list(self.grids[0].stride), "originals": round(original, 4)}
-        results["patch_grid"] = Metric(value, "", "lower", {**patch, **_PATCH_GRID, **common, "images": count})
+        results["patch_grid"] = Metric(value, "", "originals", {**patch, **_PATCH_GRID, **common, "images": count})
 
 
 _PATCH_GRID = {"range": [0, 1], "average": "of the absolute steps, over images, then their ratio"}

@@ -12,6 +12,11 @@ from torch import Tensor, nn
 
 from tokenizers_vq.evaluation import metrics
 
+AIMS = {"higher": "higher is better", "lower": "lower is better", "originals": "best where the originals' is"}
+"""what each value of `Metric.better` means"""
+SIGNS = {"higher": "↑", "lower": "↓", "originals": "≈"}
+"""the same, for the heads of columns"""
+
 
 class Metric(NamedTuple):
     """One number and what defines it."""
@@ -19,7 +24,7 @@ class Metric(NamedTuple):
     value: float
     unit: str
     better: str
-    """`higher` or `lower`"""
+    """`higher`, `lower`, or `originals`: less than theirs is no better, such as the steps of blurred borders"""
     definition: dict[str, Any]
     """everything that must be equal for two such numbers to be compared"""
 

@@ -15,6 +15,7 @@ from tokenizers_vq.evaluation import figures, pages
 from tokenizers_vq.evaluation.curves import History, draw_history
 from tokenizers_vq.evaluation.evaluate import Evaluation, eval_mode, evaluate
 from tokenizers_vq.evaluation.exemplars import Exemplar, Exemplars, Sample
+from tokenizers_vq.evaluation.measures import AIMS
 from tokenizers_vq.evaluation.tables import label, rows
 from tokenizers_vq.evaluation.usage import Usage
 from tokenizers_vq.evaluation.verdicts import picture_verdict, verdict
@@ -159,7 +160,7 @@ def _tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
         if name != "mse":
             value = f"{metric.value:#.3g}" if metric.value < 10 else f"{metric.value:.1f}"
             originals = metric.definition.get("originals")
-            note = f"{metric.better} is better" if originals is None else f"{originals:.2f} in the originals"
+            note = AIMS[metric.better] if originals is None else f"{originals:.2f} in the originals"
             tiles.append((label(name), f"{value} {metric.unit}".strip(), note))
     return tiles
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from tokenizers_vq.evaluation.measures import Metric
+from tokenizers_vq.evaluation.measures import AIMS, Metric
 from tokenizers_vq.evaluation.usage import Usage
 from tokenizers_vq.text import cell
 
@@ -63,9 +63,7 @@ def definition(name: str, metric: Metric) -> str:
     text = "; ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in parts.items())
     kind = name.partition("/")[0]
     meaning = MEANINGS.get("lpips" if kind.startswith("lpips_") else kind)
-    better = f"{metric.better} is better"
-    if "originals" in metric.definition:  # less than theirs is no better: a decoder that blurs the borders
-        better = "best where the originals' is"
+    better = AIMS[metric.better]
     return f"{better} ({text})" if meaning is None else f"{meaning}; {better} ({text})"
 
 
