@@ -265,8 +265,7 @@ def training_batches(
     if config.streaming:
         stream = TrainingStream(config, image_size, channels, size, seed, start * accumulate, world, rank)
         return Batches(lambda: _loader(stream, stream.workers), config, stream.opened)
-    source = open_source(config)
-    source = source if images is None else Chosen(source, images)
+    source = open_source(config) if images is None else Chosen(open_source(config), images)
     sampler = MicroBatches(
         len(source), batch_size=batch_size, accumulate=accumulate, seed=seed, start=start, world=world, rank=rank
     )
