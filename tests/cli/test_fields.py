@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from tokenizers_vq.cli.common import told
+from tokenizers_vq.cli.common import progress
 from tokenizers_vq.config import ConfigError, parse
 from tokenizers_vq.fields import commented, sections
 from tokenizers_vq.training.recipe import Recipe, list_recipes, load_recipe
@@ -60,8 +60,7 @@ def test_the_verbs(tvq_command) -> None:
 
 
 def test_a_long_evaluation_speaks(capsys) -> None:
-    class Batches(list):
-        source = [None] * 4
-
-    found = list(told(Batches([{"images": [0, 0]}, {"images": [0, 0]}]), "compared", every=0))
-    assert len(found) == 2 and "compared 4 of 4 images" in capsys.readouterr().err
+    note = progress("compared", every=0)
+    note(2, 4)
+    note(4, 4)
+    assert "compared 2 of 4 images" in (said := capsys.readouterr().err) and "compared 4 of 4 images" in said
