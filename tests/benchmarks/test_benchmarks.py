@@ -26,10 +26,11 @@ SMALLEST = {
     "sampling": ["--layers", "1", "--dim", "64", "--vocabulary", "16", "--tokens", "4", "--batch", "1", "--no-peers"],
     "scales": ["--layers", "1", "--dim", "64", "--codes", "16", "--scales", "1", "2"],
     "interpolation": ["--data", "skimage"],
+    "measures": ["skimage", "--count", "6", "--image-size", "32"],
     "speculative": ["--layers", "1", "--dim", "64", "--tokens", "4", "--images", "1"],
     "search": ["--memory", "ours", "64", "64", "8"],
 }
-ONCE = {"interpolation", "speculative"}
+ONCE = {"interpolation", "measures", "speculative"}
 """those that repeat nothing"""
 
 

@@ -52,8 +52,8 @@ def test_a_batch_of_one_is_refused() -> None:
     with pytest.raises(ValueError) as error:
         wrapper.check(Batch(torch.zeros(1, 3, 32, 32)))
     assert str(error.value) == (
-        "adversary.discriminator: minibatch compares images with others of their micro-batch, which holds one: raise "
-        "`batch_size`, lower `accumulate`, or take minibatch out"
+        "adversary.discriminator.discriminator: minibatch compares images with others of their micro-batch, which "
+        "holds one: raise `batch_size`, lower `accumulate`, or take minibatch out"
     )
 
 

@@ -82,7 +82,7 @@ def test_captions_that_are_missing_are_refused(captions: Any, problem: str) -> N
     discriminator.check(Batch(images, captions=[("a",), ("b", ""), ("c",)]))
     with pytest.raises(ValueError) as error:
         discriminator.check(Batch(images, captions=captions))
-    assert str(error.value).startswith("adversary.discriminator: text needs a caption for each image")
+    assert str(error.value).startswith("adversary.discriminator.discriminator: text needs a caption for each image")
     assert str(error.value).endswith(problem) and "\n" not in str(error.value)
     record = make_record(discriminator)
     record.batch = record.batch._replace(captions=None if captions is None else [()] * 8)
