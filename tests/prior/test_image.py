@@ -136,7 +136,7 @@ def test_pairs_of_folders(pictures: Path, tokenizer: Path, lively: Path, capfd, 
     wanted = tvq.load(lively).encode(picture).flatten(1)
     for value in (photo, str(photo), Image.open(photo), [photo]):
         assert torch.equal(model.condition.resolve(value, 1)[0], wanted)
-    assert command("evaluate", out)[0] == 0
+    assert command("score", out)[0] == 0
     shown = ("sample", out, "--out", tmp_path / "s", "--count", 2)
     assert command(*shown, "--image", photo, "--guidance", 2)[0] == 0
     assert [one["image"] for one in json.loads((tmp_path / "s" / "samples.json").read_text())["images"]] == [

@@ -152,7 +152,7 @@ def test_the_road_from_codes_to_samples(write_codes, capfd, caplog, tmp_path: Pa
     ):
         status, err = command(*asked, *arguments)
         assert status == 2 and says in err and err.count("\n") == 1, err
-    status, err = command("evaluate", out, folder)
+    status, err = command("score", out, folder)
     assert status == 0
     bare = write_codes(tmp_path / "bare", 20)
     for codes, overrides, says in (

@@ -154,7 +154,7 @@ def test_the_road_from_captions_to_samples(
     asked = ("sample", out, "--out", tmp_path / "s", "--count", 2)
     assert command(*asked, "--text", "a cat", "--guidance", 2)[0] == 0
     assert [one["text"] for one in json.loads((tmp_path / "s" / "samples.json").read_text())["images"]] == ["a cat"] * 2
-    assert command("evaluate", out)[0] == 0
+    assert command("score", out)[0] == 0
     shutil.move(folders["other"], tmp_path / "kept")
     before = tmp_path / "t5"
     shutil.move(folders["t5"], before)

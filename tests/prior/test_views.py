@@ -105,7 +105,7 @@ def test_a_run_goes_on_bitwise(photos: Path, lively: Path, command, tmp_path: Pa
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     losses = [[json.loads(line).get("bits_per_token") for line in (out / "log.jsonl").open()] for out in (whole, parts)]
     assert [one for one in losses[0] if one] == [one for one in losses[1] if one]
-    assert command("evaluate", whole)[0] == 0
+    assert command("score", whole)[0] == 0
     assert command("sample", whole, "--count", 2, "--class", "dog", "--out", tmp_path / "s.png")[0] == 0
     status, err = train(parts, "steps=8", "data.flip=false", data=moved)
     assert status == 2 and "differs in data.flip" in err and err.count("\n") == 1
