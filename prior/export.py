@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import tokenizers_vq._torchvision  # noqa: F401  (before anything that imports torchvision)
 from prior.conditions import ClassCondition, ClassConfig, NoCondition, NoneConfig
 from prior.model import Prior
 from prior.networks.blocks import RMSNorm

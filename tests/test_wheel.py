@@ -28,7 +28,13 @@ tokenizer.save_pretrained("model")
 assert torch.equal(tvq.load("model").decode(codes), tokenizer.decode(codes))
 from tokenizers_vq.training.recipe import list_recipes, load_recipe
 assert [load_recipe(name, ["data=skimage"]) for name in list_recipes()]
-assert [prior.create(name, tokenizer.code_layout()) for name in prior.list_models("preset") if "tiny" in name]
+from prior.recipe import list_recipes as prior_recipes, load_recipe as prior_recipe
+assert [prior_recipe(name, "codes") for name in prior_recipes()]
+from prior.recipe import ModelConfig
+from prior.models import PRESETS
+from tokenizers_vq.config import read_yaml
+assert [ModelConfig(**read_yaml(PRESETS / f"{name}.yaml")) for name in prior.list_models("preset")]
+assert [prior.create(name, tokenizer.code_layout()) for name in ("gpt-tiny", "maskgit-tiny")]
 assert [tvq.list_models("shipped"), prior.list_models("shipped")] == [names.split() for names in sys.argv[2:]]
 for name in tvq.list_models("shipped"):
     tokenizer = tvq.load(name)
