@@ -19,11 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import prior
-from prior.conversion import SOURCES
+from prior.conversion import SOURCES, Book
 from tests.conftest import SHARED
 from tests.conversion import test_cosmos, test_dalle_vqvae2, test_maskgit_titok, test_taming
 from tests.fuzz import harness
 from tests.golden import test_priors
+from tests.golden.priors import HOW
 from tests.golden.test_families import cases, source
 from tests.prior.published import bert, bert_config
 from tokenizers_vq.conversion import convert, convert_discriminator
@@ -49,6 +50,7 @@ class Seed(NamedTuple):
     tensors: dict[str, Tensor]
     config: dict[str, Any] | None
     prior: bool = False
+    book: Book | None = None
 
 
 class Input(NamedTuple):
@@ -59,6 +61,7 @@ class Input(NamedTuple):
     config: Any
     safetensors: bool
     prior: bool = False
+    book: Book | None = None
 
 
 def prepare() -> None:
@@ -98,7 +101,12 @@ def _priors() -> list[Seed]:
     for case in test_priors.cases() if (SHARED / "golden").is_dir() else []:
         folder, name = SHARED / "golden" / case, case.split("/")[0]
         tensors = read_tensors(test_priors.weights(folder), *SOURCES[name].wrappers)
-        made.append(Seed(name, tensors, read_config(test_priors.config(folder)), prior=True))
+        config = HOW[name].config(folder) or read_config(test_priors.config(folder))
+        whole = prior.convert(name, test_priors.weights(folder), config, book=HOW[name].book(folder))
+        # Files of training hold the tokenizer beside the transformer, which alone is changed here.
+        quantizer = whole.network.book
+        book = None if quantizer is None else Book(whole.config.book, quantizer.state_dict())
+        made.append(Seed(name, tensors, config, True, book))
     return made
 
 
@@ -117,9 +125,9 @@ def make(number: int) -> Input:
         config = draw.choice((None, {}, {"model": config}, {"model": 3}, {"params": []}))
     plain = all(isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items())
     if plain and draw.random() < 0.3 and _apart(tensors):
-        return Input(seed.source, {key: value.contiguous() for key, value in tensors.items()}, config, True, seed.prior)
+        return Input(seed.source, {key: value.contiguous() for key, value in tensors.items()}, config, True, *seed[3:])
     content = draw.choice((tensors, {"state_dict": tensors}, {"model": tensors}, {"module": tensors, "x": 1}))
-    return Input(seed.source, content, config, False, seed.prior)
+    return Input(seed.source, content, config, False, *seed[3:])
 
 
 def _apart(tensors: dict[str, Tensor]) -> bool:
@@ -229,7 +237,7 @@ def call(value: Input) -> None:
         torch.save(value.content, path)
     try:
         if value.prior:
-            prior.convert(value.source, path, value.config)
+            prior.convert(value.source, path, value.config, book=value.book)
             return
         convert(value.source, path, value.config)
         convert_discriminator(value.source, path, value.config)

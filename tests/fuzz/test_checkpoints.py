@@ -21,7 +21,7 @@ def test_every_seed_is_read() -> None:
             checkpoints.call((which, seed.content, True))
     for seed in layouts.seeds():
         try:
-            layouts.call(layouts.Input(seed.source, seed.tensors, seed.config, False, seed.prior))
+            layouts.call(layouts.Input(seed.source, seed.tensors, seed.config, False, *seed[3:]))
         except ValueError as error:
             assert "its discriminator" in str(error), seed.source
     for seed in configs.seeds():
