@@ -15,6 +15,7 @@ from tokenizers_vq.discriminators.layers import (
     Width,
     bounded,
     check_reference,
+    features_of,
     halvings,
 )
 from tokenizers_vq.discriminators.patchgan import conv_block
@@ -59,8 +60,8 @@ class DCGAN(Split):
         head = nn.Conv2d(widths[-1], 1, (height >> depth, width >> depth))
         nn.init.normal_(head.weight, 0.0, 0.02)
         self.head = bounded(head, config.norm == "spectral")
-        if config.norm == "virtual":
-            self.reference = Reference(config.reference_size, channels, image_size)
+        virtual = config.norm == "virtual"
+        self.reference = Reference(config.reference_size, channels, image_size) if virtual else None
 
     def check(self, batch: Batch) -> None:
         super().check(batch)
@@ -68,14 +69,7 @@ class DCGAN(Split):
 
     def embed(self, images: Tensor) -> Embedded:
         """Images `(B, C, H, W)` in [-1, 1]."""
-        if self.config.norm == "virtual":
-            images = self.reference(images)
-        features = []
-        for block in self.blocks:
-            images = block(images)
-            features.append(images)
-        if self.config.norm == "virtual":
-            features = [part[self.reference.rows :] for part in features]
+        features = features_of(self.blocks, images, self.reference)
         return Embedded(features[-1:], features)
 
     def decide(self, embeddings: list[Tensor]) -> list[Tensor]:

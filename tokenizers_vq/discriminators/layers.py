@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, TypeVar
 
 import torch
@@ -144,6 +145,16 @@ class Reference(nn.Module):
                 self.images.copy_(reference)
                 self.kept.fill_(1)
         return torch.cat([reference.to(images.dtype), images])
+
+
+def features_of(blocks: Iterable[nn.Module], images: Tensor, reference: Reference | None) -> list[Tensor]:
+    """What each block makes of images `(B, C, H, W)`, one after the other, without the rows of the reference batch."""
+    images = images if reference is None else reference(images)
+    features = []
+    for block in blocks:
+        images = block(images)
+        features.append(images if reference is None else images[reference.rows :])
+    return features
 
 
 def of_all(rows: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from tokenizers_vq.discriminators.layers import (
     Reference,
     bounded,
     check_reference,
+    features_of,
     has_norm,
     norms,
 )
@@ -54,8 +55,8 @@ class PatchGAN(Split):
         self.feature_width = widths[-1]
         self.embedding_widths = [widths[-1]]
         self.head = narrow_conv(widths[-1], 1, 1, config.norm == "spectral", bias=True)
-        if config.norm == "virtual":
-            self.reference = Reference(config.reference_size, channels, image_size)
+        virtual = config.norm == "virtual"
+        self.reference = Reference(config.reference_size, channels, image_size) if virtual else None
 
     def check(self, batch: Batch) -> None:
         check_channels(self, batch)
@@ -74,14 +75,7 @@ class PatchGAN(Split):
     def embed(self, images: Tensor) -> Embedded:
         """Images `(B, C, H, W)` in [-1, 1]."""
         self._check_size(*images.shape[-2:])
-        if self.config.norm == "virtual":
-            images = self.reference(images)
-        features = []
-        for block in self.blocks:
-            images = block(images)
-            features.append(images)
-        if self.config.norm == "virtual":
-            features = [part[self.reference.rows :] for part in features]
+        features = features_of(self.blocks, images, self.reference)
         return Embedded(features[-1:], features)
 
     def decide(self, embeddings: list[Tensor]) -> list[Tensor]:
