@@ -50,21 +50,18 @@ def inpaint(
 
     from prior import inpainting
     from prior.cli import told
-    from prior.cli.sample import _open
-    from prior.decoding import grid
+    from prior.cli.opening import open_priors
     from prior.model import Prior
     from prior.sampling import Sampler
-    from tokenizers_vq.config import apply_overrides
 
-    opened = _open([model], tokenizer, device)
+    opened = open_priors([model], tokenizer, device)
     prior = opened.prior
     assert isinstance(prior, Prior)
     fields, asked = told.split(settings or ())
     asked |= {name: [given] for name, given in {"text": text, "class": classes}.items() if given}
-    prior.condition.adopt(opened.tokenizer)
     condition = told.rows(prior.condition, asked, count, OPTIONS) if asked else None
     plain = Sampler(temperature=temperature, guidance=guidance, seed=seed)
-    sampler = prior.network.Sampler(**{**plain.to_dict(defaults=False), **apply_overrides({}, fields)})
+    sampler = opened.sampler(plain, fields)
     picture, masked = _read(image, mask, opened.tokenizer.config.size, opened.tokenizer.config.channels)
     common.show_notes("prior.networks.autoregressive")
     if not prior.network.masked:
@@ -75,19 +72,27 @@ def inpaint(
         prior, opened.tokenizer, picture, masked, count, condition, sampler, ring=ring, keep_pixels=keep_pixels
     )
     drawn = f"{int(found.drawn.sum())} of {len(found.drawn)} codes drawn anew"
-    shown = torch.where(masked, torch.zeros(()), picture)
-    if out.suffix.lower() == ".png":
-        together = torch.cat((picture, shown, found.images))
-        common.write_png(out, grid(together, min(len(together), 8)))
-    else:
-        for index, one in enumerate(found.images):
-            common.write_png(out / f"{index:05d}.png", one)
-        common.write_png(out / "given.png", shown[0])
+    _write(out, picture, torch.where(masked, torch.zeros(()), picture), found.images)
     print(f"{drawn}, {count} times: {out}")
 
 
 OPTIONS = tuple(name.replace("_", "-") for name in inspect.signature(inpaint).parameters)
 """names of the options above"""
+
+
+def _write(out: Path, picture: Tensor, given: Tensor, drawn: Tensor) -> None:
+    """All in one picture, or what was drawn and what was given apart in a folder."""
+    import torch
+
+    from prior.decoding import grid
+
+    if out.suffix.lower() == ".png":
+        together = torch.cat((picture, given, drawn))
+        common.write_png(out, grid(together, min(len(together), 8)))
+        return
+    for index, one in enumerate(drawn):
+        common.write_png(out / f"{index:05d}.png", one)
+    common.write_png(out / "given.png", given[0])
 
 
 def _read(image: Path, mask: Path, size: tuple[int, int], channels: int) -> tuple[Tensor, Tensor]:

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from prior.cli.opening import Opened, open_priors
 from tokenizers_vq.cli import common
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prior.chain import Chain
     from prior.choosing import Judge
-    from prior.conditions import Condition
-    from prior.model import Prior
     from prior.sampling import Sampler
-    from tokenizers_vq.tokenizer import Tokenizer
 
 
 def sample(
@@ -74,7 +70,6 @@ def sample(
     """Draw new images."""
     from prior.cli import told
     from prior.sampling import Sampler
-    from tokenizers_vq.config import apply_overrides
 
     columns = 8 if count else _columns(grid)
     alone = out.suffix.lower() == ".png"
@@ -85,11 +80,10 @@ def sample(
     fields, asked = told.split(settings or ())
     models = [model, *(field for field in fields if "=" not in field)]
     fields = [field for field in fields if "=" in field]
-    opened = _open(models, tokenizer, device)
+    opened = open_priors(models, tokenizer, device)
     asked |= {name: given for name, given in {"text": text, "class": classes}.items() if given}
-    opened.condition.adopt(opened.tokenizer)
     opened = opened._replace(told=told.rows(opened.condition, asked, total, OPTIONS))
-    sampler = opened.sampler(**{**plain.to_dict(defaults=False), **apply_overrides({}, fields)})
+    sampler = opened.sampler(plain, fields)
     common.show_notes("prior.networks.autoregressive")
     chosen = _choice(opened, best_of, judge, judge_classes)
     drawn = _draw(opened, sampler, total, batch_size, chosen)
@@ -106,52 +100,10 @@ OPTIONS = tuple(name.replace("_", "-") for name in inspect.signature(sample).par
 """names of the options above"""
 
 
-class _Opened(NamedTuple):
-    prior: Prior | Chain
-    tokenizer: Tokenizer
-    settings: dict[str, Any]
-    told: Sequence[Any] | None = None
-    """what each sample is told"""
-
-    @property
-    def condition(self) -> Condition | Chain:
-        """What knows what can be told."""
-        from prior.chain import Chain
-
-        return self.prior if isinstance(self.prior, Chain) else self.prior.condition
-
-    @property
-    def sampler(self) -> type[Sampler]:
-        """The settings of drawing: of a chain those that all kinds have."""
-        from prior.chain import Chain
-        from prior.sampling import Sampler
-
-        return Sampler if isinstance(self.prior, Chain) else self.prior.network.Sampler
-
-
 class _Drawn(NamedTuple):
-    opened: _Opened
+    opened: Opened
     tokens: Tensor
     images: Tensor
-
-
-def _open(models: Sequence[str], tokenizer: str | None, device: str) -> _Opened:
-    """The prior, or a chain of several, and their tokenizer."""
-    from prior.chain import Chain
-    from prior.decoding import open_tokenizer, refuse_part
-    from prior.models import load
-    from tokenizers_vq.devices import resolve_device
-
-    place = resolve_device(device)
-    priors = [load(model).to(place) for model in models]
-    config = priors[0].config
-    if len(priors) == 1:
-        refuse_part(priors[0])
-    name = tokenizer or config.tokenizer
-    prior = priors[0] if len(priors) == 1 else Chain(priors)
-    opened = open_tokenizer(name, config.fingerprint, models[0], place)
-    shown = models[0] if len(models) == 1 else list(models)
-    return _Opened(prior, opened, {"model": shown, "tokenizer": name, "fingerprint": config.fingerprint})
 
 
 class _Choice(NamedTuple):
@@ -159,7 +111,7 @@ class _Choice(NamedTuple):
     of: int
 
 
-def _choice(opened: _Opened, of: int, judge: str | None, classes: str | None) -> _Choice | None:
+def _choice(opened: Opened, of: int, judge: str | None, classes: str | None) -> _Choice | None:
     """Who chooses among how many. Raises `ValueError` for one without the other."""
     from prior.choosing import open_judge
     from prior.model import Prior
@@ -177,7 +129,7 @@ def _choice(opened: _Opened, of: int, judge: str | None, classes: str | None) ->
     return _Choice(open_judge(judge, opened.prior, opened.settings["tokenizer"], numbers), of)
 
 
-def _draw(opened: _Opened, sampler: Sampler, total: int, batch_size: int, choice: _Choice | None = None) -> _Drawn:
+def _draw(opened: Opened, sampler: Sampler, total: int, batch_size: int, choice: _Choice | None = None) -> _Drawn:
     import torch
 
     from prior.choosing import Best, best_of
