@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from prior import model
 from prior.book import book_config, fill_book
-from prior.conditions import ConditionConfig, GridsConfig, NoneConfig, TokensConfig, beside
+from prior.conditions import ConditionConfig, GridsConfig, NoneConfig, beside
 from prior.conversion import catalogue
 from prior.model import Prior, PriorConfig, load_folder
 from prior.networks import NetworkConfig
@@ -62,8 +62,6 @@ def create(
         data |= {"grids": tuple(grids), "whole": LayoutConfig.of(codes)}
         if given is not None:
             told = TypeAdapter(ConditionConfig).validate_python(data.get("condition", NoneConfig()))
-            if isinstance(told, TokensConfig):
-                raise ValueError("condition tokens is told alone: leave grids and given out, or give another condition")
             data["condition"] = beside(told, GridsConfig(**{**given, "layout": data["whole"]}))
         codes = codes.part(grids)
     if tokenizer is not None:

@@ -48,8 +48,7 @@ class ModelConfig(Config):
             data = {**data, "given": {"grids": data["given"]}}
         told = data.get("condition") if isinstance(data, Mapping) else None
         if isinstance(told, (list, tuple)):
-            parts = [{"kind": part} if isinstance(part, str) else part for part in told]
-            return {**data, "condition": {"kind": "several", "conditions": parts}}
+            return {**data, "condition": {"kind": "several", "conditions": told}}
         return {**data, "condition": {"kind": told}} if isinstance(told, str) and told not in _WORDS else data
 
     def told(self, classes: bool) -> ConditionConfig:
