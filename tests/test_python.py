@@ -10,9 +10,12 @@ import pytest
 import torch
 
 import tokenizers_vq as tvq
+from tests.cli.conftest import photos
 from tokenizers_vq.data import DataConfig
 from tokenizers_vq.data.shards import read_codes
 from tokenizers_vq.training.recipe import load_recipe, make_recipe
+
+__all__ = ["photos"]  # a fixture
 
 NETWORK = {"kind": "vqgan", "width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "groups": 4}
 SMALL = [
@@ -29,19 +32,6 @@ def _silent(capfd: pytest.CaptureFixture[str]):
     capfd.readouterr()
     yield
     assert capfd.readouterr().out == ""
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    for number in range(6):
-        path = tmp_path / "photos" / ("train" if number < 3 else "test") / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if number == 4:
-            path.write_bytes(b"no picture")
-        else:
-            image = torch.rand(3, 40, 48, generator=torch.Generator().manual_seed(number)) * 2 - 1
-            tvq.images.to_pil(image).save(path)
-    return tmp_path / "photos"
 
 
 @pytest.fixture

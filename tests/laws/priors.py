@@ -6,7 +6,8 @@ part of the error. `python -m tests.laws.table` prints both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import io
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -193,6 +194,40 @@ def signs(layout: CodeLayout) -> Any:
 def rows(layout: CodeLayout, count: int) -> Tensor:
     """Random possible codes int64 `(count, N)`."""
     return (torch.rand(count, layout.length) * torch.tensor(layout.sizes)[layout.streams()]).long()
+
+
+def stopped_and_resumed(
+    models: Sequence[Prior], told: Callable[[int], Any], half: int, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Losses of the first model, trained at once, and of the second up to `half`, saved and gone on with in the third.
+
+    `told`: what four rows are told at a step.
+    """
+    whole, first, again = models
+    first.load_state_dict(whole.state_dict())
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3) for model in models]
+
+    def train(model: Prior, optimizer: torch.optim.Optimizer, steps: range) -> list[Tensor]:
+        losses = []
+        for step in steps:
+            torch.manual_seed(step)  # as the loop does
+            optimizer.zero_grad()
+            loss = model.train()(rows(model.layout, 4), told(step))
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return losses
+
+    expected = train(whole, optimizers[0], range(steps))
+    found = train(first, optimizers[1], range(half))
+    file = io.BytesIO()
+    torch.save([first.state_dict(), optimizers[1].state_dict()], file)
+    file.seek(0)
+    kept = torch.load(file, weights_only=True)
+    again.load_state_dict(kept[0])
+    optimizers[2].load_state_dict(kept[1])
+    found += train(again, optimizers[2], range(half, steps))
+    return torch.stack(expected), torch.stack(found)
 
 
 def all_rows(layout: CodeLayout) -> Tensor:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 import prior
-from prior.model import Prior
 from tests.laws.conditions import CONDITIONS, LAYOUT, TINY, Case
-from tests.laws.priors import all_rows, rows, step_by_step
+from tests.laws.priors import all_rows, rows, step_by_step, stopped_and_resumed
 
 
 @pytest.fixture(autouse=True)
@@ -121,33 +118,11 @@ def test_likelihoods_are_those_of_a_distribution(case: Case) -> None:
             assert abs(total - 1) < 1e-4 if model.exact else 0 < total < 1 + 1e-4
 
 
-def _go_on(case: Case, model: Prior, optimizer: torch.optim.Optimizer, steps: range) -> list[Tensor]:
-    losses = []
-    for step in steps:
-        torch.manual_seed(step)  # as the loop does
-        optimizer.zero_grad()
-        loss = model.train()(rows(LAYOUT, 4), case.told([step, 1, 2, 7]))
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    return losses
-
-
 @CONDITIONS.law("resume")
 def test_training_goes_on_bitwise(case: Case) -> None:
-    whole, half, again = (case.build(0.3) for _ in range(3))
-    half.load_state_dict(whole.state_dict())
-    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3) for model in (whole, half, again)]
-    expected = _go_on(case, whole, optimizers[0], range(4))
-    found = _go_on(case, half, optimizers[1], range(2))
-    file = io.BytesIO()
-    torch.save([half.state_dict(), optimizers[1].state_dict()], file)
-    file.seek(0)
-    kept = torch.load(file, weights_only=True)
-    again.load_state_dict(kept[0])
-    optimizers[2].load_state_dict(kept[1])
-    found += _go_on(case, again, optimizers[2], range(2, 4))
-    assert torch.equal(torch.stack(found), torch.stack(expected))
+    models = [case.build(0.3) for _ in range(3)]
+    expected, found = stopped_and_resumed(models, lambda step: case.told([step, 1, 2, 7]), half=2, steps=4)
+    assert torch.equal(found, expected)
 
 
 @CONDITIONS.law("saved")

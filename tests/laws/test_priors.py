@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from prior.model import Prior
 from prior.sampling import Sampler
-from tests.laws.priors import CASES, PRIORS, TINY, Case, all_rows, by_name, dependence, rows
+from tests.laws.priors import CASES, PRIORS, TINY, Case, all_rows, by_name, dependence, rows, stopped_and_resumed
 from tests.processes import in_processes
 
 
@@ -203,32 +202,10 @@ def test_two_processes_equal_one(case: Case, gradients: dict[str, list[dict[str,
             torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
 
-def _go_on(model: Prior, optimizer: torch.optim.Optimizer, steps: range) -> list[Tensor]:
-    losses = []
-    for step in steps:
-        torch.manual_seed(step)  # as the loop does
-        optimizer.zero_grad()
-        loss = model.train()(rows(model.layout, 4), torch.arange(4) % 2)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    return losses
-
-
 @PRIORS.law("resume")
 def test_training_goes_on_bitwise(case: Case) -> None:
-    whole, half, again = (case.build(classes=2, dropout=0.3) for _ in range(3))
-    half.load_state_dict(whole.state_dict())
-    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3) for model in (whole, half, again)]
-    expected = _go_on(whole, optimizers[0], range(5))
-    found = _go_on(half, optimizers[1], range(3))
-    file = io.BytesIO()
-    torch.save([half.state_dict(), optimizers[1].state_dict()], file)
-    file.seek(0)
-    kept = torch.load(file, weights_only=True)
-    again.load_state_dict(kept[0])
-    optimizers[2].load_state_dict(kept[1])
-    found += _go_on(again, optimizers[2], range(3, 5))
-    assert torch.equal(torch.stack(found), torch.stack(expected))
-    state = again.state_dict()
-    assert not [name for name, value in whole.state_dict().items() if not torch.equal(state[name], value)]
+    models = [case.build(classes=2, dropout=0.3) for _ in range(3)]
+    expected, found = stopped_and_resumed(models, lambda step: torch.arange(4) % 2, half=3, steps=5)
+    assert torch.equal(found, expected)
+    state = models[2].state_dict()
+    assert not [name for name, value in models[0].state_dict().items() if not torch.equal(state[name], value)]
