@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -29,6 +29,7 @@ from tokenizers_vq.data.shards.info import (
     MOST_SHARDS,
     CodesInfo,
     DamagedCodes,
+    LabelsInfo,
     ReadingInfo,
     RecordInfo,
     differences,
@@ -88,12 +89,12 @@ def write_codes(
 
     Columns: `codes` (fixed-size list of N), `fingerprint`, `key`, `label` (-1 for none), `class.NAME` of each further
     column of classes, `captions` (list of strings) where the images have any. Process `rank` of `world` writes shards
-    rank, rank + world, ...; the one that finds all shards there completes `codes.json` with `images` and `broken` (name
-    -> reason). `shards`: number of files, unset what the folder has, else by the number of images. `views`: one of
-    `transforms.VIEWS`; where they are several, an image's rows follow each other and a column `view` numbers them.
-    `progress` is called with the number of images after every batch. A damaged shard is written anew, as is a damaged
-    `codes.json` whose shards say that they were made as this call makes them. The log says what is read (info) and what
-    was damaged (warning).
+    rank, rank + world, ...; the one that finds all shards there completes `codes.json` with `images`, `broken` (name
+    -> reason), and `rows` and `labels`, by which a folder is opened without reading it. `shards`: number of files,
+    unset what the folder has, else by the number of images. `views`: one of `transforms.VIEWS`; where they are several,
+    an image's rows follow each other and a column `view` numbers them. `progress` is called with the number of images
+    after every batch. A damaged shard is written anew, as is a damaged `codes.json` whose shards say that they were
+    made as this call makes them. The log says what is read (info) and what was damaged (warning).
 
     Raises `ValueError` for unknown views, where `out` holds codes made otherwise, the field named, or another process
     writes them, and what `open_source` raises; `WriteError` where it cannot be written.
@@ -128,13 +129,13 @@ def write_rows(out: Path | str, info: CodesInfo, codes: np.ndarray, batch: Batch
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: give another --out")
     rows = VIEWS[info.views].rows
-    info = info.replace(shards=1, images=len(codes) // rows, broken={})
+    info = info.replace(shards=1, images=len(codes) // rows, broken={}, rows=None, labels=None)
     columns = schema(CodeLayout.from_dict(info.layout), rows, info.captions, info.class_names)
     table = pa.table(_columns(codes, batch, info, rows), schema=columns)
     with lock(out):
         write_shard(out / shard_name(0, 1), table, info.how(), {})
         write_info(out, info)
-    return info
+        return _complete(out, info, alone=True)
 
 
 def recorded_precision(out: Path | str) -> str | None:
@@ -195,7 +196,7 @@ def _begin(
     before, problem = _found(out)
     if shards is None:
         number = _numbered(out) or (None if before is None else before.shards)
-        shards = number or max(world, -(-(_count(opened) or 1) // IMAGES_A_SHARD))
+        shards = number or min(MOST_SHARDS, max(world, -(-(_count(opened) or 1) // IMAGES_A_SHARD)))
     info = _describe(encoder, data, opened, shards, views)
     if before is not None:
         problem = _differs(out, before, info, opened)
@@ -286,15 +287,17 @@ def _write(job: _Job, part: int, batches: Batches) -> None:
 
     encoder, rows = job.encoder, VIEWS[job.info.views].rows
     columns = schema(encoder.layout, rows, job.info.captions, job.info.class_names)
-    tables = []
-    for batch in batches:
-        images = cut_views(batch["images"], encoder.image_size, job.info.views)
-        codes = np.concatenate([encoder.encode(images).numpy() for images in images.split(job.batch_size)])
-        tables.append(pa.table(_columns(codes, batch, job.info, rows), schema=columns))
-        if job.progress is not None:
-            job.progress(len(batch["keys"]))
-    table = pa.concat_tables([columns.empty_table(), *tables])
-    write_shard(job.out / shard_name(part, job.info.shards), table, job.info.how(), batches.broken)
+
+    def tables() -> Iterator[Any]:
+        yield columns.empty_table()
+        for batch in batches:
+            images = cut_views(batch["images"], encoder.image_size, job.info.views)
+            codes = np.concatenate([encoder.encode(images).numpy() for images in images.split(job.batch_size)])
+            yield pa.table(_columns(codes, batch, job.info, rows), schema=columns)
+            if job.progress is not None:
+                job.progress(len(batch["keys"]))
+
+    write_shard(job.out / shard_name(part, job.info.shards), tables(), job.info.how(), batches.broken)
 
 
 def _columns(codes: np.ndarray, batch: Batch, info: CodesInfo, rows: int) -> dict[str, Any]:
@@ -321,8 +324,9 @@ def _columns(codes: np.ndarray, batch: Batch, info: CodesInfo, rows: int) -> dic
 
 
 def _complete(out: Path, info: CodesInfo, alone: bool) -> CodesInfo:
-    """Where all shards are there, `codes.json` with `images` and `broken`."""
-    images, broken = 0, {}
+    """Where all shards are there, `codes.json` with `images`, `broken`, and what a reader need not count."""
+    images, broken, counts = 0, {}, list[int]()
+    labels = dict.fromkeys(("label", *map(class_column, info.class_names)), (0, -1))
     for part in range(info.shards):
         path = out / shard_name(part, info.shards)
         if not path.is_file():  # another process is at it
@@ -331,6 +335,10 @@ def _complete(out: Path, info: CodesInfo, alone: bool) -> CodesInfo:
             with ShardFile(path, info) as shard:
                 images += shard.rows // shard.views
                 broken.update(shard.broken)
+                counts.append(shard.rows)
+                for column, name in zip(labels, (None, *info.class_names), strict=True):
+                    found, (bare, highest) = shard.labels(name), labels[column]
+                    labels[column] = bare + int((found < 0).sum()), max(highest, int(found.max(initial=-1)))
         except DamagedCodes:
             if alone:
                 raise
@@ -338,7 +346,12 @@ def _complete(out: Path, info: CodesInfo, alone: bool) -> CodesInfo:
     if broken and not images:
         name, reason = next(iter(broken.items()))
         raise ValueError(f"{out}: none of {len(broken)} images could be read; the first, {name}: {reason}")
-    whole = info.replace(images=images, broken=broken)
+    whole = info.replace(
+        images=images,
+        broken=broken,
+        rows=tuple(counts),
+        labels={column: LabelsInfo(bare=bare, highest=highest) for column, (bare, highest) in labels.items()},
+    )
     if read_info(out) != whole:
         write_info(out, whole)
     return whole
