@@ -30,7 +30,7 @@ class Reading(NamedTuple):
     ] = None
     streaming: Annotated[bool, typer.Option("--streaming", help="read without storing or indexing the data")] = False
     limit: Annotated[int | None, typer.Option(help="use this many images, evenly spread")] = None
-    workers: Annotated[int, typer.Option(help="threads that load ahead")] = 2
+    workers: Annotated[int | None, typer.Option(help="threads that load ahead; unset: by the number of cores")] = None
     on_broken: Annotated[
         str, typer.Option(metavar="skip|stop", help="unreadable images: skip and name them, or stop")
     ] = "skip"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -74,7 +75,9 @@ def write_shard(path: Path, tables: Any, how: dict[str, Any], broken: dict[str, 
     """
     import pyarrow.parquet as pq
 
-    aside, tables = path.with_name(f".{path.name}.partial"), iter([tables] if hasattr(tables, "schema") else tables)
+    # A name of its own: a worker that was given up for lost may still write the same shard.
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    tables = iter([tables] if hasattr(tables, "schema") else tables)
     first = next(tables)
     rows, group = 0, rows_within(CodeLayout.from_dict(how["layout"]), _GROUP)
     with naming(path):

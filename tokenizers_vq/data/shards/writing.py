@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -63,10 +63,11 @@ class Encoder(Protocol):
     def encode(self, images: Tensor) -> Tensor: ...
 
 
-class _Job(NamedTuple):
+class Job(NamedTuple):
     """What the shards of one call have in common."""
 
     encoder: Encoder
+    data: DataConfig
     info: CodesInfo
     out: Path
     batch_size: int
@@ -84,6 +85,7 @@ def write_codes(
     rank: int = 0,
     world: int = 1,
     progress: Callable[[int], None] | None = None,
+    elsewhere: Callable[[Job, list[int]], None] | None = None,
 ) -> dict[str, Any]:
     """Encode a split into `out`, going on where an earlier call stopped; returns what `codes.json` says.
 
@@ -94,7 +96,9 @@ def write_codes(
     unset what the folder has, else by the number of images. `views`: one of `transforms.VIEWS`; where they are several,
     an image's rows follow each other and a column `view` numbers them. `progress` is called with the number of images
     after every batch. A damaged shard is written anew, as is a damaged `codes.json` whose shards say that they were
-    made as this call makes them. The log says what is read (info) and what was damaged (warning).
+    made as this call makes them. `elsewhere` is handed the numbers of the shards that are missing, and has them written
+    by `write_parts` in other processes; unset, this one writes them. The log says what is read (info) and what was
+    damaged (warning).
 
     Raises `ValueError` for unknown views, where `out` holds codes made otherwise, the field named, or another process
     writes them, and what `open_source` raises; `WriteError` where it cannot be written.
@@ -106,16 +110,46 @@ def write_codes(
     with lock(out) if world == 1 else nullcontext():
         if world == 1:
             clear(out)
-        opened = open_stream(data, _PREFER) if data.streaming else open_source(data, _PREFER)
+        opened = open_images(data)
         logger.info("reading %s", opened.about.description)
         info, known = _begin(encoder, data, opened, out, shards, views, world)
-        job = _Job(encoder, info, out, batch_size, progress)
+        job = Job(encoder, data, info, out, batch_size, progress)
         parts = [part for part in range(rank, info.shards, world) if not _is_done(job, part)]
-        size = size_for_views(encoder.image_size, views)
-        sizes: dict[str, Any] = {"image_size": size, "channels": encoder.channels, "batch_size": batch_size}
-        for part, batches in batches_by_part(data, opened, parts=parts, of=info.shards, prefer=_PREFER, **sizes):
-            _write(job, part, batches)
+        if elsewhere is None:
+            write_parts(job, parts, opened)
+        elif parts:
+            elsewhere(job, parts)
         return _complete(out, known, alone=world == 1).to_dict()
+
+
+def open_images(data: DataConfig) -> Source | Stream:
+    """What `write_codes` reads. Raises as `open_source`."""
+    return open_stream(data, _PREFER) if data.streaming else open_source(data, _PREFER)
+
+
+def write_parts(job: Job, parts: Sequence[int], opened: Source | Stream) -> None:
+    """Encode some of the shards, one after the other, each from its own images: whoever does it, it is the same file.
+
+    Raises `ValueError` where the images or the tokenizer are not those of the job.
+    """
+    if job.encoder.fingerprint != job.info.fingerprint:
+        raise ValueError(
+            f"{job.encoder.name} is another tokenizer ({short(job.encoder.fingerprint)}) than the codes of {job.out} "
+            f"are made with ({short(job.info.fingerprint)})"
+        )
+    label_names = opened.columns.label_names if isinstance(opened, Stream) else opened.label_names
+    files, known = _files(opened), job.info.record
+    record = identity.record(files, label_names)
+    if known is not None and (other := identity.changed(known.to_dict(), record, files)):
+        raise ValueError(f"{job.data.path} holds other images here than where the encoding began ({other})")
+    size = size_for_views(job.encoder.image_size, job.info.views)
+    sizes: dict[str, Any] = {
+        "image_size": size,
+        "channels": job.encoder.channels,
+        "batch_size": job.batch_size,
+    }
+    for part, batches in batches_by_part(job.data, opened, parts=parts, of=job.info.shards, prefer=_PREFER, **sizes):
+        _write(job, part, batches)
 
 
 def write_rows(out: Path | str, info: CodesInfo, codes: np.ndarray, batch: Batch) -> CodesInfo:
@@ -265,7 +299,7 @@ def _adopt(out: Path, info: CodesInfo, problem: str) -> None:
     logger.warning("%s: %s is written anew", problem, INFO)
 
 
-def _is_done(job: _Job, part: int) -> bool:
+def _is_done(job: Job, part: int) -> bool:
     """Whether a shard is there and whole. Raises `ValueError` for one that was made otherwise."""
     path = job.out / shard_name(part, job.info.shards)
     if not path.is_file():
@@ -282,7 +316,7 @@ def _is_done(job: _Job, part: int) -> bool:
     return True
 
 
-def _write(job: _Job, part: int, batches: Batches) -> None:
+def _write(job: Job, part: int, batches: Batches) -> None:
     import pyarrow as pa
 
     encoder, rows = job.encoder, VIEWS[job.info.views].rows
