@@ -103,13 +103,13 @@ class Data:
         self.parts = [Part(self.shards, self.rows, len(self.rows))]
         for folder, shards, numbers in zip(recipe.more_codes, more, rows, strict=True):
             self.parts.append(Part(shards, numbers, max(1, round(folder.weight * len(numbers)))))
-        for folder, some in (
+        for name, some in (
             (recipe.codes, self.rows),
             (recipe.held_out_codes, self.held_rows),
             *((of.codes, numbers) for of, numbers in zip(recipe.more_codes, rows, strict=True)),
         ):
             if not len(some):
-                raise ValueError(f"{folder} holds no codes: encode some images")
+                raise ValueError(f"{name} holds no codes: encode some images")
         self.length = sum(one.drawn for one in self.parts)
         fits = together and sum(shards.size for shards in (self.shards, *more)) <= KEPT
         self.blocks = None if fits else Blocks(self.shards.block, _TOGETHER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import threading
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -17,7 +19,9 @@ import torch
 import tokenizers_vq as tvq
 from tests.cli.conftest import save
 from tests.kills import pictures
-from tokenizers_vq.data.shards import read_codes, shard_name
+from tokenizers_vq.data import DataConfig
+from tokenizers_vq.data.shards import Job, read_codes, shard_name, write_codes
+from tokenizers_vq.encoding import BatchEncoder
 from tokenizers_vq.verbs import on_ray
 
 MARK = "TVQ_TEST_OF_RAY"
@@ -42,8 +46,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     patch, mark = pytest.MonkeyPatch(), str(tmp_path_factory.mktemp("ray"))
     patch.setenv(MARK, mark)
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    for patience in ("RAY_worker_register_timeout_seconds", "RAY_agent_register_timeout_ms"):  # on a busy machine
-        patch.setenv(patience, "600" if patience.endswith("seconds") else "600000")
+    waits = ("RAY_worker_register_timeout_seconds", "RAY_raylet_start_wait_time_s", "RAY_agent_register_timeout_ms")
+    for patience in waits:  # on a busy machine
+        patch.setenv(patience, "600000" if patience.endswith("ms") else "600")
     names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
     head = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False}
     started = Cluster(initialize_head=True, head_node_args={**head, **dict(zip(names, free_ports(4), strict=True))})
@@ -102,6 +107,35 @@ def test_a_worker_that_is_killed_loses_and_doubles_nothing(cluster: str, tmp_pat
     with pytest.raises(ValueError, match=r"00050.png") as error:
         tvq.encode_folder(str(model), photos, tmp_path / "strict", on="ray", on_broken="stop", **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_worker_writes_the_very_files(tmp_path: Path) -> None:
+    """What a worker does, without Ray around it."""
+    model, photos = save(tmp_path / "model", 1), pictures(tmp_path / "photos", 10)
+    wanted = tvq.encode_folder(str(model), photos, tmp_path / "one", shards=3, device="cpu")
+    made = []
+
+    def here(job: Job, parts: list[int]) -> None:
+        made.append(parts)
+        data, info = job.data.to_dict(), job.info.to_dict()
+        computing = {"device": "cpu", "precision": job.encoder.precision}
+        worker = pickle.loads(
+            pickle.dumps(on_ray.ShardEncoder(str(model), computing, data, info, out=str(job.out), batch_size=32))
+        )
+        done = worker({"part": np.array(parts)})
+        assert done["error"] == [""] * 3 and sum(done["images"]) == 10
+        # Other images than those of the first process, or another model, are refused in its words.
+        (photos / "00003.png").write_bytes(b"other bytes")
+        other = on_ray.ShardEncoder(str(model), computing, data, info, out=str(job.out), batch_size=32)
+        assert "holds other images here" in other({"part": np.array([0])})["error"][0]
+        gone = on_ray.ShardEncoder(str(tmp_path / "gone"), computing, data, info, out=str(job.out), batch_size=32)
+        assert "gone" in gone({"part": np.array([0])})["error"][0]
+
+    encoder = BatchEncoder(str(model), device="cpu")
+    write_codes(encoder, DataConfig(path=str(photos)), tmp_path / "two", shards=3, elsewhere=here)
+    assert made == [[0, 1, 2]] and wanted.images == 10
+    for path in sorted((tmp_path / "one").iterdir()):
+        assert (tmp_path / "two" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_what_ray_cannot_do_is_said_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

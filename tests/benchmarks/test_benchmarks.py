@@ -21,6 +21,7 @@ SMALLEST = {
     "determinism": ["--models", "vqvae-tiny-64", "--backends", "eager", "--data", "skimage", "--count", "8"],
     "endless": ["--rows", "100"],
     "families": ["--pair", "vit-vqgan-tiny-64", "vqgan-tiny-64"],
+    "files": ["--count", "10"],
     "folder": ["--count", "3", "--size", "64"],
     "memory": ["--alone", "step", "--step-size", "16"],
     "startup": ["--quick"],

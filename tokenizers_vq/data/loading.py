@@ -365,19 +365,29 @@ def evaluation_batches(
         return Batches(lambda: ahead(read(), config.loaders), config, stream, whole=whole)
     source = open_source(config, prefer)
     tasks = _evaluation_tasks(source, config, image_size, channels, batch_size, shard)
-    return Batches(lambda: ahead(tasks, config.loaders), config, source, whole=whole)
+    return Batches(lambda: ahead(tasks(), config.loaders), config, source, whole=whole)
 
 
 def _evaluation_tasks(
     source: Source, config: DataConfig, size: Size, channels: int, batch_size: int, shard: tuple[int, int]
-) -> list[Callable[[], Batch]]:
-    first, last = (len(source) * part // shard[1] for part in (shard[0], shard[0] + 1))
-    ranges = [range(at, min(at + batch_size, last)) for at in range(first, last, batch_size)]
+) -> Callable[[], Iterator[Callable[[], Batch]]]:
+    """What makes the batches of a part, one after the other; they are too many to be listed."""
 
     def make(indices: range) -> Batch:
         return _evaluation_batch(source.items(indices), size, channels, config, source.has_captions)
 
-    return [partial(make, indices) for indices in ranges]
+    def tasks() -> Iterator[Callable[[], Batch]]:
+        first, last = _bounds(source, shard)
+        for at in range(first, last, batch_size):
+            yield partial(make, range(at, min(at + batch_size, last)))
+
+    return tasks
+
+
+def _bounds(source: Source, shard: tuple[int, int]) -> tuple[int, int]:
+    """The first image of a part, and the one behind its last."""
+    first, last = (len(source) * part // shard[1] for part in (shard[0], shard[0] + 1))
+    return first, last
 
 
 def batches_by_part(
@@ -401,7 +411,9 @@ def batches_by_part(
         shared = {**sizes, "prefer": prefer}
         yield from ((part, evaluation_batches(config, shard=(part, of), **shared)) for part in parts)
         return
-    tasks = {part: _evaluation_tasks(opened, config, image_size, channels, batch_size, (part, of)) for part in parts}
-    with closing(ahead(chain.from_iterable(tasks.values()), config.loaders)) as loaded:
+    tasks = (_evaluation_tasks(opened, config, image_size, channels, batch_size, (part, of))() for part in parts)
+    with closing(ahead(chain.from_iterable(tasks), config.loaders)) as loaded:
         for part in parts:
-            yield part, Batches(partial(islice, loaded, len(tasks[part])), config, opened, whole=of == 1)
+            first, last = _bounds(opened, (part, of))
+            count = -(-(last - first) // batch_size)
+            yield part, Batches(partial(islice, loaded, count), config, opened, whole=of == 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +24,20 @@ class ShardEncoder:
     """
 
     def __init__(
-        self,
-        model: str,
-        computing: dict[str, Any],
-        data: dict[str, Any],
-        info: dict[str, Any],
-        out: str,
-        batch_size: int,
+        self, model: str, computing: dict[str, Any], data: dict[str, Any], info: dict[str, Any], **of: Any
     ) -> None:
-        config = DataConfig(**data)
-        size = info["image_size"]
-        encoder = BatchEncoder(model, image_size=tuple(size) if isinstance(size, list) else size, **computing)
-        self.job = Job(encoder, config, CodesInfo(**info), Path(out), batch_size, None)
-        self.opened = open_images(config)
+        """What a `Job` is made of, as plain values: `of` are its folder `out` and its `batch_size`."""
+        self.given = model, computing, data, info, of
+        self.job: Job | None = None
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Numbers of shards -> how many images each read, and what went wrong."""
         counts, errors = [], []
         for part in batch["part"]:
             done: list[int] = []
             try:
+                self._open()
+                assert self.job is not None
                 write_parts(self.job._replace(progress=done.append), [int(part)], self.opened)
             except (ValueError, OSError) as error:  # one line each; Ray would wrap them in its traceback
                 errors.append(str(error))
@@ -50,6 +45,14 @@ class ShardEncoder:
                 errors.append("")
             counts.append(sum(done))
         return {"part": batch["part"], "images": counts, "error": errors}
+
+    def _open(self) -> None:
+        if self.job is None:
+            model, computing, data, info, of = self.given
+            size = info["image_size"]
+            encoder = BatchEncoder(model, image_size=tuple(size) if isinstance(size, list) else size, **computing)
+            self.opened = open_images(DataConfig(**data))
+            self.job = Job(encoder, DataConfig(**data), CodesInfo(**info), Path(of["out"]), of["batch_size"], None)
 
 
 def check_ray() -> None:
@@ -65,25 +68,25 @@ def write_on_ray(job: Job, parts: list[int]) -> None:
     cannot be written, in the words of the worker.
     """
     _start()
-    import ray
+    import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.enable_operator_progress_bars = False
     cuda = job.encoder.device.type == "cuda"  # type: ignore[attr-defined]
     workers = int(ray.cluster_resources().get("GPU" if cuda else "CPU", 1))
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(workers, len(parts))))
     made = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts)).map_batches(
         ShardEncoder,
-        fn_constructor_args=(
-            _found_everywhere(str(job.encoder.name)),
-            {"device": "cuda" if cuda else "cpu", "precision": job.encoder.precision},
-            {**job.data.to_dict(), "path": _found_everywhere(job.data.path)},
-            job.info.to_dict(),
-            str(job.out.resolve()),
-            job.batch_size,
-        ),
+        fn_constructor_kwargs={
+            "model": _found_everywhere(str(job.encoder.name)),
+            "computing": {"device": "cuda" if cuda else "cpu", "precision": job.encoder.precision},
+            "data": {**job.data.to_dict(), "path": _found_everywhere(job.data.path)},
+            "info": job.info.to_dict(),
+            "out": str(job.out.resolve()),
+            "batch_size": job.batch_size,
+        },
         batch_size=1,
-        concurrency=(1, max(1, min(workers, len(parts)))),
+        compute=pool,
         num_cpus=None if cuda else 1,
         num_gpus=1 if cuda else None,
     )

@@ -137,6 +137,8 @@ def write_parts(job: Job, parts: Sequence[int], opened: Source | Stream) -> None
             f"{job.encoder.name} is another tokenizer ({short(job.encoder.fingerprint)}) than the codes of {job.out} "
             f"are made with ({short(job.info.fingerprint)})"
         )
+    if job.encoder.precision != job.info.precision:
+        raise ValueError(f"{job.out} holds codes of precision {job.info.precision}, not {job.encoder.precision}")
     label_names = opened.columns.label_names if isinstance(opened, Stream) else opened.label_names
     files, known = _files(opened), job.info.record
     record = identity.record(files, label_names)
