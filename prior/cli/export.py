@@ -12,7 +12,7 @@ from tokenizers_vq.cli import common
 
 def export(
     model: common.Model,
-    out: Annotated[Path, typer.Option(help="folder to write; only an earlier export is replaced")],
+    out: Annotated[Path, typer.Option(help="folder to write; only an earlier export may be overwritten")],
     to: Annotated[
         str, typer.Option(metavar="llama", help="format: a folder of transformers' LlamaForCausalLM")
     ] = "llama",

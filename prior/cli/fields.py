@@ -9,7 +9,7 @@ import typer
 from tokenizers_vq.cli.fields import print_fields
 
 Path_ = Annotated[
-    str, typer.Argument(metavar="[PATH]", help="a place in a recipe, such as model.network; unset: the top")
+    str, typer.Argument(metavar="[PATH]", help="path in a recipe, such as model.network; unset: the whole recipe")
 ]
 
 

@@ -20,7 +20,9 @@ UNKNOWN = "not known"
 def info(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="shipped or published name, run or folder; unset: all published ones"),
+        typer.Argument(
+            metavar="[MODEL]", help="a shipped or published name, a run or a folder; unset: list all published ones"
+        ),
     ] = None,
     as_json: common.AsJson = False,
 ) -> None:

@@ -11,7 +11,9 @@ from tokenizers_vq.cli import common
 
 
 def doctor(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a tokenizer's run, finished or going on")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="folder of a run of `tvq train`, finished or still running")
+    ],
     as_json: common.AsJson = False,
 ) -> None:
     """Say what a run's log shows to be wrong, and what to try. Status 1 where it found something."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tokenizers_vq.config import Config
 
 Path_ = Annotated[
-    str, typer.Argument(metavar="[PATH]", help="a place in a recipe, such as model.quantizer; unset: the top")
+    str, typer.Argument(metavar="[PATH]", help="path in a recipe, such as model.quantizer; unset: the whole recipe")
 ]
 
 

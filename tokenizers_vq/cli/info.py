@@ -21,7 +21,9 @@ UNKNOWN = "not known"
 
 
 def info(
-    name: Annotated[str, typer.Argument(metavar="MODEL", help="preset, shipped or published name, run or folder")],
+    name: Annotated[
+        str, typer.Argument(metavar="MODEL", help="a preset, a shipped or published name, a run or a folder")
+    ],
     as_json: common.AsJson = False,
 ) -> None:
     """Say what a model is: size, codes, licences, where it lies, published figures; downloads nothing."""

@@ -14,7 +14,9 @@ from tokenizers_vq.cli import common, groups
 def report(
     model: common.Model,
     out: Annotated[Path, typer.Option(help="folder for report.html, report.json and pictures")],
-    data: Annotated[str | None, typer.Option(help="images; unset: the test split of the run's data")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="images to measure on; unset: the test split of the run's data")
+    ] = None,
     batch_size: common.BatchSize = 32,
     as_json: common.AsJson = False,
     *,
