@@ -26,7 +26,7 @@ def compress(
     batch_size: common.BatchSize = 32,
     device: common.Device = "auto",
 ) -> None:
-    """Pack codes into a file of about as many bits as the prior's cross-entropy, by arithmetic coding."""
+    """Compress codes by arithmetic coding under a prior: into about as many bits as its cross-entropy."""
     import tempfile
 
     import numpy as np
@@ -57,7 +57,7 @@ def decompress(
     out: Annotated[Path, typer.Option(help="folder for the codes, as `tvq encode` writes them")] = ...,  # type: ignore[assignment]
     device: common.Device = "auto",
 ) -> None:
-    """Unpack a file of `compress` into the same codes; `tvq decode` makes images of them."""
+    """Decompress a file of `compress` into the same codes; `tvq decode` turns these into images."""
     import torch
 
     from prior import compression

@@ -23,7 +23,7 @@ def convert(
     ] = None,
     name: Annotated[str | None, typer.Option(help="title of the model card; unset: the folder's name")] = None,
 ) -> None:
-    """Turn a published checkpoint of a prior into a folder of ours; nothing that the file holds is run."""
+    """Convert a published checkpoint into a prior's folder; no code in the file is run."""
     from prior.conversion.write import convert_to_folder
 
     written = convert_to_folder(source, weights, config, out, tokenizer=tokenizer, name=name)

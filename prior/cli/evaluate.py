@@ -42,7 +42,7 @@ def evaluate(
     *,
     reading: groups.Reading,
 ) -> None:
-    """Judge samples of a prior against as many real images; `score` measures how well it predicts codes."""
+    """Compare samples of a prior with as many real images. (`score` measures how well it predicts codes.)"""
     from rich.console import Console
     from rich.table import Table
 

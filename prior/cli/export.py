@@ -17,7 +17,7 @@ def export(
         str, typer.Option(metavar="llama", help="format: a folder of transformers' LlamaForCausalLM")
     ] = "llama",
 ) -> None:
-    """Write a GPT prior for transformers, compared with the prior itself before it counts as written."""
+    """Export a GPT prior to transformers; the result is checked against the prior itself."""
     from prior.export import export as write
     from prior.models import load
 

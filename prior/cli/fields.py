@@ -14,7 +14,7 @@ Path_ = Annotated[
 
 
 def fields(path: Path_ = "") -> None:
-    """Show the fields of a prior's recipe, or of a part of it: what may be given, the default, what it does."""
+    """Show the fields of a prior's recipe or of a part of it: allowed values, default, meaning."""
     from prior.recipe import PriorRecipe
 
     print_fields(PriorRecipe, path)

@@ -26,7 +26,7 @@ def info(
     ] = None,
     as_json: common.AsJson = False,
 ) -> None:
-    """Say what a prior is: its codes, tokenizer, licences, published figures and settings; downloads nothing."""
+    """Show what is known of a prior: codes, tokenizer, licences, published figures and settings. Downloads nothing."""
     from prior.conversion import catalogue
     from prior.model import WEIGHTS
     from prior.models import find_model, list_models

@@ -53,7 +53,7 @@ def inpaint(
     ] = None,
     device: common.Device = "auto",
 ) -> None:
-    """Draw the masked pixels of a picture anew, from the codes of the others."""
+    """Fill in the masked part of a picture."""
     import torch
 
     from prior import inpainting

@@ -32,7 +32,7 @@ def train(
     ] = None,
     device: common.Device = "auto",
 ) -> None:
-    """Train a prior on codes, or go on with a run; ends with its bits per token on held-out codes.
+    """Train a prior on codes, or resume a run; reports bits per token on held-out codes at the end.
 
     Images are augmented and encoded as it trains (`data.crop`, `data.flip`), beside the stored codes of their centres.
     """

@@ -131,9 +131,7 @@ def test_another_recipe_is_refused_by_the_fields_that_differ(tmp_path: Path, sma
 def test_a_run_goes_on_for_more_steps_with_the_spans_that_it_had(tmp_path: Path, small: list[str]) -> None:
     """Of a recipe whose spans are shares, other steps are another recipe: the line says what keeps the spans."""
     run(tmp_path / "run", small, "steps=2", "adversary.start=0.5")
-    with pytest.raises(
-        ValueError, match=r"adversary\.start \(1, now 2\): to resume it, add adversary\.start=1; else"
-    ):
+    with pytest.raises(ValueError, match=r"adversary\.start \(1, now 2\): to resume it, add adversary\.start=1; else"):
         run(tmp_path / "run", small, "steps=4", "adversary.start=0.5")
     run(tmp_path / "run", small, "steps=4", "adversary.start=1")
 

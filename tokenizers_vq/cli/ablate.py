@@ -33,7 +33,7 @@ def ablate(
     ] = False,
     device: common.Device = "auto",
 ) -> None:
-    """Train and judge rows of a table at equal steps and data, or go on with them."""
+    """Train and measure the rows of a table at equal steps on equal data; run again, it resumes."""
     from tokenizers_vq.ablation.run import due_runs
     from tokenizers_vq.ablation.table import load_table, make_plan
     from tokenizers_vq.devices import processes

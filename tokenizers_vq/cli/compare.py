@@ -39,7 +39,7 @@ def compare(
     reading: groups.Reading,
     computing: groups.Computing,
 ) -> None:
-    """Set tokenizers beside each other and beside JPEG, WebP and AVIF: a table, a plot, one page of images."""
+    """Compare tokenizers with each other and with JPEG, WebP and AVIF: a table, a plot, one page of images."""
     from tokenizers_vq import evaluation
     from tokenizers_vq.verbs.compare import compare as measure
 

@@ -19,7 +19,7 @@ def convert(
     ] = None,
     name: Annotated[str | None, typer.Option(help="title of the model card; unset: the folder's name")] = None,
 ) -> None:
-    """Turn a published checkpoint into a tokenizer's folder; nothing that the file holds is run."""
+    """Convert a published checkpoint into a tokenizer's folder; no code in the file is run."""
     from tokenizers_vq.conversion.write import convert_to_folder
 
     converted = convert_to_folder(source, weights, config, out, name=name)

@@ -19,7 +19,7 @@ def decode(
     *,
     computing: groups.Computing,
 ) -> None:
-    """Decode shards of codes, a PNG a row, named after its image; .npy where the data had a range or other bands."""
+    """Decode shards of codes: one PNG for each row, named after its image (.npy where the data were arrays)."""
     from tokenizers_vq.data.shards import read_codes
     from tokenizers_vq.encoding import BatchEncoder
 

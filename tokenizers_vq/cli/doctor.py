@@ -16,7 +16,7 @@ def doctor(
     ],
     as_json: common.AsJson = False,
 ) -> None:
-    """Say what a run's log shows to be wrong, and what to try. Status 1 where it found something."""
+    """Find out from its log what is wrong with a run, and what to try. Exit status 1 if anything was found."""
     from tokenizers_vq.verbs.doctor import doctor as examine
 
     found = examine(run)

@@ -41,7 +41,7 @@ def encode(
     reading: groups.Reading,
     computing: groups.Computing,
 ) -> None:
-    """Encode images to parquet shards of codes, one row a view; killed and started again it goes on."""
+    """Encode images to parquet shards of codes, one row for each view; run again, it resumes."""
     from tokenizers_vq.devices import processes
     from tokenizers_vq.verbs.encode_folder import encode_folder
 

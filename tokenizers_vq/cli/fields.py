@@ -15,7 +15,7 @@ Path_ = Annotated[
 
 
 def fields(path: Path_ = "") -> None:
-    """Show the fields of a recipe, or of a part of it: what may be given, the default, what it does."""
+    """Show the fields of a recipe or of a part of it: allowed values, default, meaning."""
     from tokenizers_vq.training.recipe import Recipe
 
     print_fields(Recipe, path)

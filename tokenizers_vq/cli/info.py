@@ -26,7 +26,7 @@ def info(
     ],
     as_json: common.AsJson = False,
 ) -> None:
-    """Say what a model is: size, codes, licences, where it lies, published figures; downloads nothing."""
+    """Show what is known of a model: size, codes, licences, sources, published figures. Downloads nothing."""
     from tokenizers_vq import folders
     from tokenizers_vq.config import nearest
     from tokenizers_vq.conversion import catalogue

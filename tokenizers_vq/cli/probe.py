@@ -20,7 +20,7 @@ def probe(
     ] = None,
     held_out: Annotated[float, typer.Option(help="share of each class that is held out to measure on")] = 0.25,
     seed: Annotated[
-        int, typer.Option(min=0, help="decides which images are held out, and the untrained network's weights")
+        int, typer.Option(min=0, help="decides which images are held out, and the weights of the untrained network")
     ] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
     as_json: common.AsJson = False,
@@ -29,7 +29,7 @@ def probe(
     reading: groups.Reading,
     computing: groups.Computing,
 ) -> None:
-    """Say how well a linear classifier tells classes apart by pixels, features, codes and the discriminator."""
+    """Measure how well a linear classifier tells classes apart from pixels, features, codes and the discriminator."""
     from tokenizers_vq import evaluation
     from tokenizers_vq.verbs.probe import probe as measure
 

@@ -20,7 +20,7 @@ def reconstruct(
     reading: groups.Reading,
     computing: groups.Computing,
 ) -> None:
-    """Write images beside their reconstructions, and a grid of them all (of many bands the first three)."""
+    """Write images beside their reconstructions, and one grid of them all."""
     import torch
     from PIL import Image
 

@@ -24,7 +24,7 @@ def report(
     reading: groups.Reading,
     computing: groups.Computing,
 ) -> None:
-    """Write one page on a tokenizer: how its codebook is used, what it reconstructs, how well."""
+    """Write one HTML page about a tokenizer: pictures, figures, and how its codebook is used."""
     from tokenizers_vq.verbs.report import report as write
 
     options = {**judging._asdict(), **reading._asdict(), **computing._asdict()}

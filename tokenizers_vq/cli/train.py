@@ -21,7 +21,7 @@ def train(
     ] = None,
     device: common.Device = "auto",
 ) -> None:
-    """Train a tokenizer by a recipe, or go on with a run."""
+    """Train a tokenizer by a recipe, or resume a run."""
     from tokenizers_vq.training.loop import Interrupted
     from tokenizers_vq.verbs.train import train as run
 
