@@ -214,7 +214,16 @@ def test_runs_go_on_where_they_were_and_the_table_says_what_is_missing(
         assert grid.width > 5 * 128 and grid.height > results.EXAMPLES * 128
     assert "left out LPIPS squeeze: no trunk" in (out / "table.md").read_text()
 
-    (out / "gan/seed-0" / results.EVALUATION).unlink()
+    judged = out / "gan/seed-0" / results.EVALUATION
+    kept = json.loads(judged.read_text())
+    for change, due in (
+        ({"class_columns": None}, ["nothing is due"]),
+        ({"limit": 5}, [f"gan, seed 0: {judged.parent}"]),
+    ):
+        asked = {name: value for name, value in {**kept["asked"]["data"], **change}.items() if value is not None}
+        judged.write_text(json.dumps({**kept, "asked": {**kept["asked"], "data": asked}}))
+        assert run.due_runs(plan(table), out, device="cpu", say=lambda text: None) == due, "older than a field, or not"
+    judged.unlink()
     assert "- gan: n = 1 of 2 seeds so far (1)." in report.markdown(results.collect(plan(table), out))
 
 
