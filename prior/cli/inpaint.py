@@ -70,7 +70,8 @@ def inpaint(
     condition = told.rows(prior.condition, asked, count, OPTIONS) if asked else None
     plain = Sampler(temperature=temperature, guidance=guidance, seed=seed)
     sampler = opened.sampler(plain, fields)
-    picture, masked = _read(image, mask, opened.tokenizer.config.size, opened.tokenizer.config.channels)
+    config = opened.tokenizer.config
+    picture, masked = inpainting.read_masked(image, mask, config.size, config.channels)
     common.show_notes("prior.networks.autoregressive")
     if not prior.network.masked:
         common.note(
@@ -101,18 +102,3 @@ def _write(out: Path, picture: Tensor, given: Tensor, drawn: Tensor) -> None:
     for index, one in enumerate(drawn):
         common.write_png(out / f"{index:05d}.png", one)
     common.write_png(out / "given.png", given[0])
-
-
-def _read(image: Path, mask: Path, size: tuple[int, int], channels: int) -> tuple[Tensor, Tensor]:
-    """The picture `(1, C, H, W)` and its mask bool `(H, W)`, in the tokenizer's size.
-
-    Raises `ValueError` where they are not of one size: cut and resized alike they have to stay beside each other.
-    """
-    from tokenizers_vq import images
-
-    apart = [images.read(path, channels=1).shape[-2:] for path in (image, mask)]
-    if apart[0] != apart[1]:
-        sizes = ["x".join(map(str, (shape[1], shape[0]))) for shape in apart]
-        raise ValueError(f"{mask} is {sizes[1]} pixels, {image} {sizes[0]}: a mask has the size of its picture")
-    # A pixel that holds any white counts, once it is resized.
-    return images.read(image, channels=channels, size=size), images.read(mask, channels=1, size=size)[0, 0] > -0.5

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from tokenizers_vq.config import nearest
@@ -108,6 +109,13 @@ class Condition(nn.Module):
 
     def adopt(self, tokenizer: Tokenizer) -> None:
         """A tokenizer that is at hand, for what is told by codes of the same one."""
+
+    def received(self, value: Any, picture: Callable[[str], Image]) -> Any:
+        """What a stranger sends as plain data -> a value for `resolve`, in which no text is taken for a file.
+
+        `picture` makes one of the text that stands for it. As it is, unless overridden: who reads files must.
+        """
+        return value
 
     def read(self, text: str) -> list[Any]:
         """What an option of the command says -> values that are told in turn. Raises `ValueError`."""
