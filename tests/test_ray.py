@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import signal
 import socket
 import threading
 import time
@@ -18,7 +16,7 @@ import torch
 
 import tokenizers_vq as tvq
 from tests.cli.conftest import save
-from tests.kills import pictures
+from tests.kills import kill_workers, pictures
 from tokenizers_vq.data import DataConfig
 from tokenizers_vq.data.shards import Job, read_codes, shard_name, write_codes
 from tokenizers_vq.encoding import BatchEncoder
@@ -59,21 +57,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     patch.undo()
 
 
-def kill_workers(mark: str) -> int:
-    """Kill this cluster's workers that hold a `ShardEncoder`; returns how many there were."""
-    killed = 0
-    for process in Path("/proc").iterdir():
-        try:
-            name = (process / "cmdline").read_bytes()
-            its = name.startswith(b"ray::") and b"ShardEncoder" in name
-            if its and f"{MARK}={mark}".encode() in (process / "environ").read_bytes():
-                os.kill(int(process.name), signal.SIGKILL)
-                killed += 1
-        except (OSError, ValueError):
-            continue
-    return killed
-
-
 def test_a_worker_that_is_killed_loses_and_doubles_nothing(cluster: str, tmp_path: Path) -> None:
     model, photos = save(tmp_path / "model", 1), pictures(tmp_path / "photos", 96)
     (photos / "00050.png").write_bytes(b"no picture")
@@ -83,7 +66,7 @@ def test_a_worker_that_is_killed_loses_and_doubles_nothing(cluster: str, tmp_pat
     def watch() -> None:
         while len(list(out.glob("codes-*.parquet"))) < 2:
             time.sleep(0.002)
-        killed.append(kill_workers(cluster))
+        killed.append(kill_workers(f"{MARK}={cluster}"))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

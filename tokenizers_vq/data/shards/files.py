@@ -181,7 +181,7 @@ class ShardFile:
             raise DamagedCodes(path, f"holds codes of type {lists}, {INFO} says {length} whole numbers an image")
         self._bound("codes", self.rows * (length * lists.value_type.bit_width // 8 + 1))
         if self.rows % self.views:
-            raise DamagedCodes(path, f"holds {self.rows} rows, which are no whole images of {self.views} views")
+            raise DamagedCodes(path, f"holds {self.rows} rows, which are not whole images of {self.views} views")
 
     def _bound(self, name: str, unpacked: int) -> None:
         """A few bytes can claim any number of rows: what is unpacked is bounded by what the file weighs."""
