@@ -11,6 +11,7 @@ from torch import Tensor
 from prior.decoding import decode
 from prior.model import Prior
 from prior.sampling import Sampler
+from tokenizers_vq import images
 from tokenizers_vq.masking import check_mask
 from tokenizers_vq.tokenizer import Tokenizer
 
@@ -24,6 +25,14 @@ class Inpainted(NamedTuple):
     """int64 `(n, N)`"""
     drawn: Tensor
     """bool `(N,)`: the codes that were drawn anew"""
+
+
+def read_mask(source: Any, size: int | tuple[int, int]) -> Tensor:
+    """A mask's picture, white where it is drawn anew, as bool `(H, W)`: cut and resized as `images.read` does.
+
+    A pixel that holds any white counts. Raises as `images.read` does.
+    """
+    return images.read(source, channels=1, size=size)[0, 0] > -0.5
 
 
 def known_codes(prior: Prior, tokenizer: Tokenizer, image: Tensor, mask: Tensor, ring: int | None = None) -> Tensor:
@@ -77,7 +86,7 @@ def inpaint(
     """
     known = known_codes(prior, tokenizer, image, mask, ring)
     codes = prior.sample(n, condition, sampler, known, first, **settings)
-    images = decode(tokenizer, prior, codes)
+    made = decode(tokenizer, prior, codes)
     if keep_pixels:
-        images = torch.where(mask.cpu(), images, image.float().cpu().clamp(-1, 1))
-    return Inpainted(images, codes, known[0] < 0)
+        made = torch.where(mask.cpu(), made, image.float().cpu().clamp(-1, 1))
+    return Inpainted(made, codes, known[0] < 0)

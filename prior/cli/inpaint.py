@@ -100,11 +100,11 @@ def _read(image: Path, mask: Path, size: tuple[int, int], channels: int) -> tupl
 
     Raises `ValueError` where they are not of one size: cut and resized alike they have to stay beside each other.
     """
+    from prior.inpainting import read_mask
     from tokenizers_vq import images
 
     apart = [images.read(path, channels=1).shape[-2:] for path in (image, mask)]
     if apart[0] != apart[1]:
         sizes = ["x".join(map(str, (shape[1], shape[0]))) for shape in apart]
         raise ValueError(f"{mask} is {sizes[1]} pixels, {image} {sizes[0]}: a mask has the size of its picture")
-    # A pixel that holds any white counts, once it is resized.
-    return images.read(image, channels=channels, size=size), images.read(mask, channels=1, size=size)[0, 0] > -0.5
+    return images.read(image, channels=channels, size=size), read_mask(mask, size)
