@@ -13,6 +13,8 @@ from prior.model import Prior
 from prior.sampling import Sampler
 from tokenizers_vq import images
 from tokenizers_vq.masking import check_mask
+from tokenizers_vq.pixels import Source
+from tokenizers_vq.resizing import resize_center_crop
 from tokenizers_vq.tokenizer import Tokenizer
 
 
@@ -25,14 +27,6 @@ class Inpainted(NamedTuple):
     """int64 `(n, N)`"""
     drawn: Tensor
     """bool `(N,)`: the codes that were drawn anew"""
-
-
-def read_mask(source: Any, size: int | tuple[int, int]) -> Tensor:
-    """A mask's picture, white where it is drawn anew, as bool `(H, W)`: cut and resized as `images.read` does.
-
-    A pixel that holds any white counts. Raises as `images.read` does.
-    """
-    return images.read(source, channels=1, size=size)[0, 0] > -0.5
 
 
 def known_codes(prior: Prior, tokenizer: Tokenizer, image: Tensor, mask: Tensor, ring: int | None = None) -> Tensor:
@@ -58,6 +52,32 @@ def known_codes(prior: Prior, tokenizer: Tokenizer, image: Tensor, mask: Tensor,
         raise ValueError("the mask touches no pixel: make it True (white) where the picture is to be drawn anew")
     codes = prior.layout.flatten(tokenizer.encode(image.to(tokenizer.device)))
     return codes.masked_fill(flat.bool(), -1)
+
+
+def read_masked(
+    image: Source,
+    mask: Source,
+    size: tuple[int, int],
+    channels: int,
+    max_pixels: int = images.MAX_PIXELS,
+    names: tuple[str | None, str | None] = (None, None),
+) -> tuple[Tensor, Tensor]:
+    """A picture `(1, C, H, W)` and its mask bool `(H, W)`, white where it is True, in the tokenizer's size.
+
+    `names`: what errors call them. Raises `ValueError` where they are not of one size: cut and resized alike they have
+    to stay beside each other.
+    """
+    read = [
+        images.decode(one, many, name, max_pixels=max_pixels)
+        for one, many, name in zip((image, mask), (channels, 1), names, strict=True)
+    ]
+    if read[0].shape[1:] != read[1].shape[1:]:
+        sizes = [f"{one.shape[2]}x{one.shape[1]}" for one in read]
+        of = [name or str(one) for name, one in zip(names, (image, mask), strict=True)]
+        raise ValueError(f"{of[1]} is {sizes[1]} pixels, {of[0]} {sizes[0]}: a mask has the size of its picture")
+    seen = [resize_center_crop(one, size) for one in read]
+    picture, white = (one if one.is_floating_point() else images.from_uint8(one) for one in seen)
+    return picture[None], white[0] > -0.5  # a pixel that holds any white counts, once it is resized
 
 
 def inpaint(
@@ -86,7 +106,7 @@ def inpaint(
     """
     known = known_codes(prior, tokenizer, image, mask, ring)
     codes = prior.sample(n, condition, sampler, known, first, **settings)
-    made = decode(tokenizer, prior, codes)
+    drawn = decode(tokenizer, prior, codes)
     if keep_pixels:
-        made = torch.where(mask.cpu(), made, image.float().cpu().clamp(-1, 1))
-    return Inpainted(made, codes, known[0] < 0)
+        drawn = torch.where(mask.cpu(), drawn, image.float().cpu().clamp(-1, 1))
+    return Inpainted(drawn, codes, known[0] < 0)

@@ -82,7 +82,7 @@ def test_the_slider_shows_what_is_clicked(page: Any) -> None:
 def test_a_wrong_picture_is_one_line(page: Any, huge: Path, tmp_path: Path) -> None:
     page.locator("#look-picture button[aria-label='Remove Image']").click()
     page.set_input_files("#look-picture input[type=file]", huge)
-    page.wait_for_selector("text=25,000,000 at most")
+    page.wait_for_selector("text=this picture is too large")
     (tmp_path / "text.png").write_text("no picture")
     page.locator("#look-picture button[aria-label='Remove Image']").click()
     page.set_input_files("#look-picture input[type=file]", tmp_path / "text.png")

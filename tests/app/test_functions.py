@@ -159,7 +159,7 @@ def test_only_what_is_painted_changes(opened: models.Models, picture: Path) -> N
     drawn = drawing.fill(one, str(picture), mask, {}, drawing.Wish(pictures=3))
     image = tvq.images.read(picture, size=SIDE)[0]
     inside = torch.zeros(SIDE, SIDE, dtype=torch.bool)
-    inside[7:13, 7:13] = True  # resized smoothly, a mask reaches a pixel beyond
+    inside[8:12, 8:12] = True
     for made in drawn:
         assert torch.equal(made[:, ~inside], image[:, ~inside])
         assert not torch.equal(made[:, inside], image[:, inside])
@@ -169,7 +169,7 @@ def test_only_what_is_painted_changes(opened: models.Models, picture: Path) -> N
 
 
 def test_pictures_out_of_bounds_are_refused_before_they_are_decoded(huge: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="25,000,000 at most"):
+    with pytest.raises(ValueError, match="too large: 6,000 x 5,000 pixels"):
         pictures.read(str(huge), 3, SIDE)
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="no picture that can be read"):
@@ -179,7 +179,7 @@ def test_pictures_out_of_bounds_are_refused_before_they_are_decoded(huge: Path, 
     cut = tmp_path / "cut.png"
     Image.new("RGB", (64, 64), "red").save(cut)
     cut.write_bytes(cut.read_bytes()[:60])
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="no picture that can be read"):
         pictures.read(str(cut), 3, SIDE)
 
 

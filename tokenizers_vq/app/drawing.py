@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from prior import inpainting
@@ -89,7 +91,7 @@ def fill(
     if mask is None or not mask.any():
         raise ValueError("nothing is painted yet: paint over what is to be drawn anew")
     assert isinstance(prior, Prior)
-    marked = inpainting.read_mask(mask.astype(np.uint8) * 255, size)
+    marked = F.adaptive_max_pool2d(torch.from_numpy(mask)[None].float(), size)[0] > 0  # a pixel that holds any paint
     count, what = _checked(wish), told(opened, given)
     made = inpainting.inpaint(
         prior, opened.tokenizer, image, marked, count, what, wish.sampler(opened), keep_pixels=True

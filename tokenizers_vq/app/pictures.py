@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from tokenizers_vq import images
 from tokenizers_vq.evaluation.figures import display, enlarge
+from tokenizers_vq.pictures import TooLarge
 
 MAX_PIXELS = 25_000_000
 """of a picture that is dropped: 300 MB while it is read"""
@@ -26,23 +25,15 @@ def read(path: str | None, channels: int, size: int | tuple[int, int]) -> Tensor
     Raises `ValueError`, one line, for no picture, one that cannot be read, or one beyond `MAX_PIXELS`.
     """
     if path is None:
-        raise ValueError("give a picture first: drop a file, or click an example")
-    try:
-        with Image.open(path) as opened:  # reads its head alone
-            width, height = opened.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(
-                f"this picture has {width:,} x {height:,} pixels, and the page takes {MAX_PIXELS:,} at most: "
-                "give a smaller one"
-            )
-    except Image.DecompressionBombError:
-        raise ValueError(f"this picture is too large: the page takes {MAX_PIXELS:,} pixels at most") from None
-    except (OSError, SyntaxError):
-        raise ValueError("this file is no picture that can be read: give a PNG, JPEG, WebP or GIF") from None
+        raise ValueError("give a picture first: drop a file")
     try:
         return images.read(path, channels=channels, size=size, max_pixels=MAX_PIXELS)
+    except TooLarge as error:
+        raise ValueError(f"this picture is too large: {error.what}; the page takes {MAX_PIXELS:,} pixels") from None
     except images.BrokenImage as error:
-        raise ValueError(f"this picture cannot be read: {error.reason}") from None
+        raise ValueError(
+            f"this file is no picture that can be read ({error.reason}): give a PNG, JPEG, WebP or GIF"
+        ) from None
 
 
 def shown(image: Tensor, side: int = SHOWN) -> Image.Image:
@@ -56,12 +47,3 @@ def opened(file: bytes, side: int = SHOWN) -> Image.Image:
         rgb = picture.convert("RGB")
     factor = max(1, round(side / max(rgb.size)))
     return rgb.resize((rgb.width * factor, rgb.height * factor), Image.Resampling.NEAREST)
-
-
-def beside(pictures: Sequence[np.ndarray], gap: int = 4) -> Image.Image:
-    """uint8 `(h, w, 3)` pictures of one size in a row."""
-    height, width = pictures[0].shape[:2]
-    row = Image.new("RGB", (len(pictures) * (width + gap) - gap, height), "white")
-    for index, picture in enumerate(pictures):
-        row.paste(Image.fromarray(picture), (index * (width + gap), 0))
-    return row
