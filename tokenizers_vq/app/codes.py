@@ -17,6 +17,7 @@ from tokenizers_vq.codes import CodeLayout, Codes
 from tokenizers_vq.evaluation.codecs import TokenizerCodec
 from tokenizers_vq.evaluation.exemplars import Exemplars
 from tokenizers_vq.evaluation.figures import display, enlarge, patch_rows
+from tokenizers_vq.evaluation.usage import stream_name
 
 _ROW = 16
 """codes of a one-dimensional grid in a row of the map"""
@@ -65,11 +66,7 @@ class Found(NamedTuple):
 
 def streams(layout: CodeLayout) -> list[str]:
     """What each stream is called, in the layout's order."""
-    names = []
-    for grid in layout.grids:
-        place = "x".join(map(str, grid))
-        names += [f"{place}, level {level}" if layout.levels > 1 else place for level in range(1, layout.levels + 1)]
-    return [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names, 1)]
+    return [stream_name(layout, stream) for stream in range(len(layout.sizes))]
 
 
 def code_map(codes: Codes, layout: CodeLayout, stream: int) -> Map:
@@ -153,5 +150,5 @@ def _alone(codec: TokenizerCodec, seen: Seen, layout: CodeLayout, stream: int, c
 def caption(found: Found, streams: Sequence[str], stream: int) -> str:
     """One line on a code."""
     times = "once" if found.places == 1 else f"{found.places} times"
-    where = f" on grid {streams[stream]}" if len(streams) > 1 else ""
+    where = f" ({streams[stream]})" if len(streams) > 1 else ""
     return f"Code {found.code} stands {times} among {found.of} places{where}."
