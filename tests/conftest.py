@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -23,7 +24,11 @@ def shared(path: str) -> Path:
     found = SHARED / path
     if found.exists():
         return found
-    reason = f"needs ../shared/{path}, which a clone does not have"
+    missing(f"needs ../shared/{path}, which a clone does not have")
+
+
+def missing(reason: str) -> NoReturn:
+    """Skips for want of something; fails where `TVQ_REQUIRE_SHARED` is set."""
     if os.environ.get("TVQ_REQUIRE_SHARED"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
