@@ -45,7 +45,6 @@ def inpaint(
         str | None,
         typer.Option(help="what the picture shows, for a prior that takes a text", rich_help_panel=WHAT),
     ] = None,
-    text: Annotated[str | None, typer.Option(help="what the picture shows, for a prior that takes a text")] = None,
     ring: Annotated[
         int | None,
         typer.Option(
