@@ -46,7 +46,7 @@ def configure(recipe: PriorRecipe, data: Data, tokenizer: Tokenizer | None = Non
     Raises `ValueError` where the codes lack what the condition needs.
     """
     shards, sets = data.shards, data.folders(recipe)
-    labelled = all(bool((codes.labels >= 0).all()) for codes in sets.values())
+    labelled = all(codes.labels_info().bare == 0 for codes in sets.values())
     return PriorConfig(
         network=recipe.model.network,
         condition=recipe.model.told(labelled).fit(sets),
@@ -80,7 +80,7 @@ class PriorTask:
         self.optimizers: dict[str, Any] = {"prior": _spare_vectors(recipe.optimizer.build(prior))}
         self.bits = _Bits()
         held = frequencies(data.held, data.held_rows)
-        self.unigram, self.entropies = unigram(frequencies(data.shards, data.rows), held), entropies(held)
+        self.unigram, self.entropies = unigram(data.frequencies(), held), entropies(held)
         self.state: dict[str, nn.Module] = {"bits": self.bits}
         self.ema: ModelEmaV3 | None = None
         if recipe.ema is not None:
@@ -178,7 +178,7 @@ class PriorTask:
         """Write the prior as a loadable folder, with a card."""
         figures = {"bits per token, held out": float(self.bits.value), "the same, unigram": self.unigram}
         card = {
-            "data": f"codes of {len(self.data.rows)} images, {self.recipe.batch_size} a step, {step} steps",
+            "data": f"codes of {self.data.length} images, {self.recipe.batch_size} a step, {step} steps",
             "command": f"tvq-prior train recipe.yaml CODES --out {folder.parent.name}",
             "seed": self.recipe.seed,
             "figures": {} if self.bits.value.isnan() else figures,
@@ -246,7 +246,7 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto", init_from: st
         prior.condition.adopt(tokenizer)
     tell(
         accelerator,
-        f"training on {accelerator.device}, {recipe.precision}: {len(data.rows)} rows of {prior.layout.length} "
+        f"training on {accelerator.device}, {recipe.precision}: {data.length} rows of {prior.layout.length} "
         f"codes, {len(data.held_rows)} held out; the run is {out}",
     )
     task = PriorTask(recipe, prior, data, tokenizer if recipe.image_every else None)

@@ -35,6 +35,9 @@ def encode(
         list[str] | None, typer.Option(help="a further column of classes to keep; may be given several times")
     ] = None,
     caption_column: Annotated[str | None, typer.Option(help="column of the captions; none: no captions")] = None,
+    on: Annotated[
+        str | None, typer.Option(metavar="ray", help="let the workers of a Ray cluster write the shards")
+    ] = None,
     batch_size: common.BatchSize = 32,
     as_json: common.AsJson = False,
     *,
@@ -57,6 +60,7 @@ def encode(
             views=views,
             batch_size=batch_size,
             progress=progress,
+            on=on,
             **options,
         )
     if done.images is None:
