@@ -28,6 +28,9 @@ def encode(
             help="rows an image: its centre; that and its mirror image; LlamaGen's ten crops",
         ),
     ] = "center",
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="keep the first codes alone: of a row, levels or scales, so many")
+    ] = None,
     label_column: Annotated[str | None, typer.Option(help="column of the classes; none: no classes")] = None,
     class_column: Annotated[
         list[str] | None, typer.Option(help="a further column of classes, kept by its name; may be given several times")
@@ -53,6 +56,7 @@ def encode(
             out,
             shards=shards,
             views=views,
+            keep=keep,
             batch_size=batch_size,
             progress=progress,
             **options,

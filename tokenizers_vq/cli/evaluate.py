@@ -15,6 +15,9 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="images; unset: the test split of the run's data")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
     fid: Annotated[bool, typer.Option("--fid", help="also FID, with Inception's weights")] = False,
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="decode only the first codes: of a row, levels or scales, so many")
+    ] = None,
     batch_size: common.BatchSize = 32,
     as_json: common.AsJson = False,
     *,
@@ -28,7 +31,8 @@ def evaluate(
     from tokenizers_vq.verbs.evaluate import evaluate as measure
 
     options = {**judging._asdict(), **reading._asdict(), **computing._asdict()}
-    result = measure(model, data, fid=fid, batch_size=batch_size, progress=common.progress("evaluated"), **options)
+    options |= {"fid": fid, "keep": keep}
+    result = measure(model, data, batch_size=batch_size, progress=common.progress("evaluated"), **options)
     if processes().rank:
         return
     if as_json:
