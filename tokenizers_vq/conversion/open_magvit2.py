@@ -46,7 +46,8 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     expect(config, arguments, CONFIGURED, path)
 
     def quantizer(bits: int) -> LfqQuantizerConfig:
-        return LfqQuantizerConfig(bits=bits, entropy_group=min(bits, 18), **entropy_weights(arguments))
+        weights: dict[str, Any] = dict(entropy_weights(arguments))
+        return LfqQuantizerConfig(bits=bits, entropy_group=min(bits, 18), **weights)
 
     return tokenizer(read(path, arguments), path, resolution(arguments), quantizer)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from typing_extensions import Unpack
 
@@ -46,7 +46,7 @@ def encode_folder(
     keep: int | None = None,
     batch_size: int = 32,
     progress: Progress | None = None,
-    on: Literal["ray"] | None = None,
+    on: str | None = None,
     **options: Unpack[Encoding],
 ) -> Encoded:
     """Encode images to parquet shards of codes in the folder `out`, one row a view; called again it goes on.
