@@ -46,7 +46,7 @@ class _TimeFields(Config):
 class Emu3EncoderConfig(VqganEncoderConfig, _TimeFields):
     """Encoder of Emu3; published with width 256, multipliers 1-2-2-4, attention at level 3 and 4 frames."""
 
-    kind: Literal["emu3"] = "emu3"
+    kind: Literal["emu3"] = "emu3"  # type: ignore[assignment]
 
     def build(self, *, dim: int, channels: int, image_size: tuple[int, int]) -> Emu3Encoder:
         """The encoder for images of `channels` and features of `dim`."""
@@ -56,7 +56,7 @@ class Emu3EncoderConfig(VqganEncoderConfig, _TimeFields):
 class Emu3DecoderConfig(VqganDecoderConfig, _TimeFields):
     """Decoder of Emu3; its norms are conditioned on the code, and its channels at the code are the code's."""
 
-    kind: Literal["emu3"] = "emu3"
+    kind: Literal["emu3"] = "emu3"  # type: ignore[assignment]
     norm: Literal["spatial"] = "spatial"
     """every norm scaled and shifted by the code at its place (MoVQ, arXiv 2209.09002)"""
 
