@@ -26,6 +26,7 @@ from tokenizers_vq.data import DataConfig
 from tokenizers_vq.data.shards import INFO, CodeShards, read_codes, write_codes
 from tokenizers_vq.devices import resolve_device
 from tokenizers_vq.encoding import BatchEncoder
+from tokenizers_vq.folders import CONFIG
 
 
 class Row(NamedTuple):
@@ -277,7 +278,13 @@ def open_codes(
     `how` they are made: device, batch size, number of images. Raises `ValueError` for codes of another tokenizer or
     layout or other classes.
     """
-    if prior.config.tokenizer is not None and _holds_images(Path(source)):
+    folder = Path(source)
+    if not (folder / INFO).is_file() and any((folder / name).is_file() for name in ("recipe.yaml", CONFIG)):
+        raise ValueError(
+            f"{source} holds a model, not codes or images: one prior is measured at a time (over the priors of a "
+            "chain the bits of an image add up)"
+        )
+    if prior.config.tokenizer is not None and _holds_images(folder):
         device, batch_size, limit = how
         encoder = BatchEncoder(prior.config.tokenizer, device=device, precision="fp32")
         _check_fingerprint(prior, encoder.fingerprint, f"the tokenizer {prior.config.tokenizer} makes", model)

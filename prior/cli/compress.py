@@ -40,6 +40,11 @@ def compress(
 
     prior = load(model).to(resolve_device(device))
     compression.check_exact(prior)
+    if prior.config.grids is not None:
+        raise ValueError(
+            f"{model} models grids {list(prior.config.grids)} of its tokenizer's codes alone: compress with a prior of "
+            "all of them"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         shards = open_codes(prior, source, Path(scratch), model, (device, batch_size, limit))
         prior.condition.prepare({str(shards.folder): shards})

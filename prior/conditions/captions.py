@@ -83,11 +83,24 @@ def count(
 
 
 def remark(value: Any, cut: Callable[[Sequence[str]], int], most: str) -> None:
-    """The log says how many prompts are cut, as `cut` counts them, to `most`; `value`: as of `check_texts`."""
-    prompts = [value] if isinstance(value, str) else value
-    texts = [one for one in prompts if isinstance(one, str)] if isinstance(prompts, (list, tuple)) else []
+    """The log says how many prompts are cut, as `cut` counts them, to `most`, and how many say nothing; `value`: as of
+    `check_texts`.
+    """
+    texts = _prompts(value)
     if shortened := cut(texts):
         logger.warning("%d of %d prompts are cut to %s", shortened, len(texts), most)
+    if bare := texts.count(""):
+        logger.warning("%d of %d prompts are empty, which counts as no condition", bare, len(texts))
+
+
+def absent(value: Any) -> bool:
+    """Whether prompts are asked for, `value` as of `check_texts`, none of which says anything."""
+    return value is None or (isinstance(value, (str, list, tuple)) and not any(_prompts(value)))
+
+
+def _prompts(value: Any) -> list[str]:
+    prompts = [value] if isinstance(value, str) else value
+    return [one for one in prompts if isinstance(one, str)] if isinstance(prompts, (list, tuple)) else []
 
 
 def check_texts(value: Any, n: int) -> list[str]:

@@ -15,6 +15,9 @@ from prior.conditions.base import Condition, Context
 from tokenizers_vq.config import Config, ConfigError, nearest
 from tokenizers_vq.data.shards import CodeShards
 
+_LISTED = 100
+"""more classes than these are not all listed in a model card"""
+
 
 class ClassConfig(Config):
     """A class label, dropped now and then so that classifier-free guidance has its other half (arXiv 2207.12598)."""
@@ -163,7 +166,11 @@ class ClassCondition(Condition):
     def card(self) -> tuple[str, str]:
         """The classes and the first of them."""
         names = self.label_names
-        listed = f": {', '.join(f'{i} {known}' for i, known in enumerate(names))}." if names else "."
+        numbered = [f"{number} {name}" for number, name in enumerate(names)]
+        if len(names) > _LISTED:
+            listed = f": {', '.join(numbered[:10])}, and so on to {numbered[-1]}; `config.json` has all."
+        else:
+            listed = f": {', '.join(numbered)}." if names else "."
         return f"It is told the {self.name}, one of {self.num_classes}{listed}", f'"{names[0]}"' if names else "0"
 
     def take(self, batch: Mapping[str, Any], draw: bool = False) -> Any:

@@ -140,6 +140,7 @@ class FolderSource(_Described):
             pa.table(columns),
         )
         self.label_names = None if names is None else tuple(readable(name) for name in names)
+        self.further = {name: captions.classes(found.root, found.metadata, name) for name in config.class_columns}
         self.has_captions = texts is not None
         said = _words(found.left_out, len(grouped.beside), names, parts)
         said += "; no classes, for the folders are img2dataset's shards" if in_shards else ""
@@ -151,6 +152,11 @@ class FolderSource(_Described):
 
     def __len__(self) -> int:
         return self.table.num_rows
+
+    @property
+    def class_names(self) -> dict[str, tuple[str, ...] | None]:
+        """Columns of classes of `metadata.csv`, each with its names."""
+        return {column: one.names for column, one in self.further.items()}
 
     def items(self, indices: Sequence[int]) -> list[Item]:
         rows = self.table.take(list(indices)).to_pylist()
@@ -164,6 +170,7 @@ class FolderSource(_Described):
                 row["key"],
                 row.get("label", -1),
                 tuple(row.get("captions", ())),
+                tuple(one.numbers.get(os.fsdecode(row["path"]), -1) for one in self.further.values()),
             )
             for row, image in zip(rows, images, strict=True)
         ]
@@ -344,9 +351,11 @@ def open_source(config: DataConfig, prefer: Sequence[str] = ("train",)) -> Sourc
     """
     source: Source
     found = None if config.path == "skimage" or config.streaming else look(config)
-    tables = found is None or found.kind not in ("pictures", "tar")
-    if config.class_columns and (config.path == "skimage" or not tables):
-        raise ValueError(f"{readable(config.path)}: class_columns are of tables (parquet, the Hub), which this is not")
+    if config.class_columns and (config.path == "skimage" or (found is not None and found.kind == "tar")):
+        raise ValueError(
+            f"{readable(config.path)}: class_columns are of tables (parquet, the Hub, metadata.csv of a folder), which "
+            "this is not"
+        )
     if config.streaming:
         raise ValueError(f"{config.path}: streaming data has no index; set streaming=false here")
     if config.path == "skimage":
