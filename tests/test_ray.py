@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import shutil
 import socket
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +39,24 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+
+
+def say_ports_beforehand(patch: pytest.MonkeyPatch) -> None:
+    """A raylet ends where its agents do not say their ports within 15 s, which a busy machine does not give them."""
+    from ray._private import services
+
+    start, signature = services.start_raylet, inspect.signature(services.start_raylet)
+
+    def start_raylet(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        for name in PORTS:
+            (Path(given["session_dir"]) / f"{name}_{given['node_id']}").write_text(str(given[name]))
+        return start(*args, **kwargs)
+
+    patch.setattr(services, "start_raylet", start_raylet)
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Ray on two processors and little memory; the workers' environment holds the mark."""
@@ -48,9 +68,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     waits = ("RAY_worker_register_timeout_seconds", "RAY_raylet_start_wait_time_s", "RAY_agent_register_timeout_ms")
     for patience in waits:  # on a busy machine
         patch.setenv(patience, "600000" if patience.endswith("ms") else "600")
-    names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+    say_ports_beforehand(patch)
     head = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    started = Cluster(initialize_head=True, head_node_args={**head, **dict(zip(names, free_ports(4), strict=True))})
+    started = Cluster(initialize_head=True, head_node_args={**head, **dict(zip(PORTS, free_ports(4), strict=True))})
     ray.init(address=started.address, log_to_driver=False, logging_level="ERROR")
     yield mark
     ray.shutdown()
