@@ -236,7 +236,7 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto", init_from: st
     if trained is not None and init_from is not None:
         begin(prior, trained, init_from, accelerator.print)
     elif init_from is not None:
-        accelerator.print(f"{out} goes on from its checkpoint: --init-from {init_from} is for a new run")
+        accelerator.print(f"{out} resumes from its checkpoint: --init-from {init_from} is for a new run")
     prior = prior.to(accelerator.device)
     with accelerator.main_process_first():
         prior.condition.prepare(data.folders(recipe))
@@ -292,5 +292,5 @@ def _tokenizer(recipe: PriorRecipe, data: Data, accelerator: Accelerator) -> Tok
     except FileNotFoundError as error:
         if needed:
             raise
-        accelerator.print(f"no pictures, for the tokenizer cannot be had: {error}")
+        accelerator.print(f"no pictures, because the tokenizer cannot be loaded: {error}")
         return None

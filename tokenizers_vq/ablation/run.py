@@ -158,7 +158,7 @@ def _check_beginning(plan: Plan, out: Path) -> None:
     begun = any(runs.has_checkpoint(plan.folder(out, row.name, seed)) for row in plan.rows for seed in row.recipes)
     if _beginning(plan) != kept and begun:
         raise ValueError(
-            f"{out} holds runs that began {'with another model' if kept else 'untrained'}, and init_from is now "
+            f"{out} holds runs that began {'with another model' if kept else 'untrained'}, but init_from is now "
             f"{plan.table.init_from or 'null'}: give another --out, or the init_from they began with"
         )
 

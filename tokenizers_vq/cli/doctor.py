@@ -11,10 +11,12 @@ from tokenizers_vq.cli import common
 
 
 def doctor(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a tokenizer's run, finished or going on")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="folder of a run of `tvq train`, finished or still running")
+    ],
     as_json: common.AsJson = False,
 ) -> None:
-    """Say what a run's log shows to be wrong, and what to try. Status 1 where it found something."""
+    """Find out from its log what is wrong with a run, and what to try. Exit status 1 if anything was found."""
     from tokenizers_vq.training.findings import ENOUGH
     from tokenizers_vq.verbs.doctor import doctor as examine
 

@@ -69,7 +69,7 @@ def doctor(run: Path | str) -> Diagnosis:
         raise FileNotFoundError(f"{run} holds no recipe.yaml: give a run, which is what `tvq train --out` names")
     data = read_yaml(path)
     if "losses" not in data:
-        raise ValueError(f"{run} is no tokenizer's run: the doctor reads what `tvq train` leaves")
+        raise ValueError(f"{run} is not a run of a tokenizer: the doctor reads what `tvq train` leaves")
     recipe = parse(Recipe, data, str(path))
     lines = read_log(run / "log.jsonl")
     if not lines:
