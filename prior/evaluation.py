@@ -63,7 +63,7 @@ class Evaluated(NamedTuple):
     measures: dict[str, Judged]
     curve: tuple[Point, ...]
     skipped: dict[str, str]
-    """measures that could not be had -> why"""
+    """measures that could not be taken -> why"""
     definition: dict[str, Any]
     """what must be equal for two evaluations to be compared"""
     notes: tuple[str, ...]

@@ -80,11 +80,11 @@ class PriorRecipe(LoopConfig):
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """share of `codes` kept out, chosen by the images' names; 0 = none where `held_out_codes` is given"""
     max_held_out: int = Field(default=4096, ge=1)
-    """at most so many rows are kept out, but one image at least"""
+    """at most this many rows are kept out, and at least one image"""
     evaluate_every: int = Field(default=500, ge=1)
     """steps between measurements on the held-out codes; the last step is measured always"""
     tokenizer: str | None = None
-    """where the tokenizer is now; null = where the codes say it was"""
+    """the tokenizer, if it has moved; null = where the codes say that it is"""
     fingerprint: str | None = None
     """of the tokenizer; filled in from the codes"""
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, clip=1.0)

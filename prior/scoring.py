@@ -130,7 +130,7 @@ class Tally:
             bits = min(sizes).bit_length() - 1
             if sizes != {2**bits} or not bits:
                 raise ValueError(
-                    f"--bits: codes of {' / '.join(map(str, prior.layout.sizes))} are no bits; leave it out"
+                    f"--bits: codes of {' / '.join(map(str, prior.layout.sizes))} are not bits; leave it out"
                 )
             self.bits = bits // self.parts
         shape = (prior.layout.length * self.parts, self.bits)
@@ -226,7 +226,7 @@ def score(
     tally = Tally(prior, by_bit)
     recipe = own_recipe(model)
     if source is None and recipe is None:
-        raise ValueError(f"{model} is no run that would know its codes: name a folder of codes")
+        raise ValueError(f"{model} is not a run, so its codes are not known: name a folder of codes")
     own = recipe is not None and (source is None or Path(source).resolve() == Path(recipe.codes).resolve())
     data = None
     try:

@@ -238,7 +238,7 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto", init_from: st
     if trained is not None and init_from is not None:
         begin(prior, trained, init_from, partial(tell, accelerator))
     elif init_from is not None:
-        tell(accelerator, f"{out} goes on from its checkpoint: --init-from {init_from} is for a new run")
+        tell(accelerator, f"{out} resumes from its checkpoint: --init-from {init_from} is for a new run")
     prior = prior.to(accelerator.device)
     with accelerator.main_process_first():
         prior.condition.prepare(data.folders(recipe))
@@ -294,5 +294,5 @@ def _tokenizer(recipe: PriorRecipe, data: Data, accelerator: Accelerator) -> Tok
     except FileNotFoundError as error:
         if needed:
             raise
-        tell(accelerator, f"no pictures, for the tokenizer cannot be had: {error}")
+        tell(accelerator, f"no pictures, because the tokenizer cannot be loaded: {error}")
         return None

@@ -20,11 +20,13 @@ def compress(
         str, typer.Argument(metavar="CODES|IMAGES", help="folder of codes, or of images, which are encoded")
     ],
     out: Annotated[Path, typer.Option(help="file to write")] = ...,  # type: ignore[assignment]
-    limit: Annotated[int | None, typer.Option(min=1, help="of images, use this many, evenly spread")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="use only this many images, evenly spread (of images, not of codes)")
+    ] = None,
     batch_size: common.BatchSize = 32,
     device: common.Device = "auto",
 ) -> None:
-    """Pack codes into a file of about as many bits as the prior's cross-entropy, by arithmetic coding."""
+    """Compress codes by arithmetic coding under a prior: into about as many bits as its cross-entropy."""
     import tempfile
 
     import numpy as np
@@ -56,11 +58,11 @@ def compress(
 
 def decompress(
     model: common.Model,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="what `tvq-prior compress` wrote")],
-    out: Annotated[Path, typer.Option(help="folder for the codes, as `tvq encode` makes one")] = ...,  # type: ignore[assignment]
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="file that `tvq-prior compress` wrote")],
+    out: Annotated[Path, typer.Option(help="folder for the codes, as `tvq encode` writes them")] = ...,  # type: ignore[assignment]
     device: common.Device = "auto",
 ) -> None:
-    """Unpack a file of `compress` into the same codes; `tvq decode` makes images of them."""
+    """Decompress a file of `compress` into the same codes; `tvq decode` turns these into images."""
     import torch
 
     from prior import compression

@@ -12,14 +12,13 @@ Path_ = Annotated[
     str,
     typer.Argument(
         metavar="[PATH]",
-        help="a place in a recipe, such as model.network; sampler: how codes are drawn; unset: the top of a recipe",
+        help="path in a recipe, such as model.network; sampler: how codes are drawn; unset: the whole recipe",
     ),
 ]
 
 
 def fields(path: Path_ = "") -> None:
-    """Show the fields of a prior's recipe, or of a part of it, or of samplers: what may be given, the default, what it
-    does."""
+    """Show the fields of a prior's recipe, of a part of it, or of the samplers: allowed values, default, meaning."""
     from prior.recipe import PriorRecipe
 
     if path.split(".")[0] == "sampler":

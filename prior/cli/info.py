@@ -20,11 +20,13 @@ UNKNOWN = "not known"
 def info(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="shipped or published name, run or folder; unset: all published ones"),
+        typer.Argument(
+            metavar="[MODEL]", help="a shipped or published name, a run or a folder; unset: list all published ones"
+        ),
     ] = None,
     as_json: common.AsJson = False,
 ) -> None:
-    """Say what a prior is: its codes, tokenizer, licences, published figures and settings; downloads nothing."""
+    """Show what is known of a prior: codes, tokenizer, licences, published figures and settings. Downloads nothing."""
     from prior.conversion import catalogue
     from prior.model import WEIGHTS
     from prior.models import find_model, list_models

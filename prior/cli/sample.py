@@ -34,67 +34,78 @@ def sample(
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="folder for PNG files, grid.png, samples.json; or X.png: the grid alone")
+        Path, typer.Option(help="folder for PNG files, grid.png and samples.json; or X.png for the grid alone")
     ] = ...,  # type: ignore[assignment]
     grid: Annotated[
         str | None,
         typer.Option(
-            metavar="ROWSxCOLUMNS", help="how many, and how grid.png shows them; unset: 4x8", rich_help_panel=WHAT
+            metavar="ROWSxCOLUMNS",
+            help="rows x columns of the grid, and so how many images; unset: 4x8",
+            rich_help_panel=WHAT,
         ),
     ] = None,
     count: Annotated[
-        int | None, typer.Option(min=1, help="how many images, instead of --grid", rich_help_panel=WHAT)
+        int | None, typer.Option(min=1, help="how many images, in place of --grid", rich_help_panel=WHAT)
     ] = None,
     classes: Annotated[
         list[str] | None,
         typer.Option(
             "--classes",
             "--class",
-            help="classes by number or name, such as 0,3,cat; in turn, row by row; unset: all",
+            help="classes by number or name, such as 0,3,cat, one after the other in the grid; unset: all",
             rich_help_panel=WHAT,
         ),
     ] = None,
     text: Annotated[
         list[str] | None,
         typer.Option(
-            help="a prompt, for a prior that is told a text; may be given several times", rich_help_panel=WHAT
+            help="what to draw, for a prior that takes a text; may be given several times", rich_help_panel=WHAT
         ),
     ] = None,
     temperature: Annotated[
-        float, typer.Option(help="divides the logits; 0 takes the likeliest code", rich_help_panel=HOW)
+        float, typer.Option(help="below 1: safer, above 1: wilder; 0: always the likeliest code", rich_help_panel=HOW)
     ] = 1.0,
-    top_k: Annotated[int | None, typer.Option(help="keep the k likeliest codes", rich_help_panel=HOW)] = None,
+    top_k: Annotated[int | None, typer.Option(help="draw only from the k likeliest codes", rich_help_panel=HOW)] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="keep the likeliest codes that together reach p", rich_help_panel=HOW)
+        float | None,
+        typer.Option(help="draw only from the likeliest codes whose probabilities add up to p", rich_help_panel=HOW),
     ] = None,
     min_p: Annotated[
         float | None,
-        typer.Option(help="keep codes at least this many times as likely as the best", rich_help_panel=HOW),
+        typer.Option(
+            help="draw only codes that are at least this many times as likely as the likeliest", rich_help_panel=HOW
+        ),
     ] = None,
     guidance: Annotated[
-        float, typer.Option(help="classifier-free guidance towards what is told; 1 = off", rich_help_panel=HOW)
+        float,
+        typer.Option(
+            help="follow the class or text more closely (classifier-free guidance); 1 = off", rich_help_panel=HOW
+        ),
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="same seed, same images", rich_help_panel=HOW)] = 0,
+    seed: Annotated[int, typer.Option(help="the same seed gives the same images", rich_help_panel=HOW)] = 0,
     best_of: Annotated[
-        int, typer.Option(min=1, help="candidates of each image, the best of which is kept", rich_help_panel=CHOICE)
+        int,
+        typer.Option(min=1, help="draw this many candidates for each image and keep the best", rich_help_panel=CHOICE),
     ] = 1,
     judge: Annotated[
         str | None,
         typer.Option(
-            help="who says which is best: classifier:NAME of timm, clip:FOLDER, discriminator[:RUN]",
+            help="what chooses the best: classifier:NAME (timm), clip:FOLDER, discriminator or discriminator:RUN",
             rich_help_panel=CHOICE,
         ),
     ] = None,
     judge_classes: Annotated[
         str | None,
         typer.Option(
-            help="the classifier's number of each of the prior's classes, such as 1,11,340", rich_help_panel=CHOICE
+            help="the classifier's numbers for the prior's classes, in their order, such as 1,11,340",
+            rich_help_panel=CHOICE,
         ),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(metavar="RUN|MODEL", help="where the tokenizer is now; must be the prior's own")
+        str | None,
+        typer.Option(metavar="RUN|MODEL", help="the tokenizer, if it has moved; only the one of the prior itself fits"),
     ] = None,
-    codes: Annotated[bool, typer.Option("--codes", help="keep the codes in samples.json")] = False,
+    codes: Annotated[bool, typer.Option("--codes", help="write the codes into samples.json, too")] = False,
     batch_size: common.BatchSize = 32,
     device: common.Device = "auto",
 ) -> None:
@@ -159,7 +170,7 @@ def _choice(opened: Opened, of: int, judge: str | None, classes: str | None) -> 
     try:
         numbers = None if classes is None else [int(one) for one in classes.split(",")]
     except ValueError:
-        raise ValueError(f"--judge-classes: '{classes}' is no list of numbers, such as 1,11,340") from None
+        raise ValueError(f"--judge-classes: '{classes}' is not a list of numbers, such as 1,11,340") from None
     return _Choice(open_judge(judge, opened.prior, opened.settings["tokenizer"], numbers), of)
 
 

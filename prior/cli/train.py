@@ -12,22 +12,27 @@ from tokenizers_vq.cli import common
 
 def train(
     recipe: Annotated[str, typer.Argument(help="a name from `tvq-prior models`, or a YAML file")],
-    codes: Annotated[str, typer.Argument(help="folder of codes that `tvq encode` wrote; or images, with --tokenizer")],
+    codes: Annotated[
+        str, typer.Argument(help="folder of codes that `tvq encode` wrote; or images, together with --tokenizer")
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="fields to set, such as steps=3000")
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder of the run; one that is there goes on")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(help="folder of the run; an existing run is resumed")] = ...,  # type: ignore[assignment]
     tokenizer: Annotated[
         str | None,
-        typer.Option(metavar="RUN|MODEL", help="where the tokenizer is now, the codes' own; or the one for images"),
+        typer.Option(metavar="RUN|MODEL", help="what encodes the images; for codes: their tokenizer, if it has moved"),
     ] = None,
     init_from: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="begin with this prior's weights; codes of another tokenizer get new ones"),
+        typer.Option(
+            metavar="MODEL",
+            help="start from this prior's weights; the layers that know codes are new for another tokenizer",
+        ),
     ] = None,
     device: common.Device = "auto",
 ) -> None:
-    """Train a prior on codes, or go on with a run; ends with its bits per token on held-out codes.
+    """Train a prior on codes, or resume a run; reports bits per token on held-out codes at the end.
 
     Images are augmented and encoded as it trains (`data.crop`, `data.flip`), beside the stored codes of their centres.
     """
@@ -40,8 +45,8 @@ def train(
     images = not (Path(codes) / INFO).is_file()
     if images and tokenizer is None:
         raise FileNotFoundError(
-            f"{codes} holds no {INFO}: it is no folder of codes; `tvq encode` makes one, or give --tokenizer to train "
-            "on images as they are"
+            f"{codes} holds no {INFO}: it is not a folder of codes; `tvq encode` makes one, or give --tokenizer to "
+            "train on images"
         )
     found = load_recipe(recipe, out / "codes" if images else codes, overrides or [], codes if images else None)
     found = found if tokenizer is None else found.replace(tokenizer=tokenizer)

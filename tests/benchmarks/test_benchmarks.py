@@ -28,9 +28,10 @@ SMALLEST = {
     "interpolation": ["--data", "skimage"],
     "measures": ["skimage", "--count", "6", "--image-size", "32"],
     "speculative": ["--layers", "1", "--dim", "64", "--tokens", "4", "--images", "1"],
+    "serve": ["--requests", "2", "--clients", "2", "--batch-size", "2", "--seconds", "0.1", "--malformed", "7"],
     "search": ["--memory", "ours", "64", "64", "8"],
 }
-ONCE = {"interpolation", "measures", "speculative"}
+ONCE = {"interpolation", "measures", "serve", "speculative"}
 """those that repeat nothing"""
 
 

@@ -51,7 +51,7 @@ def test_the_facts_hold_together(name: str) -> None:
 
 def test_wrong_entries_are_refused() -> None:
     fields = {"name": "a/b", "source": "taming", "about": "x", "paper": "arXiv 1", "code": "y"}
-    with pytest.raises(ConfigError, match="on the Hub or on a page"):
+    with pytest.raises(ConfigError, match="either the Hub repository or the page"):
         catalogue.Published(**fields)
     with pytest.raises(ConfigError, match="names of its files"):
         catalogue.Published(**fields, hub="a/b")
@@ -123,7 +123,7 @@ def test_another_checksum_is_refused(hub, monkeypatch) -> None:
 
 def test_weights_that_do_not_convert_leave_nothing(hub, monkeypatch, tmp_path) -> None:
     _publish(monkeypatch, source="llamagen")
-    with pytest.raises(ValueError, match="no tokenizer of LlamaGen"):
+    with pytest.raises(ValueError, match="not a tokenizer of LlamaGen"):
         tvq.load("taming/small")
     assert not list((tmp_path / "cache").rglob("*small*"))
 

@@ -176,7 +176,7 @@ def test_what_is_no_json_is_named_and_written_again(content: bytes, codes: Path,
     assert_encoded_again(codes, pictures, before, info)
     path.unlink()
     assert_encoded_again(codes, pictures, before, info)
-    assert sum("codes.json is written anew" in line for line in caplog.messages) == 2
+    assert sum("codes.json is written again" in line for line in caplog.messages) == 2
 
 
 def test_sound_fields_that_the_shards_deny_are_written_again(codes: Path, pictures: Path) -> None:

@@ -119,13 +119,13 @@ def test_what_makes_no_chain_is_one_line() -> None:
     top, bottom = part(SNAIL, (0,)), part(SNAIL, (1,), given=(0,))
     alone = Prior(PriorConfig(network=SNAIL, layout=LayoutConfig.of(WHOLE.part((0,)))))
     for priors, says in (
-        ([top], "a chain has two priors or more"),
+        ([top], "a chain needs two priors or more"),
         ([top, alone], "prior 2 of the chain models all codes of an image by itself"),
         (
             [bottom, top],
             r"prior 1 of the chain is told grids \[0\], which none before it draws: put coarser ones first",
         ),
-        ([top, bottom, bottom], r"grids \[1\] are drawn twice, again by prior 3"),
+        ([top, bottom, bottom], r"grids \[1\] are drawn twice, the second time by prior 3"),
         ([top, top], r"grids \[0\] are drawn twice"),
     ):
         with pytest.raises(ValueError, match=says) as error:

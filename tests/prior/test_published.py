@@ -84,7 +84,7 @@ def test_what_nobody_may_use_or_publishes_is_said() -> None:
         prior.load("taming/cin")
     with pytest.raises(FileNotFoundError, match="did you mean 'taming/cin'"):
         prior.load("taming/cim")
-    with pytest.raises(ValueError, match="'llamagen/vq-ds16-c2i' is a tokenizer, where a prior is wanted"):
+    with pytest.raises(ValueError, match="'llamagen/vq-ds16-c2i' is a tokenizer, expected a prior"):
         prior.load("llamagen/vq-ds16-c2i")
 
 

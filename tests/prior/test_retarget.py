@@ -174,7 +174,7 @@ def test_a_run_begins_with_a_prior_and_goes_on(codes: Path, write_codes, tmp_pat
     assert isinstance(scaled, GptConfig) and scaled.rotary_scale == (0.5, 0.5)
     kept.write_text(kept.read_text().replace("- 0.5\n    - 0.5", "- 1.0\n    - 1.0"))
     train(recipe.replace(steps=4), second, device="cpu", init_from=str(tmp_path / "gone"))
-    assert "goes on from its checkpoint: --init-from" in caplog.text
+    assert "resumes from its checkpoint: --init-from" in caplog.text
     with pytest.raises(FileNotFoundError, match="gone"):
         train(recipe, tmp_path / "third", device="cpu", init_from=str(tmp_path / "gone"))
     assert not (tmp_path / "third").exists()

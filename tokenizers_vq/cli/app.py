@@ -21,6 +21,7 @@ from tokenizers_vq.cli.probe import probe
 from tokenizers_vq.cli.recipes import recipes
 from tokenizers_vq.cli.reconstruct import reconstruct
 from tokenizers_vq.cli.report import report
+from tokenizers_vq.cli.serve import serve
 from tokenizers_vq.cli.train import train
 
 _VERBS = (
@@ -40,6 +41,7 @@ _VERBS = (
     ablate,
     convert,
     export,
+    serve,
 )
 app = make_app(
     "Image tokenizers: images to discrete codes and back, trained, measured and modelled.",

@@ -13,13 +13,13 @@ from tokenizers_vq.cli import common, groups
 def decode(
     codes: Annotated[Path, typer.Argument(help="folder that `tvq encode` wrote")],
     out: Annotated[Path, typer.Option(help="folder for the pictures or arrays")],
-    tokenizer: Annotated[str | None, typer.Option(metavar="RUN|MODEL", help="where the tokenizer is now")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="decode the first so many")] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="RUN|MODEL", help="the tokenizer, if it has moved")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="decode only this many, from the first on")] = None,
     batch_size: common.BatchSize = 32,
     *,
     computing: groups.Computing,
 ) -> None:
-    """Decode shards of codes, a PNG a row, named after its image; .npy where the data had a range or other bands."""
+    """Decode shards of codes: one PNG for each row, named after its image (.npy where the data were arrays)."""
     from tokenizers_vq.data.shards import read_codes
     from tokenizers_vq.encoding import BatchEncoder
 

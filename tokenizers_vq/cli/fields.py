@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from tokenizers_vq.fields import Section
 
 Path_ = Annotated[
-    str, typer.Argument(metavar="[PATH]", help="a place in a recipe, such as model.quantizer; unset: the top")
+    str, typer.Argument(metavar="[PATH]", help="path in a recipe, such as model.quantizer; unset: the whole recipe")
 ]
 
 
 def fields(path: Path_ = "") -> None:
-    """Show the fields of a recipe, or of a part of it: what may be given, the default, what it does."""
+    """Show the fields of a recipe or of a part of it: allowed values, default, meaning."""
     from tokenizers_vq.training.recipe import Recipe
 
     print_fields(Recipe, path)

@@ -37,7 +37,7 @@ _OWN = (
     {"compare.json", "compare.html"},
     {"samples.json", "grid.png"},
 )
-"""names by which a folder that this package wrote is known: what lies in it is no data"""
+"""names by which a folder that this package wrote is known: what lies in it is not data"""
 
 
 class Found(NamedTuple):
@@ -161,7 +161,7 @@ def _in_folder(root: Path, peek: Peek) -> Found:
     walked = _walk(root)
     around = list(Path(os.path.realpath(root)).parents)[:2]
     if "" in walked.own or any(_is_own(_listdir(folder)) for folder in around):
-        raise ValueError(f"{readable(str(root))} was written by this package (run, codes or report): it is no data")
+        raise ValueError(f"{readable(str(root))} was written by this package (run, codes or report): it is not data")
     return _of_one_kind(root, walked, peek)
 
 
@@ -191,7 +191,7 @@ def _of_one_kind(root: Path, walked: _Walked, peek: Peek) -> Found:
         )
     for name in names if kind != "pictures" else ():
         if not (root / name).is_file():
-            raise ValueError(f"{where}: {readable(name)} is no file that can be read")
+            raise ValueError(f"{where}: {readable(name)} is not a readable file")
     return Found(kind, root, names, left_out, tuple(sorted(metadata)))
 
 

@@ -342,7 +342,7 @@ def evaluation_batches(
     `open_source` does.
     """
     if image_size is None and batch_size != 1:
-        raise ValueError(f"images of their own sizes do not stack; use batch_size=1, got {batch_size}")
+        raise ValueError(f"images of different sizes cannot form a batch; use batch_size=1, got {batch_size}")
     if not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard {shard} is no (part, parts) with 0 <= part < parts")
     whole = shard[1] == 1 and config.limit is None

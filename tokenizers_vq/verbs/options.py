@@ -111,7 +111,7 @@ def choose_judges(
     if lpips == "auto":
         net = next((net for net in nets if find_trunk(net)), None)  # type: ignore[arg-type]
     elif net is not None and find_trunk(net, trunk) is None:
-        load_trunk(net)  # a download; says what to do where it cannot be had
+        load_trunk(net)  # a download; says what to do where it is not available
     return {
         "lpips": net,
         "lpips_trunk": trunk,

@@ -131,7 +131,7 @@ class ShardFile:
             raise DamagedCodes(path, f"holds codes of type {lists}, {INFO} says {length} whole numbers an image")
         self._bound("codes", self.rows * (length * lists.value_type.bit_width // 8 + 1))
         if self.rows % self.views:
-            raise DamagedCodes(path, f"holds {self.rows} rows, which are no whole images of {self.views} views")
+            raise DamagedCodes(path, f"holds {self.rows} rows, which are not whole images of {self.views} views")
         prints = self._strings("fingerprint")
         with _named(path):
             others = [print_ for print_ in prints.unique().to_pylist() if print_ != self.info.fingerprint]

@@ -143,7 +143,7 @@ def read_info(folder: Path) -> CodesInfo:
     """
     path = folder / INFO
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no {INFO}: it is no folder of codes; `tvq encode` makes one")
+        raise FileNotFoundError(f"{folder} holds no {INFO}: it is not a folder of codes; `tvq encode` makes one")
     try:
         return parse(CodesInfo, _read_json(path))
     except ValueError as error:

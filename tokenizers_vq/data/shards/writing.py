@@ -261,7 +261,7 @@ def _adopt(out: Path, info: CodesInfo, problem: str) -> None:
     known = {path.name for path in _parquet(out)} <= names
     if not known or any(how is None or differences(how, info.how()) for how in _made(out)):
         raise ValueError(f"{problem}: give another --out")
-    logger.warning("%s: %s is written anew", problem, INFO)
+    logger.warning("%s: %s is written again", problem, INFO)
 
 
 def _is_done(job: _Job, part: int) -> bool:
