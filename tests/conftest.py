@@ -41,6 +41,15 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _logging_stays_on() -> Iterator[None]:
+    """What a test leaves switched off, those after it wait for in vain."""
+    yield
+    left = logging.root.manager.disable
+    logging.disable(logging.NOTSET)
+    assert not left, "this test left logging disabled"
+
+
 @pytest.fixture
 def notes() -> Iterator[Callable[[], str]]:
     """What the package has logged since the last call, a line a message."""

@@ -98,6 +98,8 @@ class ResidualQuantizer(BookedQuantizer):
     last three are those of its last update.
     """
 
+    nested = True
+
     def __init__(self, **fields: Any) -> None:
         super().__init__()
         self.config = config = ResidualQuantizerConfig(**fields)

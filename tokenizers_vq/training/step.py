@@ -21,6 +21,7 @@ from tokenizers_vq import distributed
 from tokenizers_vq.batch import Batch
 from tokenizers_vq.config import schedule_value
 from tokenizers_vq.data.told import Told
+from tokenizers_vq.images import from_uint8
 from tokenizers_vq.losses.objectives import adaptive_weight
 from tokenizers_vq.losses.record import Record, levels
 from tokenizers_vq.losses.terms import Term, placed
@@ -92,6 +93,8 @@ class TokenizerTask:
     def step(self, batch: dict[str, Any], step: int, accelerator: Accelerator) -> dict[str, Tensor]:
         """One micro-batch: one backward through the tokenizer, one through the discriminator."""
         seen = Batch.of(batch)
+        if seen.images.dtype == torch.uint8:  # as it was read: in [-1, 1] here, where it is computed
+            seen = seen._replace(images=from_uint8(seen.images))
         if not self._checked:
             self._check(seen)
         anneal.move(self.recipe.anneal, self.tokenizer, step)
