@@ -6,6 +6,7 @@ MkDocs calls `on_config`, `on_files` and `on_post_build` (`hooks` in mkdocs.yml)
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,6 +81,8 @@ def _pages() -> Iterator[tuple[str, str]]:
     yield "models/published.md", _published()
     yield "models/priors.md", _published_priors()
     yield "models/shipped.md", _shipped()
+    for path in sorted((ROOT / "examples" / "notebooks").glob("*.ipynb")):
+        yield f"notebooks/{path.stem}.md", _notebook(path)
 
 
 def _python() -> str:
@@ -289,3 +292,24 @@ def _shipped() -> str:
             body = re.sub(r"^#", "##", text.strip(), flags=re.MULTILINE)
             parts.append(f"{body}\n\nSize on disk: {size:.1f} MiB.\n")
     return "\n".join(parts)
+
+
+def _notebook(path: Path) -> str:
+    """A notebook as a page: its text, its code, and what it showed when it was last run."""
+    parts = [f"The notebook is `examples/notebooks/{path.name}`.\n"]
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(re.sub(r"\((\w+)\.ipynb\)", r"(\1.md)", source) + "\n")
+            continue
+        parts.append(f"```python\n{source}\n```\n")
+        for output in cell["outputs"]:
+            data = {kind: "".join(text) for kind, text in output.get("data", {}).items()}
+            if "image/png" in data:
+                parts.append(f'<img alt="" src="data:image/png;base64,{data["image/png"].strip()}">\n')
+            elif "text/html" in data:
+                parts.append(f"<div>{data['text/html'].strip()}</div>\n")
+            elif text := "".join(output.get("text", ())) or data.get("text/plain", ""):
+                parts.append(f"```text\n{text.rstrip()}\n```\n")
+    title, *rest = parts[1].split("\n", 1)
+    return "\n".join([title, "", parts[0], *rest, *parts[2:]])

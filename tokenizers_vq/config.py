@@ -51,7 +51,7 @@ class Config(BaseModel):
         strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
 
-    def __init__(self, **data: Any) -> None:
+    def __init__(self, /, **data: Any) -> None:  # of strangers' data, a field may be called `self`
         try:
             super().__init__(**data)
         except ValidationError as error:

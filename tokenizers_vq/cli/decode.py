@@ -20,6 +20,8 @@ def decode(
     computing: groups.Computing,
 ) -> None:
     """Decode shards of codes: one PNG for each row, named after its image (.npy where the data were arrays)."""
+    import numpy as np
+
     from tokenizers_vq.data.shards import read_codes
     from tokenizers_vq.encoding import BatchEncoder
 
@@ -45,7 +47,7 @@ def decode(
     count = len(shards) if limit is None else min(limit, len(shards))
     span = shards.info["data"]["range"]
     arrays = span is not None or encoder.channels not in (1, 3)
-    names = common.file_names(shards.names[:count], ".npy" if arrays else ".png")
+    names = common.file_names(shards.names_of(np.arange(count)), ".npy" if arrays else ".png")
     for first in range(0, count, batch_size):
         decoded = encoder.decode(shards[first : min(first + batch_size, count)])
         for image, file in zip(decoded, names[first:], strict=False):

@@ -17,6 +17,7 @@ def doctor(
     as_json: common.AsJson = False,
 ) -> None:
     """Find out from its log what is wrong with a run, and what to try. Exit status 1 if anything was found."""
+    from tokenizers_vq.training.findings import ENOUGH
     from tokenizers_vq.verbs.doctor import doctor as examine
 
     found = examine(run)
@@ -25,7 +26,8 @@ def doctor(
     if as_json:
         common.print_json(found.to_dict())
     elif not findings:
-        print(f"{where}: healthy; {', '.join(f'{name} {value:.4g}' for name, value in found.figures.items())}")
+        early = f"; most verdicts want {ENOUGH} lines of the log, it has {found.lines}" if found.early else ""
+        print(f"{where}: healthy; {', '.join(f'{name} {value:.4g}' for name, value in found.figures.items())}{early}")
     else:
         others = "; cure the first first, others may come of it" if len(findings) > 1 else ""
         print(f"{where}: {len(findings)} {'finding' if len(findings) == 1 else 'findings'}{others}")

@@ -231,13 +231,9 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def _revive(self, rows: Tensor, after: int) -> None:
-        # At each multiple, so that `age` stays the time since a code was last used, and not since it was moved.
-        dead = torch.nonzero((self.age > 0) & (self.age % after == 0)).squeeze(1)
-        if dead.numel() == 0:
-            return
-        vectors = self._as_looked_up(kmeans.draw(rows, dead.numel()))
-        dead = dead[: len(vectors)]  # where the batch has too few features, the rest waits for its next turn
-        self._place(dead, vectors)
+        dead, vectors = kmeans.replacements(rows, self.age, after)
+        if dead.numel():
+            self._place(dead, self._as_looked_up(vectors))
 
     @torch.no_grad()
     def _fit(self, rows: Tensor) -> None:

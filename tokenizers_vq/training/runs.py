@@ -112,6 +112,7 @@ def train(
             start=start,
             world=world,
             rank=rank,
+            raw=True,
         )
         say(f"reading {found.about.description}")
         size = None if found.source is None else len(found.source)
@@ -137,7 +138,7 @@ def claim(
     wanted = recipe.to_dict()
     steps, changed = saved_steps(out / "checkpoints"), None
     if path.exists() and steps:
-        kept = _as_now(recipe, path)
+        kept = as_now(recipe, path)
         found = differences(kept, wanted)
         differing = [name for name in found if not among(name, may_change)]
         if "data.path" in differing and isinstance(recipe, Recipe):
@@ -197,7 +198,7 @@ def _begin_from(recipe: loop.LoopConfig, out: Path) -> str:
     return f" (--init-from {out} --out ANOTHER begins a new run with its weights)" if isinstance(recipe, Recipe) else ""
 
 
-def _as_now(recipe: loop.LoopConfig, path: Path) -> dict[str, Any]:
+def as_now(recipe: loop.LoopConfig, path: Path) -> dict[str, Any]:
     """The kept recipe, with fields that are younger than it at their default."""
     kept = read_yaml(path)
     try:
