@@ -132,7 +132,7 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
 
         Raises `ValueError` for tokens of another length or range, or a condition that cannot be told.
         """
-        self.sequence.check(tokens)
+        tokens = self.sequence.checked(tokens)
         return self.network.loss(tokens, self.context(condition, tokens.shape[0]))
 
     def logits(self, tokens: Tensor, condition: Any = None) -> Tensor:
@@ -174,7 +174,7 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
         given = known_tokens(known, n, self.sequence)
 
         def noise(draw: int, count: int) -> Tensor:
-            return uniforms(n, count, chosen.seed, first, draw).to(given.device)
+            return uniforms(n, count, chosen.seed, first, draw).to(given.device, non_blocking=True)
 
         was_training = self.training
         self.eval()

@@ -21,7 +21,7 @@ _LEAST = 0.5  # a centre with fewer rows moves away: after four batches without 
 def draw(rows: Tensor, wanted: int) -> Tensor:
     """At most `wanted` rows of the global batch, without repetition: `(N, D)` of each process -> `(n, D)` in all."""
     order = torch.randperm(rows.shape[0] * distributed.world_size())[:wanted]
-    return _gather(rows, distributed.from_first(order.to(rows.device)))
+    return _gather(rows, distributed.from_first(order.to(rows.device, non_blocking=True)))
 
 
 def seed(rows: Tensor, centres: Tensor, *, score: Score) -> Tensor:
@@ -49,7 +49,7 @@ def update(rows: Tensor, centres: Tensor, counts: Tensor, *, score: Score) -> tu
     `cosine` (spherical k-means) takes unit rows and gives unit centres; a past mean counts as if of unit length.
     """
     codes = nearest_codes(rows, centres, score=score)
-    hits = torch.bincount(codes, minlength=len(centres)).to(rows.dtype)
+    hits = torch.zeros_like(centres[:, 0], dtype=rows.dtype).index_add_(0, codes, torch.ones_like(rows[:, 0]))
     sums = distributed.sum(torch.zeros_like(centres).index_add_(0, codes, rows))
     kept = counts * _MEMORY
     total = kept + distributed.sum(hits)
