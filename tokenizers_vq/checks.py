@@ -16,7 +16,7 @@ from tokenizers_vq import distributed
 class _Noted(NamedTuple):
     good: Tensor
     """bool scalar"""
-    otherwise: Callable[[], None]
+    otherwise: Callable[[], object]
     """raises, or warns"""
 
 
@@ -26,7 +26,7 @@ class Checks:
     def __init__(self) -> None:
         self._noted: list[_Noted] = []
 
-    def note(self, good: Tensor, otherwise: Callable[[], None]) -> None:
+    def note(self, good: Tensor, otherwise: Callable[[], object]) -> None:
         """Keep the flag of a check, and what to do where it is false."""
         self._noted.append(_Noted(good.detach().reshape(()), otherwise))
 
@@ -80,7 +80,7 @@ def noting() -> bool:
     return _open.get() is not None
 
 
-def check(good: Tensor, otherwise: Callable[[], None]) -> None:
+def check(good: Tensor, otherwise: Callable[[], object]) -> None:
     """Call `otherwise` where the bool scalar `good` is false: now, or once the checks around are read."""
     checks = _open.get()
     if checks is not None:

@@ -44,6 +44,7 @@ class BatchEncoder:
         range: images.Range | None = None,
         max_pixels: int = images.MAX_PIXELS,
         tile: Tile = None,
+        keep: int | None = None,
     ) -> None:
         """`tokenizer`: a module (moved to the device and to channels_last as it is), or what `load` takes. `precision`:
         `fp32` computes as `Tokenizer.encode` does, on CUDA without TF32; `bf16` puts the networks under autocast, the
@@ -51,9 +52,11 @@ class BatchEncoder:
         the tokenizer's. `on_broken="skip"` drops the rows of unreadable images and counts them in `broken`. `range`:
         values of black and white in arrays, `max_pixels`: a bound on files, see `images.read` for both. `tile`: side in
         pixels of the overlapping tiles in which larger images are computed, see `tiling` for what that costs in
-        exactness; `auto`: where it pays, as `tiling.auto_tile` says.
+        exactness; `auto`: where it pays, as `tiling.auto_tile` says. `keep`: of each image the first codes alone, as
+        `CodeLayout.prefix` counts them.
 
-        Raises `ValueError` for unknown or absent devices and precisions, and what `load` raises.
+        Raises `ValueError` for unknown or absent devices and precisions, for `keep` where the tokenizer decodes no such
+        prefix, and what `load` raises.
         """
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
@@ -72,7 +75,8 @@ class BatchEncoder:
             logger.info(
                 "images of %dx%d cost less memory, and mostly time, in tiles: tile='auto' takes %d", *size, better
             )
-        self.layout: CodeLayout = self.tokenizer.code_layout(*_pair(self.image_size))
+        self.keep = None if keep is None else check_keep(self.tokenizer, keep)
+        self.layout: CodeLayout = self._kept(self.tokenizer.code_layout(*size))
         self.fingerprint = self.tokenizer.fingerprint
         self.broken: dict[str, str] = {}
 
@@ -126,7 +130,8 @@ class BatchEncoder:
         """`(B, C, H, W)` in [-1, 1] on any device -> int64 `(B, N)` on the CPU. Raises as `Tokenizer.encode`."""
         if not isinstance(images, Tensor) or not len(images):
             check(images, self.channels)
-            return torch.empty(0, self.tokenizer.code_layout(*images.shape[-2:]).length, dtype=torch.int64)
+            layout = self._kept(self.tokenizer.code_layout(*images.shape[-2:]))
+            return torch.empty(0, layout.length, dtype=torch.int64)
         moved = images.to(self.device, non_blocking=True)
         height, width = images.shape[-2:]
         with checks.together(), computing(self.device, self.autocast):  # of several tiles too
@@ -135,7 +140,12 @@ class BatchEncoder:
                 codes = encode_tiled(self.tokenizer, moved, tile)
             else:
                 codes = self.tokenizer.encode(moved)
-        return self.tokenizer.code_layout(height, width).flatten(codes).cpu()
+        layout = self.tokenizer.code_layout(height, width)
+        codes = codes if self.keep is None else layout.cut(codes, self.keep)
+        return self._kept(layout).flatten(codes).cpu()
+
+    def _kept(self, layout: CodeLayout) -> CodeLayout:
+        return layout if self.keep is None else layout.prefix(self.keep)
 
     def _tile(self, height: int, width: int) -> int | None:
         """The tile for images of this size; None where they are computed whole."""
@@ -159,6 +169,18 @@ class BatchEncoder:
             else:
                 decoded = self.tokenizer.decode(codes)
         return decoded.float().clamp(-1, 1).cpu()
+
+
+def check_keep(tokenizer: Tokenizer, keep: int) -> int:
+    """`keep`. Raises `ValueError` where the tokenizer does not decode so many first codes by themselves."""
+    if not tokenizer.prefixes:
+        raise ValueError(
+            f"keep={keep}: this tokenizer's codes stand for an image only together; those of residual and multi-scale "
+            "quantizers, and rows trained with tails dropped (one-d-piece), have first ones that decode by themselves"
+        )
+    if not 1 <= keep <= tokenizer.prefixes:
+        raise ValueError(f"keep={keep}: give 1 to {tokenizer.prefixes} for this tokenizer")
+    return keep
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -87,6 +87,11 @@ class TokenizerConfig(TokenizerFields):
         """The quantizer's config by its place in this one."""
         return {"quantizer": self.quantizer}
 
+    def folded(self) -> TokenizerConfig:
+        """With the quantizer that a saved one has, see `Quantizer.folded`."""
+        folded = self.quantizer.folded()
+        return self if folded is self.quantizer else self.replace(quantizer=folded)
+
     def build(self) -> Tokenizer:
         """The tokenizer, untrained."""
         return Tokenizer(self)
@@ -189,9 +194,12 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
     def decode(self, codes: Codes) -> Tensor:
         """Integer codes -> images `(B, C, H, W)` in [-1, 1].
 
+        Where `prefixes` is not 0 also the first codes alone, in the shape that `code_layout().prefix(n)` describes.
         Raises `ValueError` for codes of another type or number of dimensions, or out of range.
         """
         codes, layout = whole_numbers(codes), self.code_layout()
+        if (kept := self._first(codes, layout)) is not None:
+            return self.decode_features(self.quantizer.partial(*kept))
         if isinstance(codes, Tensor) and codes.ndim != 1 + len(layout.grids[0]) + (layout.levels > 1):
             raise ValueError(
                 f"codes must be as `encode` gives them, (B, *grid), got {tuple(codes.shape)}; add the batch dimension "
@@ -199,10 +207,39 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
             )
         return self.decode_features(self.quantizer.lookup(codes))
 
+    @property
+    def prefixes(self) -> int:
+        """How many prefixes of an image's codes `decode` takes, as `CodeLayout.steps` counts them; 0 = none.
+
+        Those of residual levels and of scales, whose vectors add up, and of rows where the decoder knows them.
+        """
+        layout = self.code_layout()
+        rows = len(layout.grids) == layout.levels == 1
+        knows = getattr(self.decoder if rows else self.quantizers[0], "prefixes" if rows else "nested", False)
+        return layout.steps if knows and len(self.quantizers) == 1 else 0
+
+    def _first(self, codes: Codes, layout: CodeLayout) -> tuple[Any, int] | None:
+        """Codes of the first levels or scales as `Quantizer.partial` takes them; None for whole ones, and for rows."""
+        if not getattr(self.quantizer, "nested", False):
+            return None
+        if len(layout.grids) > 1:
+            parts = codes if isinstance(codes, tuple) else (codes,)
+            return (parts, len(parts)) if len(parts) < len(layout.grids) else None
+        if layout.levels == 1 or not isinstance(codes, Tensor):
+            return None
+        ndim = 2 + len(layout.grids[0])
+        if codes.ndim == ndim and codes.shape[-1] < layout.levels:
+            return codes, codes.shape[-1]
+        # One level stands without an axis of levels, and must not be mistaken for the codes of one image alone.
+        alone = (
+            codes.ndim == ndim - 1 and tuple(codes.shape[1:]) == layout.grids[0] and codes.shape[-1] != layout.levels
+        )
+        return (codes[..., None], 1) if alone else None
+
     def resized(self, image_size: int | tuple[int, int]) -> Tokenizer:
         """A tokenizer of copies of these weights for images of another size (a side, or height and width).
 
-        The scales of a multi-scale quantizer are stretched to the new grid (`quantizers.multiscale.stretched`); most
+        The scales of a multi-scale quantizer are stretched to the new grid (`quantizers.schedules`); most
         other tokenizers take any size as they are. Raises `ValueError` for sizes that the stride does not divide, and
         for networks with learned positions, which take other sizes by themselves.
         """
@@ -274,9 +311,30 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
             return images
         return (images + 1) * ((pixels.high - pixels.low) / 2) + pixels.low
 
+    def folded(self) -> Tokenizer:
+        """A tokenizer of the same codes without what only training of its quantizers needs, as `save_pretrained` writes
+        it: itself, or a copy where a network makes the codebook (`vqbridge`). The fingerprint is the same."""
+        config = self._savable_config().folded()
+        if config is self.config:
+            return self
+        made = config.build()
+        inner = {name for name, part in self.named_modules() for quantizer in self.quantizers if part is quantizer}
+        state = {
+            key: tensor
+            for key, tensor in self.state_dict().items()
+            if not any(key.startswith(f"{name}.") for name in inner)
+        }
+        made.load_state_dict(state, strict=False)
+        for quantizer, ours in zip(made.quantizers, self.quantizers, strict=True):
+            quantizer.load_state_dict(ours.folded().state_dict())
+        made.card = self.card
+        return made.to(device=self.device, dtype=self.dtype).train(self.training)
+
     @property
     def fingerprint(self) -> str:
         """sha256 of everything that decides the codes: equal for float32 and bfloat16 copies of one tokenizer."""
+        if (folded := self.folded()) is not self:
+            return folded.fingerprint
         config = self._savable_config()
         quantizers = [quantizer.described() for quantizer in config.quantizer_paths.values()]
         several = (

@@ -12,9 +12,15 @@ from tokenizers_vq.cli import common, groups
 
 def evaluate(
     model: common.Model,
-    data: Annotated[str | None, typer.Option(help="images; unset: the test split of the run's data")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="images to measure on; unset: the test split of the run's data")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
-    fid: Annotated[bool, typer.Option("--fid", help="also FID, with Inception's weights")] = False,
+    fid: Annotated[bool, typer.Option("--fid", help="also measure FID (needs Inception's weights)")] = False,
+    keep: Annotated[
+        int | None,
+        typer.Option(min=1, help="decode from the first codes alone: so many of a row, levels or scales of it"),
+    ] = None,
     batch_size: common.BatchSize = 32,
     as_json: common.AsJson = False,
     *,
@@ -28,7 +34,8 @@ def evaluate(
     from tokenizers_vq.verbs.evaluate import evaluate as measure
 
     options = {**judging._asdict(), **reading._asdict(), **computing._asdict()}
-    result = measure(model, data, fid=fid, batch_size=batch_size, progress=common.progress("evaluated"), **options)
+    options |= {"fid": fid, "keep": keep}
+    result = measure(model, data, batch_size=batch_size, progress=common.progress("evaluated"), **options)
     if processes().rank:
         return
     if as_json:

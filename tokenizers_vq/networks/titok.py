@@ -56,7 +56,13 @@ class TitokEncoderConfig(_TitokConfig):
         return TitokEncoder(dim=dim, channels=channels, image_size=image_size, **self.arguments())
 
 
-class TitokDecoderConfig(_TitokConfig, DecoderFields):
+class _TitokDecoderConfig(_TitokConfig, DecoderFields):
+    tail_dropout: float = Field(default=0.0, ge=0, le=1)
+    """share of the training batches that lose their last codes, how many is drawn evenly; above 0, any first codes of
+    an image decode by themselves (One-D-Piece, arXiv 2501.10064)"""
+
+
+class TitokDecoderConfig(_TitokDecoderConfig):
     """Single-stage decoder of TiTok, which gives pixels; its sizes need not be the encoder's."""
 
     kind: Literal["titok"] = "titok"
@@ -66,7 +72,7 @@ class TitokDecoderConfig(_TitokConfig, DecoderFields):
         return TitokDecoder(dim=dim, channels=channels, image_size=image_size, **self.arguments())
 
 
-class TitokProxyDecoderConfig(_TitokConfig, DecoderFields):
+class TitokProxyDecoderConfig(_TitokDecoderConfig):
     """Two-stage decoder of TiTok, which predicts another tokenizer's codes and decodes them with that one's decoder."""
 
     kind: Literal["titok_proxy"] = "titok_proxy"
@@ -112,7 +118,8 @@ class _Trunk(nn.Module):
         """`(B, N, width)` and `(B, T, width)` -> the same two."""
         first = self.class_token.to(patches.dtype).expand(patches.shape[0], 1, -1)
         tokens = torch.cat([first, patches], dim=1) + self.positions.to(patches.dtype)
-        tokens = torch.cat([tokens, (latents + self.latent_positions.to(latents.dtype)).to(tokens.dtype)], dim=1)
+        places = self.latent_positions[: latents.shape[1]].to(latents.dtype)
+        tokens = torch.cat([tokens, (latents + places).to(tokens.dtype)], dim=1)
         tokens = self.norm_in(tokens)
         for block in self.blocks:
             tokens = block(tokens)
@@ -172,9 +179,10 @@ class TitokEncoder(Encoder):
 class _MaskDecoder(Decoder):
     """What both decoders share: codes' vectors and mask tokens in, patches out."""
 
-    def __init__(self, config: _TitokConfig, dim: int, image_size: tuple[int, int]) -> None:
+    def __init__(self, config: _TitokDecoderConfig, dim: int, image_size: tuple[int, int]) -> None:
         super().__init__()
-        self.patch, self.tokens = config.patch, config.tokens
+        self.patch, self.tokens, self.tail_dropout = config.patch, config.tokens, config.tail_dropout
+        self.prefixes = config.tail_dropout > 0
         self.patches = stride_grid(*image_size, config.patch)
         self.post_quant_conv = nn.Linear(dim, config.width)
         self.mask_token = nn.Parameter(config.width**-0.5 * torch.randn(1, 1, config.width))
@@ -182,11 +190,15 @@ class _MaskDecoder(Decoder):
 
     def _transform(self, features: Tensor) -> Tensor:
         """`(B, dim, T)` -> `(B, h*w, width)`."""
-        if features.shape[2:] != (self.tokens,):
+        kept = features.shape[2:]
+        if kept != (self.tokens,) and not (self.prefixes and len(kept) == 1 and 1 <= kept[0] < self.tokens):
+            fewer = ", or its first ones" if self.prefixes else ""
             raise ValueError(
-                f"an image has {self.tokens} codes here, got {tuple(features.shape[2:])}: decode what this tokenizer "
-                "encoded, and give encoder and decoder the same `tokens`"
+                f"an image has {self.tokens} codes here{fewer}, got {tuple(kept)}: decode what this tokenizer encoded, "
+                "and give encoder and decoder the same `tokens`"
             )
+        if self.training and self.tail_dropout and float(torch.rand(())) < self.tail_dropout:
+            features = features[:, :, : int(torch.randint(1, self.tokens + 1, ()))]
         latents = self.post_quant_conv(rearrange(features, "b d t -> b t d"))
         count = self.patches[0] * self.patches[1]
         masks = self.mask_token.to(latents.dtype).expand(latents.shape[0], count, -1)

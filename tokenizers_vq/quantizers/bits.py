@@ -9,6 +9,9 @@ from torch import Tensor
 from tokenizers_vq import distributed
 from tokenizers_vq.devices import constant
 
+MOST_BITS = 62
+"""of one code, which is int64"""
+
 
 def pack(positive: Tensor) -> Tensor:
     """Bits `(B, d, *grid)` -> int64 `(B, *grid)`, the first channel least significant."""

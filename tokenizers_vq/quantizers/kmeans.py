@@ -24,6 +24,18 @@ def draw(rows: Tensor, wanted: int) -> Tensor:
     return _gather(rows, distributed.from_first(order.to(rows.device, non_blocking=True)))
 
 
+def replacements(rows: Tensor, age: Tensor, after: int) -> tuple[Tensor, Tensor]:
+    """Bool `(K, 1)`, which codes are to be moved, and `(K, D)`, the rows of the global batch that they are moved to.
+
+    Those whose `age` `(K,)`, updates without use, is a multiple of `after`; so `age` stays the time since a code was
+    last used, and not since it was moved. Where the batch has too few rows, the rest waits for its next turn. As many
+    are drawn as could be dead: to count those that are, an accelerator would be waited for.
+    """
+    dead = (age > 0) & (age % after == 0)
+    drawn, turn = draw(rows, len(age)), dead.long().cumsum(0) - 1
+    return (dead & (turn < len(drawn)))[:, None], drawn[turn.clamp(0, len(drawn) - 1)]
+
+
 def seed(rows: Tensor, centres: Tensor, *, score: Score) -> Tensor:
     """`centres` `(K, D)` moved to rows `(N, D)` of all processes; the last ones stay where there are too few rows.
 

@@ -26,11 +26,11 @@ Data = str | Path | DataConfig
 logger = logging.getLogger(__name__)
 
 
-def open_encoder(model: Model, device: Any = "auto", precision: str = "auto") -> BatchEncoder:
+def open_encoder(model: Model, device: Any = "auto", precision: str = "auto", keep: int | None = None) -> BatchEncoder:
     """The tokenizer on its device, which is logged; `auto` leaves a tokenizer itself where it is."""
     if isinstance(model, Tokenizer) and device == "auto":
         device = model.device
-    encoder = BatchEncoder(model, device=device, precision=precision)
+    encoder = BatchEncoder(model, device=device, precision=precision, keep=keep)
     logger.info("%s on %s, %s", model_name(model), encoder.device, encoder.precision)
     return encoder
 
@@ -53,12 +53,12 @@ def choose_data(data: Data | None, model: Model, **options: Any) -> DataConfig:
     if data is not None:
         return DataConfig(path=str(data), **unread, **options)
     if isinstance(model, Tokenizer):
-        raise ValueError("a tokenizer itself does not know its data: give data=PATH")
+        raise ValueError("a tokenizer in memory does not know its data: give data=PATH")
     recipe, folder = Path(model) / "recipe.yaml", local(model)
     if folder is not None:
         read_config(folder)  # of a prior's run, whose recipe is another, it says so
     if not recipe.is_file():
-        raise ValueError(f"{model} is no run that would know its data: give --data PATH")
+        raise ValueError(f"{model} is not a run, so its data are not known: give --data PATH")
     known = parse(DataConfig, read_yaml(recipe).get("data") or {}, str(recipe))
     given = {name: value for name, value in options.items() if value not in (None, False)}
     known = known.replace(**{"limit": None, "split": None, **unread, **given})
