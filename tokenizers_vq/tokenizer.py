@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tokenizers_vq import folders, notebooks
+from tokenizers_vq import checks, folders, notebooks
 from tokenizers_vq.codes import CodeLayout, Codes, Output, whole_numbers
 from tokenizers_vq.config import Config, ConfigError, Size, nearest, parse
 from tokenizers_vq.devices import without_memory
@@ -182,6 +182,12 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
     @torch.no_grad()
     def encode(self, images: Tensor) -> Codes:
         """`(B, C, H, W)` in [-1, 1] -> int64 codes. Raises `ValueError` as `encode_features` does."""
+        if torch.compiler.is_compiling():
+            return self._encode(images)
+        with checks.together():
+            return self._encode(images)
+
+    def _encode(self, images: Tensor) -> Codes:
         return self.quantizer.encode(self.encode_features(images))
 
     @torch.no_grad()

@@ -112,7 +112,7 @@ class Emu3Encoder(VqganEncoder):
         self.quant_conv = TimeConvolution(latent, dim, side=config.quant_kernel)
 
     def _to_features(self, h: Tensor) -> Tensor:
-        h = self.conv_out(swish(self.norm(self.middle(h))))
+        h = self.conv_out(swish(self.norm(h)))
         h = h[:, :, None].expand(-1, -1, self.frames, -1, -1)
         for layer in self.time_down:
             h = swish(layer(h))
