@@ -1,0 +1,5 @@
+"""`python -m prior` is `tvq-prior`."""
+
+from prior.cli import main
+
+main()
