@@ -137,7 +137,7 @@ class Chain:
 def _checked(priors: Sequence[Prior]) -> CodeLayout:
     """The layout of all codes. Raises `ValueError` where the priors do not make up one distribution of them."""
     if len(priors) < 2:
-        raise ValueError("a chain has two priors or more: of some grids each, such as TOP and BOTTOM")
+        raise ValueError("a chain needs two priors or more, each of some grids, such as TOP and BOTTOM")
     wholes: list[LayoutConfig] = []
     seen: set[int] = set()
     for number, prior in enumerate(priors, 1):
@@ -154,7 +154,9 @@ def _checked(priors: Sequence[Prior]) -> CodeLayout:
                 f"prior {number} of the chain is told grids {late}, which none before it draws: put coarser ones first"
             )
         if twice := sorted(set(config.grids) & seen):
-            raise ValueError(f"grids {twice} are drawn twice, again by prior {number} of the chain: leave one out")
+            raise ValueError(
+                f"grids {twice} are drawn twice, the second time by prior {number} of the chain: leave one out"
+            )
         seen |= set(config.grids)
         wholes.append(config.whole)
     layout = wholes[0].build()

@@ -175,7 +175,7 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
 
             prior.sample(2, ["goldfish", "alp"], guidance=3, top_p=0.95)
 
-        Raises `ValueError` for guidance that cannot be had, another kind's sampler, and as `forward` does.
+        Raises `ValueError` for guidance that is not possible, another kind's sampler, and as `forward` does.
         """
         n, chosen = checked_count(n), self.sampler(sampler, settings)
         return self.sample_together([Draw(n, condition, chosen.seed, first, known)], chosen)[0]
@@ -261,7 +261,7 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
 def checked_count(n: Any) -> int:
     """How many samples are asked for. Raises `ValueError` for what is no number of them."""
     if not hasattr(n, "__index__") or (count := operator.index(n)) < 1:
-        raise ValueError(f"cannot draw {n!r} samples; ask for 1 or more, then say what of: sample(2, [0, 3])")
+        raise ValueError(f"cannot draw {n!r} samples; ask for 1 or more, such as sample(2, [0, 3])")
     return count
 
 

@@ -41,6 +41,11 @@ class HierarchicalConfig(TokenizerFields):
             raise ConfigError(("decoder", "downsamples"), f"must be the encoder's, {list(self.encoder.downsamples)}")
         return self
 
+    def folded(self) -> HierarchicalConfig:
+        """With the quantizers that a saved one has, see `Quantizer.folded`."""
+        folded = tuple(quantizer.folded() for quantizer in self.quantizers)
+        return self if folded == self.quantizers else self.replace(quantizers=folded)
+
     @property
     def quantizer_paths(self) -> dict[str, Any]:
         """Every quantizer's config by its place in this one, coarse first."""

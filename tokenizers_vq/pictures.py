@@ -148,7 +148,7 @@ def _check_scans(content: bytes, size: tuple[int, int], name: str, max_pixels: i
     most = _PASSES * max_pixels // max(1, size[0] * size[1])
     if content.count(b"\xff\xda") > most and (found := scans(content)) > most:
         raise BrokenImage(
-            name, f"a JPEG of {found:,} scans, which would take minutes to decode; write it anew as a baseline JPEG"
+            name, f"a JPEG of {found:,} scans, which would take minutes to decode; save it again as a baseline JPEG"
         )
 
 

@@ -271,7 +271,7 @@ def _plain(array: np.ndarray, name: str, range: Range | None) -> np.ndarray:
         low, high = float(array.min()), float(array.max())
         if math.isnan(low) or math.isinf(low) or math.isinf(high):
             what = "NaN" if math.isnan(low) else "infinite"
-            raise BrokenImage(name, f"{what} values, where there are no data perhaps")
+            raise BrokenImage(name, f"{what} values, where perhaps there are no data")
         if range is None and not (low >= 0 and high <= 1):
             raise ValueError(
                 f"{name}: floats are read as [0, 1], but values span {low:.4g} to {high:.4g}; give their range {_HOW}"

@@ -27,6 +27,10 @@ class Pretrained(PyTorchModelHubMixin):
     def _savable_config(self) -> Any:
         return self.config
 
+    def folded(self) -> Self:
+        """The model as it is saved: itself, unless overridden."""
+        return self
+
     @classmethod
     def _find(cls, name: str | Path, **options: Any) -> Path:
         raise NotImplementedError
@@ -60,9 +64,10 @@ class Pretrained(PyTorchModelHubMixin):
         if push_options and not push_to_hub:
             raise ValueError(f"save_pretrained takes no {min(push_options)}: it writes safetensors of the whole model")
         card = model_card_kwargs if card is None else card
-        saved = self._savable_config().to_dict()
-        text = self.card if card is None and self.card else str(self.generate_model_card(**(card or {})))
-        state: Mapping[str, torch.Tensor] = self.state_dict()  # type: ignore[attr-defined]  # of the module beside it
+        model = self.folded()
+        saved = model._savable_config().to_dict()
+        text = self.card if card is None and self.card else str(model.generate_model_card(**(card or {})))
+        state: Mapping[str, torch.Tensor] = model.state_dict()  # type: ignore[attr-defined]  # of the module beside it
         folders.save(Path(save_directory), saved, state, card=text, keep_card=card is None)
         if push_to_hub:
             return self.push_to_hub(repo_id or Path(save_directory).name, model_card_kwargs=card, **push_options)

@@ -87,6 +87,11 @@ class TokenizerConfig(TokenizerFields):
         """The quantizer's config by its place in this one."""
         return {"quantizer": self.quantizer}
 
+    def folded(self) -> TokenizerConfig:
+        """With the quantizer that a saved one has, see `Quantizer.folded`."""
+        folded = self.quantizer.folded()
+        return self if folded is self.quantizer else self.replace(quantizer=folded)
+
     def build(self) -> Tokenizer:
         """The tokenizer, untrained."""
         return Tokenizer(self)
@@ -196,7 +201,7 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
     def resized(self, image_size: int | tuple[int, int]) -> Tokenizer:
         """A tokenizer of copies of these weights for images of another size (a side, or height and width).
 
-        The scales of a multi-scale quantizer are stretched to the new grid (`quantizers.multiscale.stretched`); most
+        The scales of a multi-scale quantizer are stretched to the new grid (`quantizers.schedules`); most
         other tokenizers take any size as they are. Raises `ValueError` for sizes that the stride does not divide, and
         for networks with learned positions, which take other sizes by themselves.
         """
@@ -268,9 +273,30 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
             return images
         return (images + 1) * ((pixels.high - pixels.low) / 2) + pixels.low
 
+    def folded(self) -> Tokenizer:
+        """A tokenizer of the same codes without what only training of its quantizers needs, as `save_pretrained` writes
+        it: itself, or a copy where a network makes the codebook (`vqbridge`). The fingerprint is the same."""
+        config = self._savable_config().folded()
+        if config is self.config:
+            return self
+        made = config.build()
+        inner = {name for name, part in self.named_modules() for quantizer in self.quantizers if part is quantizer}
+        state = {
+            key: tensor
+            for key, tensor in self.state_dict().items()
+            if not any(key.startswith(f"{name}.") for name in inner)
+        }
+        made.load_state_dict(state, strict=False)
+        for quantizer, ours in zip(made.quantizers, self.quantizers, strict=True):
+            quantizer.load_state_dict(ours.folded().state_dict())
+        made.card = self.card
+        return made.to(device=self.device, dtype=self.dtype).train(self.training)
+
     @property
     def fingerprint(self) -> str:
         """sha256 of everything that decides the codes: equal for float32 and bfloat16 copies of one tokenizer."""
+        if (folded := self.folded()) is not self:
+            return folded.fingerprint
         config = self._savable_config()
         quantizers = [quantizer.described() for quantizer in config.quantizer_paths.values()]
         several = (

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokenizers_vq.quantizers import (
     BsqQuantizer,
+    DiveqQuantizer,
     FsqQuantizer,
     GumbelQuantizer,
     IbqQuantizer,
@@ -21,6 +22,7 @@ from tokenizers_vq.quantizers import (
     ResidualQuantizer,
     SimVqQuantizer,
     VectorQuantizer,
+    VqBridgeQuantizer,
 )
 
 
@@ -41,6 +43,8 @@ def spread_out(quantizer: Quantizer) -> None:
             spread_ibq(module)
         if isinstance(module, SimVqQuantizer):
             spread_simvq(module)
+        if isinstance(module, DiveqQuantizer):
+            module.weight.data.copy_(torch.randn_like(module.weight))
         if isinstance(module, VectorQuantizer):
             with torch.no_grad():
                 module.weight.copy_(module._as_looked_up(torch.randn_like(module.weight)))
@@ -50,9 +54,9 @@ def spread_out(quantizer: Quantizer) -> None:
 
 def vector_excess(quantizer: Quantizer, features: Tensor, codes: Tensor) -> Tensor:
     """Distance above the nearest code's; of normalised vectors in the cosine form."""
-    assert isinstance(quantizer, VectorQuantizer)
+    assert isinstance(quantizer, (VectorQuantizer, DiveqQuantizer))
     rows, book = rows_of(features), quantizer.weight.detach().double()
-    if quantizer.config.distance == "cosine":
+    if isinstance(quantizer, VectorQuantizer) and quantizer.config.distance == "cosine":
         rows, book = F.normalize(rows, dim=1), F.normalize(book, dim=1)
     return excess(torch.cdist(rows, book), codes)
 
@@ -63,6 +67,13 @@ def vector_estimator(quantizer: Quantizer, features: Tensor) -> Tensor:
     config = quantizer.config
     through_norm = config.distance == "cosine" and config.gradient_through_norm
     return F.normalize(features, dim=1) if through_norm else features
+
+
+def every_code(quantizer: Quantizer) -> Tensor:
+    """Every code, `(1, 1, n)`, or `(1, 1, n, L)` of several at a position."""
+    sizes = quantizer.layout((1, 1)).sizes
+    parts = [torch.arange(sizes[0] ** len(sizes)) // sizes[0] ** level % sizes[0] for level in range(len(sizes))]
+    return (torch.stack(parts, -1) if len(sizes) > 1 else parts[0])[None, None]
 
 
 def all_codes(quantizer: Quantizer, grid: tuple[int, ...]) -> Any:
@@ -102,7 +113,7 @@ def scale64(book: Quantizer) -> Tensor:
 
 def table64(book: Quantizer, scale: Tensor, first: bool) -> Tensor:
     """float64 `(K, D)`: a book's vectors as a level adds them; behind the first about the middle of their range."""
-    table = rows_of(book.lookup(torch.arange(book.layout((1,)).sizes[0])[None]))
+    table = rows_of(book.lookup(every_code(book)))
     if isinstance(book, FsqQuantizer) and not first:
         table = table + torch.tensor([0.0 if levels % 2 else 1 / levels for levels in book.config.levels])
     return table * scale
@@ -150,14 +161,19 @@ def product_excess(quantizer: Quantizer, features: Tensor, codes: Tensor) -> Ten
 def multiscale_excess(quantizer: Quantizer, features: Tensor, codes: Any) -> Tensor:
     """Each scale's cost above its best code's, given the codes of the scales before."""
     assert isinstance(quantizer, MultiscaleQuantizer)
-    residual, results, config = bounded64(quantizer.books[0], features.detach()), [], quantizer.config
+    results, config = [], quantizer.config
+    each = config.confine == "each"
+    residual = features.detach().double() if each else bounded64(quantizer.books[0], features.detach())
     for scale, (book, chosen) in enumerate(zip(quantizer.books, codes, strict=True)):
         table = table64(book, torch.ones(book.dim, dtype=torch.float64), True)
         small = F.adaptive_avg_pool2d(residual, config.grids[scale])
-        results.append(excess(book_costs(book, rows_of(small), table), chosen))
-        h = F.interpolate(table[chosen].movedim(-1, 1), size=config.grids[-1], mode="bicubic")
-        weight, bias = (p.detach().double() for p in quantizer.phis[scale].parameters())  # as many phis as scales
-        residual = residual - (1 - config.phi_ratio) * h - config.phi_ratio * F.conv2d(h, weight, bias, padding=1)
+        number = (chosen * book.num_codes ** torch.arange(book.depth)).sum(-1) if book.depth > 1 else chosen
+        results.append(excess(book_costs(book, rows_of(bounded64(book, small) if each else small), table), number))
+        h = F.interpolate(table[number].movedim(-1, 1), size=config.grids[-1], mode=config.enlarging)
+        residual = residual - h
+        if quantizer.phis:
+            weight, bias = (p.detach().double() for p in quantizer.phis[scale].parameters())  # as many phis as scales
+            residual = residual - config.phi_ratio * (F.conv2d(h, weight, bias, padding=1) - h)
     return torch.cat(results)
 
 
@@ -199,10 +215,41 @@ def by_groups(*estimators: Callable[[Quantizer, Tensor], Tensor]) -> Callable[[Q
     return estimate
 
 
+def stepped(quantizer: Quantizer, features: Tensor) -> Tensor:
+    """z + |c - z| times the direction to c, which carries no gradient."""
+    target = quantizer.lookup(quantizer.encode(features)).detach().double()
+    z = features.double()
+    length = (target - z).square().sum(1, keepdim=True).sqrt()
+    return (z + length * ((target - z) / length).detach()).float()
+
+
+def bridged_excess(quantizer: Quantizer, features: Tensor, codes: Tensor) -> Tensor:
+    """Distance above the nearest bridged code's."""
+    assert isinstance(quantizer, VqBridgeQuantizer)
+    return excess(torch.cdist(rows_of(features), quantizer.codebook.detach().double()), codes)
+
+
+def each_scale(quantizer: Quantizer, features: Tensor) -> Tensor:
+    """The sum over scales of the normalised area average of what the scales before leave, enlarged, and phi of it."""
+    assert isinstance(quantizer, MultiscaleQuantizer)
+    residual, total, config = features, torch.zeros(()), quantizer.config
+    for scale, chosen in enumerate(quantizer.encode(features)):
+        small = F.normalize(F.adaptive_avg_pool2d(residual, config.grids[scale]), dim=1)
+        h = quantizer.books[scale].lookup(chosen) + small - small.detach()
+        h = F.interpolate(h, size=config.grids[-1], mode=config.enlarging)
+        if quantizer.phis:
+            h = (1 - config.phi_ratio) * h + config.phi_ratio * quantizer.phis[scale](h)
+        residual, total = residual - h.detach(), total + h
+    return total
+
+
 def bound64(quantizer: FsqQuantizer, features: Tensor) -> Tensor:
     """The bound in float64, as its two listings write it."""
     levels = torch.tensor(quantizer.config.levels, dtype=torch.float64)
     offset = torch.where(levels % 2 == 1, 0.0, 0.5)
+    if quantizer.config.activation == "sigmoid":
+        half = (levels - 1) / 2
+        return (2 * torch.sigmoid(1.6 * rows_of(features) + 2 * torch.tan(offset / half)) - 1) * half - offset
     if quantizer.config.bound == "paper":
         half = (levels - 1) * (1 - quantizer.config.epsilon) / 2
         return torch.tanh(rows_of(features) + torch.tan(offset / half)) * half - offset
@@ -230,10 +277,15 @@ def bounded(quantizer: Quantizer, features: Tensor) -> Tensor:
 
 def sign_excess(quantizer: Quantizer, features: Tensor, codes: Tensor) -> Tensor:
     """Distance above the nearest corner's of the cube, or of the cube inside the sphere."""
-    rows, table = rows_of(features), rows_of(quantizer.lookup(all_codes(quantizer, (1, 1))))
+    assert isinstance(quantizer, (LfqQuantizer, BsqQuantizer))
+    rows, found = rows_of(features), rows_of(quantizer.lookup(codes))
     if isinstance(quantizer, BsqQuantizer):
         rows = F.normalize(rows, dim=1)
-    return excess(torch.cdist(rows, table), codes)
+    if quantizer.config.bits > 12:  # too many corners to list: bit by bit
+        scale = found.abs().amin()
+        return (rows - found).square().sum(1) - ((rows.abs() - scale).square()).sum(1)
+    table = rows_of(quantizer.lookup(every_code(quantizer)))
+    return torch.linalg.vector_norm(rows - found, dim=1) - torch.cdist(rows, table).amin(1)
 
 
 def normalised(quantizer: Quantizer, features: Tensor) -> Tensor:
@@ -274,8 +326,7 @@ def mapped_excess(quantizer: Quantizer, features: Tensor, codes: Tensor) -> Tens
 
 def rotated(quantizer: Quantizer, features: Tensor) -> Tensor:
     """Each vector times its own matrix, which turns it onto its code and scales it, built in float64."""
-    assert isinstance(quantizer, VectorQuantizer)
-    source = vector_estimator(quantizer, features)
+    source = vector_estimator(quantizer, features) if isinstance(quantizer, VectorQuantizer) else features
     z, q = rows_of(source), rows_of(quantizer.lookup(quantizer.encode(features)))
     a, b = F.normalize(z, dim=1), F.normalize(q, dim=1)
     r, eye = F.normalize(a + b, dim=1), torch.eye(z.shape[1], dtype=torch.float64)

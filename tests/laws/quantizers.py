@@ -16,8 +16,10 @@ from torch import Tensor
 from tests.laws.facts import (
     all_codes,
     bounded,
+    bridged_excess,
     by_groups,
     dot_excess,
+    each_scale,
     identity,
     in_box,
     level_excess,
@@ -34,6 +36,7 @@ from tests.laws.facts import (
     spread_ibq,
     spread_out,
     spread_simvq,
+    stepped,
     through_levels,
     turned_levels,
     vector_estimator,
@@ -41,6 +44,7 @@ from tests.laws.facts import (
 )
 from tokenizers_vq.quantizers import (
     BsqQuantizer,
+    DiveqQuantizer,
     FsqQuantizer,
     GumbelQuantizer,
     IbqQuantizer,
@@ -51,6 +55,7 @@ from tokenizers_vq.quantizers import (
     ResidualQuantizer,
     SimVqQuantizer,
     VectorQuantizer,
+    VqBridgeQuantizer,
 )
 
 LAWS = {
@@ -144,6 +149,11 @@ BOOKS: dict[str, dict[str, Any]] = {
     "ibq": {"kind": "ibq", "num_codes": 24, "dim": 6},
     "gumbel": {"kind": "gumbel", "num_codes": 24, "dim": 6},
     "rotation": {"kind": "vector", "num_codes": 24, "dim": 6, "estimator": "rotation"},
+    "cosine": {"kind": "vector", "num_codes": 24, "dim": 4, "distance": "cosine"},
+    "ifsq": {"kind": "fsq", "levels": (5, 4, 2), "activation": "sigmoid"},
+    "infinity": {"kind": "bsq", "bits": 12, "code_bits": 6, "first_channel": "most", "beta": 0.25},
+    "diveq": {"kind": "diveq", "num_codes": 24, "dim": 6, "noise": 0.0},
+    "bridge": {"kind": "vqbridge", "num_codes": 36, "dim": 6, "width": 16, "layers": 1, "heads": 2, "patch": 2},
 }
 """configs of books, by name"""
 
@@ -187,6 +197,10 @@ _GUMBEL = {
 }
 
 _NO_TERM = {"beta": _NO_BETA}
+_NOISE = {
+    "estimator": "training draws noise; tests/golden/test_parts_newer.py compares it under recorded noise",
+    "processes": "processes draw different noise; tests/quantizers/test_diveq.py compares the state",
+}
 _PASSED = {"losses": "gradients of a level's terms reach the levels before, whose estimators pass them on"}
 SCALES = {"scales": (1, (2, 3), (5, 7)), "phis": 3}
 FINE = {"scales": ((3, 4), (4, 6), (5, 7)), "phis": 3}  # means of more features round to zero, which trains no phi
@@ -216,9 +230,32 @@ CASES = [
         excess=level_excess,
         estimator=bounded,
     ),
+    Case(
+        "ifsq",
+        FsqQuantizer,
+        {"levels": (9, 4, 2, 5), "activation": "sigmoid"},
+        _FSQ,
+        excess=level_excess,
+        estimator=bounded,
+    ),
     Case("lfq", LfqQuantizer, {"bits": 6, "entropy_group": 4}, excess=sign_excess, estimator=identity),
     Case("lfq-plain", LfqQuantizer, {"bits": 9, "entropy_weight": 0.0}, excess=sign_excess, estimator=identity),
+    Case(
+        "lfq-groups",
+        LfqQuantizer,
+        {"bits": 12, "code_bits": 4, "entropy_group": 4, "entropy_mixed": True},
+        excess=sign_excess,
+        estimator=identity,
+    ),
+    Case("lfq-beyond-62-bits", LfqQuantizer, {"bits": 80}, excess=sign_excess, estimator=identity),
     Case("bsq", BsqQuantizer, {"bits": 7, "beta": 0.25}, excess=sign_excess, estimator=normalised),
+    Case(
+        "bsq-most-first",
+        BsqQuantizer,
+        {"bits": 12, "code_bits": 6, "beta": 0.25, "first_channel": "most"},
+        excess=sign_excess,
+        estimator=normalised,
+    ),
     Case(
         "ibq",
         IbqQuantizer,
@@ -229,6 +266,29 @@ CASES = [
         weighted="codebook",
     ),
     Case("simvq", SimVqQuantizer, {"num_codes": 48, "dim": 6}, {}, spread_simvq, mapped_excess, identity),
+    Case(
+        "diveq",
+        DiveqQuantizer,
+        {"num_codes": 48, "dim": 6, "noise": 0.0, "revive_after": 3},
+        _NO_TERM,
+        estimator=stepped,
+    ),
+    Case("diveq-noise", DiveqQuantizer, {"num_codes": 48, "dim": 6, "noise": 0.1}, _NO_TERM | _NOISE),
+    Case("diveq-curve", DiveqQuantizer, {"num_codes": 48, "dim": 6, "space_filling": True}, _NO_TERM | _NOISE),
+    Case(
+        "vqbridge",
+        VqBridgeQuantizer,
+        {"num_codes": 64, "dim": 6, "width": 16, "heads": 2, "patch": 2},
+        excess=bridged_excess,
+        estimator=identity,
+    ),
+    Case(
+        "vqbridge-mlp",
+        VqBridgeQuantizer,
+        {"num_codes": 48, "dim": 6, "width": 16, "network": "mlp", "estimator": "rotation"},
+        excess=bridged_excess,
+        estimator=rotated,
+    ),
     residual("residual"),
     residual("residual-sizes", num_codes=(48, 24, 12), revive_after=3, dropout=0.5),
     residual("residual-ema", codebook="ema", kmeans_batches=2),
@@ -274,6 +334,24 @@ CASES = [
     of_books("multiscale-lfq", MultiscaleQuantizer, {**SCALES, "book": BOOKS["lfq"]}),
     of_books("multiscale-bsq", MultiscaleQuantizer, {**SCALES, "book": BOOKS["bsq"]}, {}, normalised),
     of_books("multiscale-list", MultiscaleQuantizer, {**SCALES, "book": (BOOKS["vector"], *[BOOKS["simvq"]] * 2)}),
+    of_books("residual-ifsq", ResidualQuantizer, {"levels": 3, "book": BOOKS["ifsq"]}, _NO_TERM, in_box),
+    of_books("residual-bridge", ResidualQuantizer, {"levels": 2, "book": BOOKS["bridge"]}),
+    of_books("product-cosine", ProductQuantizer, {"groups": 3, "book": BOOKS["cosine"]}, {}, normalised_groups),
+    of_books("product-diveq", ProductQuantizer, {"book": BOOKS["diveq"]}, _NO_TERM, by_groups(stepped, stepped)),
+    of_books(
+        "multiscale-infinity",
+        MultiscaleQuantizer,
+        {**SCALES, "phis": 0, "book": BOOKS["infinity"], "confine": "each", "enlarging": "bilinear"},
+        {},
+        each_scale,
+    ),
+    of_books(
+        "multiscale-each",
+        MultiscaleQuantizer,
+        {**SCALES, "book": BOOKS["bsq"], "confine": "each", "phi_ratio": 0.25},
+        {},
+        each_scale,
+    ),
     Case("gumbel", GumbelQuantizer, {"num_codes": 48, "dim": 6, "in_dim": 9}, _GUMBEL, excess=logit_excess),
     Case("gumbel-logits", GumbelQuantizer, {"num_codes": 48, "dim": 6, "project": False}, _GUMBEL, excess=logit_excess),
     Case(

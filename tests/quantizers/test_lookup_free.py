@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.processes import in_processes
-from tokenizers_vq.quantizers import BsqQuantizer, FsqQuantizer, LfqQuantizer, Quantizer
+from tokenizers_vq.quantizers import BsqQuantizer, FsqQuantizer, LfqQuantizer, Quantizer, ResidualQuantizer
 from tokenizers_vq.quantizers.bits import bit_entropies, unpack
 from tokenizers_vq.quantizers.entropy import entropy_loss
 from tokenizers_vq.quantizers.implicit import perplexity
@@ -138,8 +138,34 @@ def test_more_codes_than_a_table_could_hold(quantizer: Quantizer) -> None:
 def test_more_codes_than_int64_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="int64"):
         FsqQuantizer(levels=(16,) * 16)
-    with pytest.raises(ValueError, match="bits"):
-        BitsConfig(bits=63)
+    with pytest.raises(ValueError, match="code_bits"):
+        BitsConfig(bits=126, code_bits=63)
+
+
+def test_bits_beyond_one_code_are_several_codes() -> None:
+    sizes = {bits: LfqQuantizer(bits=bits).layout((2,)).sizes for bits in (62, 63, 64, 128, 256)}
+    assert sizes == {62: (2**62,), 63: (2**21,) * 3, 64: (2**32,) * 2, 128: (2**32,) * 4, 256: (2**32,) * 8}
+    quantizer, z = LfqQuantizer(bits=256), torch.randn(1, 256, 2)
+    codes = quantizer.encode(z)
+    for group in range(8):
+        bits = [int(value > 0) for value in z[0, 32 * group : 32 * (group + 1), 1]]
+        assert int(codes[0, 1, group]) == sum(bit << place for place, bit in enumerate(bits))
+    assert torch.equal(quantizer.lookup(codes) > 0, z > 0)
+    most = LfqQuantizer(bits=6, code_bits=3, first_channel="most").encode(
+        torch.tensor([[[1.0], [-1], [-1], [1], [1], [-1]]])
+    )
+    assert most.tolist() == [[[0b100, 0b110]]]
+
+
+def test_bits_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="code_bits: codes of 5 bits do not divide 12 bits"):
+        LfqQuantizer(bits=12, code_bits=5)
+    with pytest.raises(ValueError, match="entropy_group: groups of 5 do not divide 12 bits, as mixing them needs"):
+        LfqQuantizer(bits=12, entropy_group=5, entropy_mixed=True)
+    with pytest.raises(ValueError, match="book: levels take books of one code at a position, this one gives 2"):
+        ResidualQuantizer(levels=2, book={"kind": "lfq", "bits": 12, "code_bits": 6})
+    with pytest.raises(ValueError, match="codes must have 2 levels last"):
+        LfqQuantizer(bits=12, code_bits=6).lookup(torch.zeros(1, 2, 2, dtype=torch.long)[..., :1])
 
 
 def test_codes_out_of_range_are_refused() -> None:

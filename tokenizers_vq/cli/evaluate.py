@@ -12,9 +12,11 @@ from tokenizers_vq.cli import common, groups
 
 def evaluate(
     model: common.Model,
-    data: Annotated[str | None, typer.Option(help="images; unset: the test split of the run's data")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="images to measure on; unset: the test split of the run's data")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
-    fid: Annotated[bool, typer.Option("--fid", help="also FID, with Inception's weights")] = False,
+    fid: Annotated[bool, typer.Option("--fid", help="also measure FID (needs Inception's weights)")] = False,
     batch_size: common.BatchSize = 32,
     as_json: common.AsJson = False,
     *,

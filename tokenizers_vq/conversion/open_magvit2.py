@@ -57,7 +57,9 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     ours = rename(rekey(tensors, counted), _RULES)
     for key in ("encoder.conv_in.weight", "encoder.conv_out.weight", "decoder.levels.0.blocks.0.conv1.weight"):
         if key not in ours:
-            raise ValueError(f"{path} has no tensor for {key}: it is no Open-MAGVIT2 checkpoint, give its own source")
+            raise ValueError(
+                f"{path} has no tensor for {key}: it is not an Open-MAGVIT2 checkpoint, give its own source"
+            )
     bits, channels = shape(ours, "encoder.conv_out.weight", path)[0], shape(ours, "encoder.conv_in.weight", path)[1]
     weights: dict[str, Any] = {
         name: number(arguments, theirs, 0.0)
@@ -86,13 +88,13 @@ def _fields(tensors: Mapping[str, Tensor], part: str, path: Path) -> dict[str, A
     levels = _count(tensors, rf"{part}\.levels\.(\d+)\.blocks\.")
     widths = [shape(tensors, f"{part}.levels.{i}.blocks.0.conv1.weight", path)[0] for i in range(levels)]
     if not widths:
-        raise ValueError(f"{path} has no residual blocks of {part}: it is no Open-MAGVIT2 checkpoint")
+        raise ValueError(f"{path} has no residual blocks of {part}: it is not an Open-MAGVIT2 checkpoint")
     if part == "decoder":  # ours run from the coarsest on
         widths = widths[::-1]
     base = shape(tensors, "encoder.conv_in.weight", path)[0]
     if any(width % base for width in widths):
         if part == "encoder":
-            raise ValueError(f"{path}: the widths {widths} of the encoder's levels are no multiples of {base}")
+            raise ValueError(f"{path}: the widths {widths} of the encoder's levels are not multiples of {base}")
         base = math.gcd(*widths)
     return {
         "width": base,

@@ -7,6 +7,7 @@ from pydantic import Field
 from tokenizers_vq.quantizers.base import Quantizer
 from tokenizers_vq.quantizers.books import Book
 from tokenizers_vq.quantizers.bsq import BsqQuantizer, BsqQuantizerConfig
+from tokenizers_vq.quantizers.diveq import DiveqQuantizer, DiveqQuantizerConfig
 from tokenizers_vq.quantizers.fsq import FsqQuantizer, FsqQuantizerConfig
 from tokenizers_vq.quantizers.gumbel import GumbelQuantizer, GumbelQuantizerConfig
 from tokenizers_vq.quantizers.ibq import IbqQuantizer, IbqQuantizerConfig
@@ -16,6 +17,7 @@ from tokenizers_vq.quantizers.product import ProductQuantizer, ProductQuantizerC
 from tokenizers_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
 from tokenizers_vq.quantizers.simvq import SimVqQuantizer, SimVqQuantizerConfig
 from tokenizers_vq.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
+from tokenizers_vq.quantizers.vqbridge import VqBridgeQuantizer, VqBridgeQuantizerConfig
 
 QuantizerConfig = Annotated[
     Book | ResidualQuantizerConfig | MultiscaleQuantizerConfig | ProductQuantizerConfig,
@@ -25,6 +27,8 @@ QuantizerConfig = Annotated[
 __all__ = [
     "BsqQuantizer",
     "BsqQuantizerConfig",
+    "DiveqQuantizer",
+    "DiveqQuantizerConfig",
     "FsqQuantizer",
     "FsqQuantizerConfig",
     "GumbelQuantizer",
@@ -45,4 +49,6 @@ __all__ = [
     "SimVqQuantizerConfig",
     "VectorQuantizer",
     "VectorQuantizerConfig",
+    "VqBridgeQuantizer",
+    "VqBridgeQuantizerConfig",
 ]

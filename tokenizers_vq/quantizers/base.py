@@ -48,6 +48,10 @@ class QuantizerFields(Config):
         """The config of a quantizer with the same weights for features of another grid: itself, unless overridden."""
         return self
 
+    def folded(self) -> QuantizerFields:
+        """The config of a quantizer of the same codes without what only training needs: itself, unless overridden."""
+        return self
+
     def described(self) -> dict[str, Any]:
         """What the tokenizer's fingerprint is taken of: the fields that are not at their default."""
         return self.to_dict(defaults=False)
@@ -106,6 +110,10 @@ class Quantizer(nn.Module):
         The stats of a training forward hold at least `perplexity` and, where that is known, `usage`, which the log, the
         warning and the doctor read (`statistics.code_stats`, of codes in a table of K).
         """
+
+    def folded(self) -> Quantizer:
+        """A quantizer of the same codes without what only training needs: itself, or a copy of `config.folded()`."""
+        return self
 
     def partial(self, codes: Any, upto: int) -> Tensor:
         """Vectors `(B, dim, *grid)` of the first `upto` levels or scales; of all of them, `lookup`'s bitwise.

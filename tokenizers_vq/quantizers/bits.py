@@ -8,6 +8,9 @@ from torch import Tensor
 
 from tokenizers_vq import distributed
 
+MOST_BITS = 62
+"""of one code, which is int64"""
+
 
 def pack(positive: Tensor) -> Tensor:
     """Bits `(B, d, *grid)` -> int64 `(B, *grid)`, the first channel least significant."""

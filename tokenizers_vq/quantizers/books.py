@@ -16,12 +16,14 @@ from tokenizers_vq.config import ConfigError
 from tokenizers_vq.devices import without_memory
 from tokenizers_vq.quantizers.base import Quantizer, QuantizerFields, Remedy
 from tokenizers_vq.quantizers.bsq import BsqQuantizerConfig
+from tokenizers_vq.quantizers.diveq import DiveqQuantizerConfig
 from tokenizers_vq.quantizers.fsq import FsqQuantizerConfig
 from tokenizers_vq.quantizers.gumbel import GumbelQuantizerConfig
 from tokenizers_vq.quantizers.ibq import IbqQuantizerConfig
 from tokenizers_vq.quantizers.lfq import LfqQuantizerConfig
 from tokenizers_vq.quantizers.simvq import SimVqQuantizerConfig
 from tokenizers_vq.quantizers.vector import VectorQuantizerConfig
+from tokenizers_vq.quantizers.vqbridge import VqBridgeQuantizerConfig
 
 Book = Annotated[
     VectorQuantizerConfig
@@ -30,7 +32,9 @@ Book = Annotated[
     | LfqQuantizerConfig
     | BsqQuantizerConfig
     | IbqQuantizerConfig
-    | SimVqQuantizerConfig,
+    | SimVqQuantizerConfig
+    | DiveqQuantizerConfig
+    | VqBridgeQuantizerConfig,
     Field(discriminator="kind"),
 ]
 """a quantizer of one code at a position; a new one is imported and named here"""
@@ -79,17 +83,23 @@ class BooksConfig(QuantizerFields):
         """The config of each level (group, scale)."""
         return self.book if isinstance(self.book, tuple) else (self.book,) * self._count()[0]
 
-    def _check_books(self, as_wide_as_codes: bool) -> None:
+    def _check_books(self, as_wide_as_codes: bool, one_code: bool = True) -> None:
         """Raises `ConfigError` for another number of books, and for books that cannot stand beside one another."""
         count, what = self._count()
         if len(self.books) != count:
             raise ConfigError(("book",), f"{len(self.books)} books for {count} {what}: give one for each, or one")
-        if not as_wide_as_codes:
-            return
         with without_memory():
             built = [book.build() for book in dict.fromkeys(self.books)]
         for book in built:
-            if book.in_dim != book.dim or book.dim != built[0].dim:
+            if one_code and book.depth > 1:
+                raise ConfigError(
+                    ("book",),
+                    f"{what} take books of one code at a position, this one gives {book.depth}: raise code_bits",
+                )
+            if book.depth != built[0].depth:
+                depths = sorted({book.depth for book in built})
+                raise ConfigError(("book",), f"{what} take as many codes at a position, these {depths}")
+            if as_wide_as_codes and (book.in_dim != book.dim or book.dim != built[0].dim):
                 widths = sorted({width for book in built for width in (book.in_dim, book.dim)})
                 raise ConfigError(("book",), f"{what} take and give vectors of one width, these are {widths} wide")
 
@@ -98,6 +108,13 @@ class BooksConfig(QuantizerFields):
         """Codes of the smallest book; None where one does not store its codes."""
         sizes = [book.codebook_size for book in self.books]
         return None if None in sizes else min(sizes)
+
+    def folded(self) -> QuantizerFields:
+        """With the books' own."""
+        books = tuple(book.folded() for book in self.books)
+        if books == self.books:
+            return self
+        return self.replace(book=books if isinstance(self.book, tuple) else books[0])
 
     def frozen(self) -> str | None:
         """The reason of the first book that has one."""
@@ -174,6 +191,29 @@ def moved_back(books: Any, defaults: Mapping[str, Any], through_norm: bool = Tru
         return None
     given = {"num_codes": list(sizes) if isinstance(books, tuple) else sizes[0], **found[0]}
     return {name: value for name, value in given.items() if value != defaults.get(name, getattr(plain, name))}
+
+
+class BookedQuantizer(Quantizer):
+    """Base of quantizers that hold books: what is of theirs."""
+
+    config: Any
+
+    def folded(self) -> Quantizer:
+        """With each book folded."""
+        config = self.config.folded()
+        if config is self.config:
+            return self
+        made = config.build()
+        inner = {name: book for name, book in self.named_modules() if isinstance(book, Quantizer) and book is not self}
+        own = {
+            key: tensor
+            for key, tensor in self.state_dict().items()
+            if not any(key.startswith(f"{name}.") for name in inner)
+        }
+        made.load_state_dict(own, strict=False)
+        for name, book in inner.items():
+            made.get_submodule(name).load_state_dict(book.folded().state_dict())
+        return made.to(next(self.parameters()).device).train(self.training)
 
 
 def quantizers_in(books: nn.ModuleList) -> list[Quantizer]:

@@ -1,4 +1,7 @@
-"""Finite scalar quantization: every channel bounded and rounded to a few levels (Mentzer et al., arXiv 2309.15505)."""
+"""Finite scalar quantization: every channel bounded and rounded to a few levels (Mentzer et al., arXiv 2309.15505).
+
+iFSQ (arXiv 2601.17124) bounds by 2 sigmoid(1.6 z) - 1, under which normally distributed features fill levels evenly.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import math
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from tokenizers_vq.codes import Quantized
+from tokenizers_vq.config import ConfigError
 from tokenizers_vq.quantizers.base import QuantizerFields, Remedy, as_given, check_codes, straight_through
 from tokenizers_vq.quantizers.implicit import ImplicitQuantizer
 
@@ -25,7 +30,15 @@ class FsqQuantizerConfig(QuantizerFields):
     bound: Literal["paper", "atanh"] = "paper"
     """the paper's listing (narrowed by epsilon, tan), or that of vector-quantize-pytorch and Cosmos (widened, atanh)"""
     epsilon: float = Field(default=1e-3, gt=0, lt=1)
-    """how much the bounded range is narrower or wider than the levels"""
+    """tanh: how much the bounded range is narrower or wider than the levels"""
+    activation: Literal["tanh", "sigmoid"] = "tanh"
+    """what bounds a channel: tanh z, or 2 sigmoid(1.6 z) - 1 to exactly the levels' range (iFSQ)"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.activation == "sigmoid" and self.bound != "paper":
+            raise ConfigError(("bound",), "is one of tanh: leave it out with activation: sigmoid")
+        return self
 
     def remedies(self) -> list[Remedy]:
         """Fewer codes: one channel less."""
@@ -65,7 +78,9 @@ class FsqQuantizer(ImplicitQuantizer):
 
     def bounded(self, rows: Tensor) -> Tensor:
         """`(..., D)` -> `(..., D)` in about [-(L // 2), (L - 1) // 2], where rounding gives the levels."""
-        levels, epsilon = self._levels(rows, rows.dtype), self.config.epsilon
+        levels = self._levels(rows, rows.dtype)
+        sigmoid = self.config.activation == "sigmoid"
+        epsilon = 0.0 if sigmoid else self.config.epsilon
         offset = torch.where(levels % 2 == 0, 0.5, 0.0).to(rows.dtype)
         if self.config.bound == "paper":
             half = (levels - 1) * (1 - epsilon) / 2
@@ -73,7 +88,8 @@ class FsqQuantizer(ImplicitQuantizer):
         else:
             half = (levels - 1) * (1 + epsilon) / 2
             shift = torch.atanh(offset / half)
-        return torch.tanh(rows + shift) * half - offset
+        # 2 sigmoid(1.6 z) - 1 = tanh(0.8 z).
+        return torch.tanh((rows * 0.8 if sigmoid else rows) + shift) * half - offset
 
     def _digits(self, bounded: Tensor) -> Tensor:
         levels = self._levels(bounded, bounded.dtype)

@@ -9,46 +9,55 @@ from torch import Tensor
 
 from tokenizers_vq import distributed
 from tokenizers_vq.codes import CodeLayout
-from tokenizers_vq.quantizers.base import Quantizer, check_features
-from tokenizers_vq.quantizers.statistics import code_stats, count, perplexity_of
+from tokenizers_vq.quantizers.base import Quantizer, check_features, split_levels
+from tokenizers_vq.quantizers.statistics import code_stats, count, joined_stats, perplexity_of
 
 _DENSE = 1 << 20
 _AGED = 1 << 16
 """most codes whose ages are kept"""
+_KEPT = 1 << 22
+"""most ages of several codes at a position together"""
 _INT64 = (1 << 63) - 1
 
 
 class ImplicitQuantizer(Quantizer):
     """A quantizer whose codes are digits of the features; it has no parameters, and up to 65,536 codes' ages as state.
 
-    Stats in training: `perplexity`; where ages are kept, also `usage`, `dead` and `oldest` as `code_stats` has them.
+    `depth` codes of `num_codes` at every position. Stats in training: `perplexity`; where ages are kept, also `usage`,
+    `dead` and `oldest` as `code_stats` has them; of several codes `joined_stats`.
     """
 
     training_state: ClassVar[tuple[str, ...]] = ("age",)
     straight = True
     age: Tensor | None
 
-    def __init__(self, num_codes: int) -> None:
+    def __init__(self, num_codes: int, depth: int = 1) -> None:
         super().__init__()
         if num_codes > _INT64:
             raise ValueError(f"{num_codes} codes do not fit into int64: use fewer levels or bits")
-        self.num_codes = num_codes
-        self.register_buffer("age", torch.zeros(num_codes, dtype=torch.long) if num_codes <= _AGED else None)
+        self.num_codes, self.depth = num_codes, depth
+        aged = num_codes <= _AGED and num_codes * depth <= _KEPT
+        shape = (num_codes,) if depth == 1 else (depth, num_codes)
+        self.register_buffer("age", torch.zeros(shape, dtype=torch.long) if aged else None)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         if self.age is not None:  # what was saved before ages were kept comes without them
-            state_dict.setdefault(f"{prefix}age", torch.zeros(self.num_codes, dtype=torch.long))
+            state_dict.setdefault(f"{prefix}age", torch.zeros_like(self.age, device="cpu"))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def layout(self, grid: tuple[int, ...]) -> CodeLayout:
-        """One code of K at every position of `grid`."""
-        return CodeLayout((grid,), 1, (self.num_codes,))
+        """As many codes of K at every position of `grid` as this quantizer has."""
+        return CodeLayout((grid,), self.depth, (self.num_codes,) * self.depth)
 
     def _stats(self, codes: Tensor) -> dict[str, Tensor]:
         """Of one batch in training; one update of the ages."""
+        parts = split_levels(codes, self.depth)
         if self.age is None:
-            return {"perplexity": perplexity(codes, self.num_codes)}
-        return code_stats(count(codes, self.num_codes), self.age)
+            return {"perplexity": torch.stack([perplexity(part, self.num_codes) for part in parts]).mean()}
+        ages = self.age[None] if self.depth == 1 else self.age
+        return joined_stats(
+            [code_stats(count(part, self.num_codes), age) for part, age in zip(parts, ages, strict=True)]
+        )
 
     def _check(self, features: Tensor) -> None:
         check_features(features, in_all_processes=self.training)

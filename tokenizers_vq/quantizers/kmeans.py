@@ -24,6 +24,17 @@ def draw(rows: Tensor, wanted: int) -> Tensor:
     return _gather(rows, distributed.from_first(order.to(rows.device)))
 
 
+def replacements(rows: Tensor, age: Tensor, after: int) -> tuple[Tensor, Tensor]:
+    """Codes `(n,)` to be moved, and rows of the global batch to move them to, `(n, D)`.
+
+    Those whose `age` `(K,)`, updates without use, is a multiple of `after`; so `age` stays the time since a code was
+    last used, and not since it was moved. Where the batch has too few rows, the rest waits for its next turn.
+    """
+    dead = torch.nonzero((age > 0) & (age % after == 0)).squeeze(1)
+    vectors = draw(rows, dead.numel()) if dead.numel() else rows[:0]
+    return dead[: len(vectors)], vectors
+
+
 def seed(rows: Tensor, centres: Tensor, *, score: Score) -> Tensor:
     """`centres` `(K, D)` moved to rows `(N, D)` of all processes; the last ones stay where there are too few rows.
 

@@ -1,8 +1,10 @@
-"""Multi-scale residual quantization of VAR (arXiv 2404.02905, algorithms 1 and 2): a token map at every scale."""
+"""Multi-scale residual quantization of VAR (arXiv 2404.02905, algorithms 1 and 2): a token map at every scale.
+
+Infinity's form (arXiv 2412.04431) has BSQ as its book, no phi, bilinear enlarging, and normalises each scale by itself.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -16,7 +18,16 @@ from typing_extensions import Self
 from tokenizers_vq.codes import CodeLayout, Codes, Quantized
 from tokenizers_vq.config import Blocks, ConfigError
 from tokenizers_vq.quantizers.base import Quantizer, as_stored, check_features, straight_through
-from tokenizers_vq.quantizers.books import MOST, BooksConfig, mean_losses, move_into_book, moved_back, quantizers_in
+from tokenizers_vq.quantizers.books import (
+    MOST,
+    BookedQuantizer,
+    BooksConfig,
+    mean_losses,
+    move_into_book,
+    moved_back,
+    quantizers_in,
+)
+from tokenizers_vq.quantizers.schedules import infinity_scales, stretched
 from tokenizers_vq.quantizers.statistics import joined_stats
 
 Side = Annotated[int, Field(ge=1, le=4096)]
@@ -35,6 +46,13 @@ class MultiscaleQuantizerConfig(BooksConfig):
     """convolutions behind the upsampling, spread over the scales; 0 = none, the number of scales = one each"""
     phi_ratio: float = Field(default=0.5, ge=0, le=1)
     """share of the convolution in phi(h) = (1 - ratio) h + ratio conv(h)"""
+    enlarging: Literal["bicubic", "bilinear"] = "bicubic"
+    """how a scale's vectors are brought to the last grid; bilinear is Infinity's trilinear of a single frame"""
+    confine: Literal["once", "each"] = "once"
+    """what a book does with features first (BSQ's normalisation, FSQ's bound): once, in front of all scales, or for the
+    residual of each scale, which then counts in what features are themselves (Infinity)"""
+    schedule: Literal["stretched", "infinity"] = "stretched"
+    """scales of images of other sizes: these, stretched, or Infinity's table, which has fifteen shapes in four sizes"""
 
     @model_validator(mode="before")
     @classmethod
@@ -48,7 +66,7 @@ class MultiscaleQuantizerConfig(BooksConfig):
         *grids, (height, width) = self.grids
         if any(grid[0] > height or grid[1] > width for grid in grids):
             raise ConfigError(("scales",), f"the last must be the largest, {height}x{width} is not")
-        self._check_books(as_wide_as_codes=True)
+        self._check_books(as_wide_as_codes=True, one_code=False)
         return self
 
     def _count(self) -> tuple[int, str]:
@@ -60,8 +78,9 @@ class MultiscaleQuantizerConfig(BooksConfig):
         return tuple(scale if isinstance(scale, tuple) else (scale, scale) for scale in self.scales)
 
     def resized(self, grid: tuple[int, ...]) -> Self:
-        """With the scales stretched to another last grid."""
-        scales = stretched(self.grids, grid)
+        """With the scales of another last grid, see `schedule`."""
+        listed = infinity_scales(grid) if self.schedule == "infinity" else None
+        scales = stretched(self.grids, grid) if listed is None else listed
         # As they are commonly written, for the fingerprint is taken of that.
         return self.replace(scales=tuple(height if height == width else (height, width) for height, width in scales))
 
@@ -80,16 +99,22 @@ class MultiscaleQuantizerConfig(BooksConfig):
         return MultiscaleQuantizer(**self.arguments())
 
 
-class MultiscaleQuantizer(Quantizer):
+class MultiscaleQuantizer(BookedQuantizer):
     """Features `(B, D, h, w)` to a tuple of codes `(B, h_k, w_k)`, coarse first. Fields: `MultiscaleQuantizerConfig`.
 
-    Scale k takes the codes of the residual's area average, adds phi_k of their vectors, bicubically enlarged, to the
-    sum f_k, and the residual becomes z - f_k; the features are the last sum, straight-through. The last scale is not
-    resampled. Losses, means over scales as VAR's, in place of the book's own: `codebook` = |sg[z] - f_k|^2, which
-    trains codes and phi, and `commitment` = beta |z - sg[f_k]|^2, with the book's weights (`loss_weights`); a book's
-    other terms (entropy, KL) stand beside them. z is what the book's `confine` makes of the features (FSQ's bound,
-    BSQ's unit sphere); the books of all scales are of one size, which phi may change. Where a book has an estimator of
-    its own, gradients pass through all scales, as in `ResidualQuantizer`.
+    Scale k takes the codes of the residual's area average, adds phi_k of their vectors, enlarged, to the sum f_k, and
+    the residual becomes z - f_k; the features are the last sum, straight-through. Scales of the last one's size are not
+    resampled. A book of L codes at a position gives `(B, h_k, w_k, L)`.
+
+    Losses, means over scales as VAR's, in place of the book's own: `codebook` = |sg[z] - f_k|^2, which trains codes and
+    phi, and `commitment` = beta |z - sg[f_k]|^2, with the book's weights (`loss_weights`); a book's other terms
+    (entropy, KL) stand beside them. z is what the book's `confine` makes of the features (FSQ's bound, BSQ's unit
+    sphere); the books of all scales are of one size, which phi may change. Where a book has an estimator of its own,
+    gradients pass through all scales, as in `ResidualQuantizer`.
+
+    With `confine="each"` z is the features themselves, and every scale has the book's own losses (their means over
+    scales) and estimator: the gradient of the features is the sum of what passes each scale's book, enlarging and area
+    average; what a scale leaves over is cut off from its vectors.
 
     `perplexity` is the mean over scales; of one book for all, the other stats are those after its last update, one a
     scale, of several what `joined_stats` makes of them.
@@ -124,8 +149,8 @@ class MultiscaleQuantizer(Quantizer):
                 f"the scales end in a grid of {wanted}, the features' is {got}: give images of the size that it was "
                 "made for, or stretch the scales with tokenizer.resized(image_size)"
             )
-        sizes = [book.layout(grid).sizes[0] for book, grid in zip(self.books, grids, strict=True)]
-        return CodeLayout(grids, 1, tuple(sizes))
+        sizes = [size for book, grid in zip(self.books, grids, strict=True) for size in book.layout(grid).sizes]
+        return CodeLayout(grids, self.books[0].depth, tuple(sizes))
 
     def encode(self, features: Tensor) -> Codes:
         """`(B, D, h, w)` -> int64 codes of each scale. Raises `ValueError` for other grids, non-finite features."""
@@ -133,9 +158,11 @@ class MultiscaleQuantizer(Quantizer):
         check_features(features, in_all_processes=False)
         codes = []
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-            residual = self.books[0].confine(features.float())
+            each = self.config.confine == "each"
+            residual = features.float() if each else self.books[0].confine(features.float())
             for scale, book in enumerate(self.books):
-                codes.append(_one(book.encode_confined(self._shrunk(residual, scale))))
+                shrunk = self._shrunk(residual, scale)
+                codes.append(_one(book.encode(shrunk) if each else book.encode_confined(shrunk)))
                 residual = residual - self._enlarged(book.lookup(codes[-1]), scale)
         return _as_codes(codes)
 
@@ -144,7 +171,7 @@ class MultiscaleQuantizer(Quantizer):
         parts = codes if isinstance(codes, (tuple, list)) else (codes,)
         if len(parts) != self.depth:
             got = [tuple(part.shape[1:]) for part in parts]
-            raise ValueError(f"codes must be one (B, h, w) a scale, {list(self.config.grids)}, got {got}")
+            raise ValueError(f"codes must be one (B, h, w) a scale, {self._shapes(self.depth)}, got {got}")
         return self._sum(parts)
 
     def partial(self, codes: Codes, upto: int) -> Tensor:
@@ -161,7 +188,7 @@ class MultiscaleQuantizer(Quantizer):
             return self._enlarged(self.books[level].lookup(codes), level)
 
     def _sum(self, parts: Sequence[Tensor]) -> Tensor:
-        wanted, got = list(self.config.grids[: len(parts)]), [tuple(part.shape[1:]) for part in parts]
+        wanted, got = self._shapes(len(parts)), [tuple(part.shape[1:]) for part in parts]
         if got != wanted:
             raise ValueError(f"codes must be one (B, h, w) a scale, {wanted}, got {got}")
         total: Tensor | None = None
@@ -173,17 +200,26 @@ class MultiscaleQuantizer(Quantizer):
         assert total is not None
         return total.to(vectors.dtype)
 
+    def _shapes(self, upto: int) -> list[tuple[int, ...]]:
+        """Of one image's codes of the first scales."""
+        tail = () if self.books[0].depth == 1 else (self.books[0].depth,)
+        return [(*grid, *tail) for grid in self.config.grids[:upto]]
+
     def forward(self, features: Tensor) -> Quantized:
         """`(B, D, h, w)` -> `Quantized`. Raises `ValueError` for other grids and non-finite features."""
         self.layout(features.shape[2:])
         check_features(features, in_all_processes=self.training)
         with torch.autocast(features.device.type, enabled=False):
-            z = self.books[0].confine(features.float())
-            found, sums, total = self._straight(z) if self.straight else self._through(z)
-            losses = self._losses(z, sums)
-            quantized = straight_through(total, z) if self.straight else total
-        inner = mean_losses([part.losses for part in found])
-        losses |= {name: loss for name, loss in inner.items() if name not in ("commitment", "codebook")}
+            if self.config.confine == "each":
+                found, quantized = self._each(features.float())
+                losses = mean_losses([part.losses for part in found])
+            else:
+                z = self.books[0].confine(features.float())
+                found, sums, total = self._straight(z) if self.straight else self._through(z)
+                quantized = straight_through(total, z) if self.straight else total
+                losses = self._losses(z, sums)
+                inner = mean_losses([part.losses for part in found])
+                losses |= {name: loss for name, loss in inner.items() if name not in ("commitment", "codebook")}
         stats = joined_stats([part.stats for part in found])
         if not isinstance(self.config.book, tuple):  # the last update's figures, not their sums
             stats |= {name: found[-1].stats[name] for name in ("usage", "dead", "oldest") if name in stats}
@@ -215,6 +251,17 @@ class MultiscaleQuantizer(Quantizer):
             sums.append(sums[-1] + looked_up if sums else looked_up)
         return found, sums, total
 
+    def _each(self, z: Tensor) -> tuple[list[Quantized], Tensor]:
+        """What the books give for the residuals as they are, and the sum with the books' own estimators."""
+        found: list[Quantized] = []
+        residual, total = z, torch.zeros_like(z)
+        for scale, book in enumerate(self.books):
+            found.append(book(self._shrunk(residual, scale)))
+            enlarged = self._enlarged(found[-1].features, scale)
+            total = total + enlarged if scale else enlarged
+            residual = residual - enlarged.detach()
+        return found, total + sum(0 * unused.sum() for unused in self._unused())
+
     def _losses(self, z: Tensor, sums: Sequence[Tensor]) -> dict[str, Tensor]:
         weights, losses = self.books[0].loss_weights, {}
         if weights.get("commitment"):
@@ -227,15 +274,15 @@ class MultiscaleQuantizer(Quantizer):
         return losses
 
     def _shrunk(self, residual: Tensor, scale: int) -> Tensor:
-        grid = self.config.grids[scale]
-        return residual if scale == len(self.config.grids) - 1 else F.interpolate(residual, size=grid, mode="area")
+        grids = self.config.grids
+        return residual if grids[scale] == grids[-1] else F.interpolate(residual, size=grids[scale], mode="area")
 
     def _enlarged(self, vectors: Tensor, scale: int) -> Tensor:
         """phi of a scale's vectors, float32 `(B, D, h, w)`."""
         grids, ratio = self.config.grids, self.config.phi_ratio
         h = vectors.float()
-        if scale < len(grids) - 1:
-            h = F.interpolate(h, size=grids[-1], mode="bicubic")
+        if grids[scale] != grids[-1]:
+            h = F.interpolate(h, size=grids[-1], mode=self.config.enlarging)
         if not self.phis:
             return h
         weight, bias = self.phis[self._phi_of_scale[scale]].parameters()
@@ -258,22 +305,6 @@ def _convolved(h: Tensor, weight: Tensor) -> Tensor:
     taps = [padded[..., row : row + height, column : column + width] for row in range(3) for column in range(3)]
     product = weight.permute(0, 2, 3, 1).flatten(1).to(wide) @ torch.cat(taps, dim=1).flatten(2).to(wide)
     return product.float().unflatten(2, (height, width))
-
-
-def stretched(grids: Sequence[tuple[int, ...]], last: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """As many scales as `grids`, square or not, that end in `last`: a side s of S becomes T ** (log s / log S).
-
-    So scales grow by the same factors on a logarithmic axis (VAR's grow as a^k, arXiv 2404.02905, section 3.2), and
-    begin where they began, with 1x1. VAR's ten scales of 16 give 1 2 4 6 7 9 13 18 25 32 for 32; published for 512 px
-    are 1 2 3 4 6 9 13 18 24 32. Where T is small, scales are repeated: networks know them by their number.
-    """
-    sides = [[_stretched(grid[axis], grids[-1][axis], last[axis]) for axis in (0, 1)] for grid in grids[:-1]]
-    return (*((height, width) for height, width in sides), (last[0], last[1]))
-
-
-def _stretched(side: int, old: int, new: int) -> int:
-    share = math.log(side) / math.log(old) if old > 1 else 0.0
-    return min(new, math.floor(new**share + 0.5))
 
 
 def phi_of_scale(scales: int, phis: int) -> list[int]:

@@ -13,7 +13,15 @@ from typing_extensions import Self
 from tokenizers_vq.codes import CodeLayout, Quantized
 from tokenizers_vq.config import ConfigError
 from tokenizers_vq.quantizers.base import Quantizer, join_levels, split_levels
-from tokenizers_vq.quantizers.books import MOST, BooksConfig, mean_losses, move_into_book, moved_back, quantizers_in
+from tokenizers_vq.quantizers.books import (
+    MOST,
+    BookedQuantizer,
+    BooksConfig,
+    mean_losses,
+    move_into_book,
+    moved_back,
+    quantizers_in,
+)
 from tokenizers_vq.quantizers.statistics import joined_stats
 
 
@@ -60,7 +68,7 @@ class ProductQuantizerConfig(BooksConfig):
         return ProductQuantizer(**self.arguments())
 
 
-class ProductQuantizer(Quantizer):
+class ProductQuantizer(BookedQuantizer):
     """Features `(B, D, *grid)` to a code for each of G groups of channels, `(B, *grid, G)`.
 
     Fields: `ProductQuantizerConfig`. Each group is as wide as its book, whose estimator it has; losses are the means

@@ -20,7 +20,15 @@ from tokenizers_vq.quantizers.base import (
     split_levels,
     straight_through,
 )
-from tokenizers_vq.quantizers.books import MOST, BooksConfig, mean_losses, move_into_book, moved_back, quantizers_in
+from tokenizers_vq.quantizers.books import (
+    MOST,
+    BookedQuantizer,
+    BooksConfig,
+    mean_losses,
+    move_into_book,
+    moved_back,
+    quantizers_in,
+)
 from tokenizers_vq.quantizers.statistics import joined_stats
 
 
@@ -71,7 +79,7 @@ def _levels_of(data: Any) -> int:
     return levels if isinstance(levels, int) else 1
 
 
-class ResidualQuantizer(Quantizer):
+class ResidualQuantizer(BookedQuantizer):
     """Features `(B, D, *grid)` to L codes at each position, `(B, *grid, L)`. Fields: `ResidualQuantizerConfig`.
 
     r_0 = z; level l takes the vector e_l of its book for r_{l-1}, and r_l = r_{l-1} - e_l; the features are the sum of

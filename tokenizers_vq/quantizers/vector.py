@@ -55,7 +55,7 @@ class VectorQuantizerConfig(QuantizerFields):
     epsilon: float = 1e-5
     """Laplace smoothing of the moving counts (ema)"""
     revive_after: int | None = Field(default=None, ge=1)
-    """a code unused for so many updates is moved to a random feature, and again after as many; null = never"""
+    """a code that was unused for this many updates is moved onto a random feature of the batch; null = never"""
     kmeans_batches: int = Field(default=0, ge=0)
     """first batches (100, say) that fit the codebook to the features by k-means before it learns otherwise; 0 = none"""
     entropy_weight: float = Field(default=0.0, ge=0)
@@ -231,13 +231,9 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def _revive(self, rows: Tensor, after: int) -> None:
-        # At each multiple, so that `age` stays the time since a code was last used, and not since it was moved.
-        dead = torch.nonzero((self.age > 0) & (self.age % after == 0)).squeeze(1)
-        if dead.numel() == 0:
-            return
-        vectors = self._as_looked_up(kmeans.draw(rows, dead.numel()))
-        dead = dead[: len(vectors)]  # where the batch has too few features, the rest waits for its next turn
-        self._place(dead, vectors)
+        dead, vectors = kmeans.replacements(rows, self.age, after)
+        if dead.numel():
+            self._place(dead, self._as_looked_up(vectors))
 
     @torch.no_grad()
     def _fit(self, rows: Tensor) -> None:

@@ -127,7 +127,7 @@ class Checkpoints:
             for reason in damaged:
                 tell(self.accelerator, f"passed over: {reason}")
             if damaged:
-                tell(self.accelerator, f"going on from the older checkpoint {self.folder / str(chosen)}")
+                tell(self.accelerator, f"resuming from the older checkpoint {self.folder / str(chosen)}")
             self._fill(self._read(chosen) if found is None else found, chosen)
             found = None
         if self.accelerator.is_main_process:
@@ -267,7 +267,7 @@ class Checkpoints:
             except (RuntimeError, ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{folder} does not fit the recipe's {name} ({' '.join(str(error).split())[:200]}): it is of "
-                    "another version, so begin under another --out"
+                    "another version, so start in another --out"
                 ) from None
 
     def _local(self, folder: Path) -> bool:
@@ -334,7 +334,9 @@ def _read_index(folder: Path, step: int, own: int | None = None, world: int = 1)
             tensors = [one for one in read if one is not None]
             found[name] = unpack(part["rest"], _joined(tensors, shards_in(part["rest"])))
     except (KeyError, TypeError, AttributeError, IndexError, RecursionError, RuntimeError) as error:
-        raise DamagedError(f"{folder / INDEX} is no index of a checkpoint ({type(error).__name__}: {error})") from None
+        raise DamagedError(
+            f"{folder / INDEX} is not an index of a checkpoint ({type(error).__name__}: {error})"
+        ) from None
     return found
 
 
