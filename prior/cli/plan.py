@@ -28,5 +28,14 @@ def plan(
     """Say what a recipe takes before it runs: parameters, memory, the batch that fits, days; an estimate."""
     from prior.planning import plan as estimate
 
-    options = {"gpus": gpus, "memory": memory, "fsdp": fsdp, "utilisation": utilisation}
-    print_estimate(recipe, estimate(recipe, tokenizer, overrides or (), classes=classes, **options), as_json)
+    found = estimate(
+        recipe,
+        tokenizer,
+        overrides or (),
+        classes=classes,
+        gpus=gpus,
+        memory=memory,
+        fsdp=fsdp,
+        utilisation=utilisation,
+    )
+    print_estimate(recipe, found, as_json)

@@ -30,8 +30,8 @@ def plan(
     """Say what a recipe takes before it runs: parameters, memory, the batch that fits, days; an estimate."""
     from tokenizers_vq.verbs.plan import plan as estimate
 
-    options = {"gpus": gpus, "memory": memory, "utilisation": utilisation}
-    print_estimate(recipe, estimate(recipe, *overrides or (), **options), as_json)
+    found = estimate(recipe, *overrides or (), gpus=gpus, memory=memory, utilisation=utilisation)
+    print_estimate(recipe, found, as_json)
 
 
 def print_estimate(name: str, found: Estimate, as_json: bool) -> None:

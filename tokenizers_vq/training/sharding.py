@@ -83,7 +83,7 @@ def whole(module: M, build: Callable[[], M]) -> M | None:
 def norm(value: Any) -> Tensor:
     """A norm of gradients as a plain tensor, whole in every process."""
     found = torch.as_tensor(value).detach()
-    return found.full_tensor() if is_shard(found) else found  # type: ignore[operator]
+    return found.full_tensor() if is_shard(found) else found  # type: ignore[attr-defined]
 
 
 def placed(value: Tensor, like: Any, *, local: bool) -> Tensor:

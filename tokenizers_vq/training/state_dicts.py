@@ -26,7 +26,7 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         while name in tensors or not name:
             name += "_"
         if is_shard(value):
-            tensors[name] = value.to_local().detach().cpu().contiguous().clone()  # type: ignore[operator]
+            tensors[name] = value.to_local().detach().cpu().contiguous().clone()  # type: ignore[attr-defined]
             return {"$tensor": name, "$shard": list(value.shape)}
         tensors[name] = torch.empty(value.shape, dtype=value.dtype).copy_(value.detach())
         strides = {} if value.is_contiguous() else {"strides": list(value.stride())}

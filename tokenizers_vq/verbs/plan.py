@@ -86,7 +86,7 @@ class _Planned:
             self.discriminator = None if made is None else estimate.faked(made.train(), self.mode)
         with without_memory():
             terms = [self._tried(config.kind, partial(config.build, self.tokenizer)) for config in recipe.losses]
-        self.terms = [estimate.faked(term, self.mode) for term in terms if term is not None]
+        self.terms: list[Any] = [estimate.faked(term, self.mode) for term in terms if term is not None]
 
     def _built(self) -> nn.Module:
         assert self.recipe.adversary is not None
