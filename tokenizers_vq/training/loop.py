@@ -28,6 +28,7 @@ from typing_extensions import Self
 from tokenizers_vq import checks, distributed
 from tokenizers_vq.config import Config, fields_in_steps
 from tokenizers_vq.devices import resolve_device
+from tokenizers_vq.training import sharding
 from tokenizers_vq.training.checkpoint import Checkpoints
 from tokenizers_vq.training.tracking import Log, Progress, Tracker, Watch, check_trackers, tell
 from tokenizers_vq.writing import write_atomically
@@ -58,6 +59,8 @@ class LoopConfig(Config):
     """tensorboard, wandb"""
     compile: bool = False
     """compile the networks' blocks in place (torch.compile)"""
+    gradient_checkpointing: bool = False
+    """blocks are computed anew in the backward pass, which takes less memory and a third more time"""
 
     def logs(self, step: int) -> bool:
         """Whether the figures of this step, 0 = first, are written into the log."""
@@ -79,6 +82,7 @@ AROUND = (
     "image_every",
     "trackers",
     "compile",
+    "gradient_checkpointing",
     "data.workers",
     "warn_usage",
 )
@@ -113,10 +117,10 @@ class Task(Protocol):
         """Called after the optimizers; returns messages for the person."""
 
     def picture(self) -> Tensor | None:
-        """`(3, H, W)` in [-1, 1] for the run's `images/`, or nothing."""
+        """`(3, H, W)` in [-1, 1] for the run's `images/`, or nothing. Asked in the first process, if sharded in all."""
 
     def save(self, folder: Path, step: int) -> None:
-        """Write the trained model into `folder`, each file atomically."""
+        """Write the trained model into `folder`, each file atomically. Called as `picture` is."""
 
 
 class NonFiniteLossError(ValueError):
@@ -135,6 +139,7 @@ def make_accelerator(config: LoopConfig, out: Path, device: str = "auto") -> Acc
     """The Accelerator of a run on `device` (auto, cpu, cuda, mps). Raises `ValueError` for one that is not there."""
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     check_trackers(config.trackers)
+    sharding.take_over()
     AcceleratorState._reset_state()  # it keeps the first precision for good, but a process may train several runs
     return Accelerator(
         mixed_precision={"fp32": "no", "bf16": "bf16"}[config.precision],
@@ -166,12 +171,14 @@ def run(
     `Interrupted` (a checkpoint was written) and `writing.WriteError`. A run that is at `config.steps` already changes
     nothing and says so. Whatever is raised, the iterator of `batches` is closed, and its loader processes end.
     """
+    apart = _sharded(task)
     for name, module in task.modules.items():
-        task.modules[name] = accelerator.prepare(module)
+        task.modules[name] = module if apart else accelerator.prepare(module)
     for name, optimizer in task.optimizers.items():
         task.optimizers[name] = accelerator.prepare(optimizer)
     for module in task.state.values():
-        module.to(accelerator.device)
+        if not sharding.sharded(module):
+            module.to(accelerator.device)
 
     checkpoints = Checkpoints(
         out / "checkpoints",
@@ -196,6 +203,16 @@ def run(
         close = getattr(stream, "close", None)
         if close is not None:
             close()
+
+
+def _sharded(task: Task) -> bool:
+    """Whether the task's modules are in shards. Raises `ValueError` for those that were asked to be, and are not."""
+    if sharding.asked() and not all(sharding.sharded(module) for module in task.modules.values()):
+        raise ValueError(
+            f"FSDP shards priors; a {' and a '.join(task.modules)} trains whole in every process: start it with "
+            "`accelerate launch --multi_gpu` (gradient_checkpointing=true and accumulate take less memory)"
+        )
+    return sharding.asked()
 
 
 def _steps(
@@ -225,10 +242,10 @@ def _steps(
                 log.stopped(step + 1, str(error))
                 raise
             if pictured:
-                _picture(task, accelerator, out / "images" / f"{step:07d}.png")
+                _picture(task, accelerator, out / "images" / f"{step:07d}.png", checkpoints.sharded)
             if due:
                 # The checkpoint comes last: a run killed before it makes model and picture again, after it has both.
-                if accelerator.is_main_process:
+                if accelerator.is_main_process or checkpoints.sharded:
                     _still_there(out)
                     with checks.at_once():
                         task.save(out / "model", step)
@@ -353,12 +370,12 @@ def _agreed(caught: list[int], accelerator: Accelerator, logged: bool) -> int:
     return int(hits[0]) if len(hits) else 0
 
 
-def _picture(task: Task, accelerator: Accelerator, path: Path) -> None:
-    if not accelerator.is_main_process:
+def _picture(task: Task, accelerator: Accelerator, path: Path, sharded: bool) -> None:
+    if not (accelerator.is_main_process or sharded):
         return
     with checks.at_once():
         picture = task.picture()
-    if picture is not None:
+    if picture is not None and accelerator.is_main_process:
         from tokenizers_vq import images
 
         buffer = io.BytesIO()

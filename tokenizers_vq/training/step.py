@@ -32,6 +32,7 @@ from tokenizers_vq.training.gradients import Gradients
 from tokenizers_vq.training.health import looks_at_usage, usage_warning
 from tokenizers_vq.training.loop import check_finite
 from tokenizers_vq.training.recipe import OptimizerConfig, Recipe
+from tokenizers_vq.training.recompute import compute_anew
 
 
 class Terms(NamedTuple):
@@ -84,6 +85,8 @@ class TokenizerTask:
         self._checked = False
         if recipe.compile:
             compile_in_place(tokenizer)
+        if recipe.gradient_checkpointing:
+            compute_anew(trunk_blocks(tokenizer))
 
     def _keep(self, name: str, parts: Sequence[nn.Module]) -> None:
         """Join the parts to the checkpoint, where they have anything to save."""
@@ -303,6 +306,10 @@ def compile_in_place(tokenizer: Tokenizer) -> None:
     # Blocks of one class share a code object, and dynamo counts compilations by code object: past its limit of 8 the
     # rest would run eager with only a warning.
     setattr(limits, name, max(getattr(limits, name), 64))
-    for part in (tokenizer.encoder, tokenizer.decoder):
-        for block in part.trunk_blocks():
-            block.compile()
+    for block in trunk_blocks(tokenizer):
+        block.compile()
+
+
+def trunk_blocks(tokenizer: Tokenizer) -> list[nn.Module]:
+    """The blocks of encoder and decoder."""
+    return [block for part in (tokenizer.encoder, tokenizer.decoder) for block in part.trunk_blocks()]
