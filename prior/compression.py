@@ -211,7 +211,11 @@ def payload_bits(data: bytes) -> int:
 
 
 def check_exact(prior: Prior) -> Exact:
-    """The network. Raises `ValueError` where its likelihood is a bound."""
+    """The network. Raises `ValueError` for a chain, and where its likelihood is a bound."""
+    if not isinstance(prior, Prior):
+        raise ValueError(
+            f"codes are compressed by one prior, not by a {type(prior).__name__.lower()}: take a prior of all grids"
+        )
     network = prior.network
     if not isinstance(network, Exact):
         raise ValueError(

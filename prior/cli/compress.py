@@ -40,6 +40,11 @@ def compress(
 
     prior = load(model).to(resolve_device(device))
     compression.check_exact(prior)
+    if prior.config.grids is not None:
+        raise ValueError(
+            f"{model} models grids {list(prior.config.grids)} of its tokenizer's codes alone: compress with a prior of "
+            "all of them"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         shards = open_codes(prior, source, Path(scratch), model, (device, batch_size, limit))
         prior.condition.prepare({str(shards.folder): shards})
@@ -91,7 +96,11 @@ def _about(shards: CodeShards, batch: dict[str, Any]) -> dict[str, Any]:
     about["labels"] = batch["labels"].tolist()
     about["classes"] = {name: shards.classes(name).labels.tolist() for name in shards.label_columns}
     # Which files they were read from is of use to nobody where they are unpacked.
-    info = {key: value for key, value in shards.info.items() if key not in ("data", "record", "folder", "source")}
+    info = {
+        key: value
+        for key, value in shards.info.items()
+        if key not in ("data", "record", "folder", "source", "rows", "labels")
+    }
     return {**about, "info": info}
 
 

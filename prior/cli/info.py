@@ -77,7 +77,9 @@ def _cell(published: Published, title: str) -> str:
         return f"weights: {_licence(published)}"
     if title == "tokenizer":
         return f"over {published.tokenizer or 'a tokenizer of its own'}"
-    return (getattr(published, title) or "? parameters").split(",")[0]
+    if title == "parameters" and published.parameters is None:
+        return "not stated" if published.trained else "code alone"
+    return getattr(published, title).split(",")[0]
 
 
 def _licence(published: Published) -> str:

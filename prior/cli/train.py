@@ -39,6 +39,7 @@ def train(
     from prior.recipe import load_recipe
     from prior.training import train as run
     from tokenizers_vq.data.shards import INFO
+    from tokenizers_vq.devices import processes
     from tokenizers_vq.training.loop import Interrupted
 
     images = not (Path(codes) / INFO).is_file()
@@ -51,7 +52,9 @@ def train(
     found = found if tokenizer is None else found.replace(tokenizer=tokenizer)
     try:
         with common.shown_runs():
-            run(found, out, device=device, init_from=init_from)
+            measured = run(found, out, device=device, init_from=init_from)
     except Interrupted as stop:
         common.note(f"tvq-prior: {stop}")
         raise typer.Exit(128 + stop.signal) from None
+    if processes().rank == 0:
+        print(measured.words())

@@ -164,8 +164,12 @@ class Condition(nn.Module):
                 f"guidance {guidance:g} compares with what is likely without {self.noun}, which this prior never "
                 "learnt (its condition's dropout is 0): leave guidance out"
             )
-        if value is None:
+        if self.absent(value):
             raise ValueError(f"guidance {guidance:g} needs {self.noun}: give one, or leave guidance out")
+
+    def absent(self, value: Any) -> bool:
+        """Whether a value that a person gives stands for no condition in all rows."""
+        return value is None
 
     def remark(self, value: Any) -> None:
         """The log says what is not read of a `value` that a person asks samples of: nothing, unless overridden."""

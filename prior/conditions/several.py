@@ -182,6 +182,10 @@ class SeveralCondition(Condition):
         for part in self.each:
             part.adopt(tokenizer)
 
+    def absent(self, value: Any) -> bool:
+        """Whether every condition is left out."""
+        return value is None or all(part.absent(value[name]) for name, part in self.parts.items())
+
     def remark(self, value: Any) -> None:
         """Each."""
         for name, part in self.parts.items():
