@@ -31,7 +31,7 @@ from tokenizers_vq.tokenizer import Tokenizer
 from tokenizers_vq.training.recipe import load_recipe
 from tokenizers_vq.training.tracking import read_log
 
-ONE, ALL = 8_000_000, 24_000_000  # bytes
+ONE, ALL = 8_000_000, 40_000_000  # bytes
 DATA = "Tiny ImageNet (Stanford CS231n's subset of ImageNet, 64 px): 80 of its 200 classes, 12,000 photographs"
 DATA_LICENCE = "Tiny ImageNet's images are for research and education use only"
 LICENCE = "research and education only"

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from prior.conditions import Condition
@@ -48,6 +49,15 @@ class Chain:
         """The tokenizer that is at hand, for conditions that are codes of the same one."""
         for prior in self.priors:
             prior.condition.adopt(tokenizer)
+
+    def received(self, value: Any, picture: Callable[[str], Image]) -> Any:
+        """As a condition's: what a stranger sends, in which no text is taken for a file."""
+        if isinstance(value, (list, tuple)):
+            return [self.received(one, picture) for one in value]
+        parts = self.parts
+        if isinstance(value, Mapping):
+            return {name: parts[name].received(one, picture) if name in parts else one for name, one in value.items()}
+        return next(iter(parts.values())).received(value, picture) if len(parts) == 1 else value
 
     def shown(self, value: Any) -> dict[str, Any]:
         """What one row is told as `samples.json` keeps it."""
@@ -127,7 +137,7 @@ class Chain:
 def _checked(priors: Sequence[Prior]) -> CodeLayout:
     """The layout of all codes. Raises `ValueError` where the priors do not make up one distribution of them."""
     if len(priors) < 2:
-        raise ValueError("a chain has two priors or more: of some grids each, such as TOP and BOTTOM")
+        raise ValueError("a chain needs two priors or more, each of some grids, such as TOP and BOTTOM")
     wholes: list[LayoutConfig] = []
     seen: set[int] = set()
     for number, prior in enumerate(priors, 1):
@@ -144,7 +154,9 @@ def _checked(priors: Sequence[Prior]) -> CodeLayout:
                 f"prior {number} of the chain is told grids {late}, which none before it draws: put coarser ones first"
             )
         if twice := sorted(set(config.grids) & seen):
-            raise ValueError(f"grids {twice} are drawn twice, again by prior {number} of the chain: leave one out")
+            raise ValueError(
+                f"grids {twice} are drawn twice, the second time by prior {number} of the chain: leave one out"
+            )
         seen |= set(config.grids)
         wholes.append(config.whole)
     layout = wholes[0].build()

@@ -73,7 +73,7 @@ def best_of(
     with torch.inference_mode():
         scores = judge(images, told).float().cpu().view(n, of)
     if not bool(scores.isfinite().all()):
-        raise ValueError("the judge gave scores that are no numbers: it takes images in [-1, 1] of its own kind")
+        raise ValueError("the judge gave scores that are not numbers: it takes images in [-1, 1] of its own kind")
     chosen = torch.arange(n) * of + scores.argmax(dim=1)
     return Best(images[chosen], codes[chosen.to(codes.device)], scores)
 
@@ -86,9 +86,7 @@ def classifier(name: str, prior: Prior, classes: Sequence[int] | None = None) ->
     """
     called, condition = _part(prior, ClassCondition)
     if not isinstance(condition, ClassCondition):
-        raise ValueError(
-            "a classifier judges samples of a class, and this prior is told none: take clip or discriminator"
-        )
+        raise ValueError("a classifier judges samples of a class, and this prior takes none: use clip or discriminator")
     backbone = Backbone(name)
     known, asked = int(backbone.model.num_classes), condition.num_classes
     numbers = list(range(asked)) if classes is None else list(classes)
@@ -155,7 +153,7 @@ def discriminator(run: str | Path) -> Judge:
     critic = found
     if critic.conditional:
         raise ValueError(
-            f"the {critic.config.kind} discriminator of {run} is asked more than the image: take another judge"
+            f"the {critic.config.kind} discriminator of {run} judges more than the image: take another judge"
         )
 
     def judge(images: Tensor, told: Any) -> Tensor:

@@ -161,13 +161,15 @@ def decompress(prior: Prior, data: bytes, name: str = "the file") -> Opened:
 def read(data: bytes, name: str = "the file") -> tuple[Header, np.ndarray]:
     """The header and the coder's words uint32, checked. Raises `ValueError` where they were cut or altered."""
     if not data.startswith(MAGIC[:5]):
-        raise ValueError(f"{name} is no file of `tvq-prior compress`")
+        raise ValueError(f"{name} is not a file of `tvq-prior compress`")
     if data[: len(MAGIC)] != MAGIC:
         raise ValueError(f"{name} was altered, or is of another version of the format than this one reads")
     start = len(MAGIC) + 4
     whole = len(data) >= start + _CHECK and hashlib.sha256(data[:-_CHECK]).digest() == data[-_CHECK:]
     if not whole:
-        raise ValueError(f"{name} was cut or altered: its checksum does not fit; copy it again from where it was made")
+        raise ValueError(
+            f"{name} was cut or altered: its checksum does not match; copy it again from where it was made"
+        )
     (length,) = struct.unpack("<I", data[start - 4 : start])
     unpacker = zlib.decompressobj()
     try:
@@ -177,7 +179,7 @@ def read(data: bytes, name: str = "the file") -> tuple[Header, np.ndarray]:
         raise ValueError(f"{name}: its header cannot be read: {error}") from None
     words = np.frombuffer(data[start + length : -_CHECK], dtype="<u4")
     if len(words) != header.words or header.rows < 0 or header.batch_size < 1:
-        raise ValueError(f"{name}: its header does not fit its length: it was not written by `tvq-prior compress`")
+        raise ValueError(f"{name}: its header does not match its length: it was not written by `tvq-prior compress`")
     return header, words.astype(np.uint32)
 
 
@@ -209,7 +211,11 @@ def payload_bits(data: bytes) -> int:
 
 
 def check_exact(prior: Prior) -> Exact:
-    """The network. Raises `ValueError` where its likelihood is a bound."""
+    """The network. Raises `ValueError` for a chain, and where its likelihood is a bound."""
+    if not isinstance(prior, Prior):
+        raise ValueError(
+            f"codes are compressed by one prior, not by a {type(prior).__name__.lower()}: take a prior of all grids"
+        )
     network = prior.network
     if not isinstance(network, Exact):
         raise ValueError(
@@ -293,7 +299,7 @@ def _plain(condition: Any, n: int) -> Any:
         return json.loads(json.dumps(told))
     except (TypeError, ValueError):
         raise ValueError(
-            f"a compressed file keeps what the prior is told, and {type(condition).__name__} cannot be written: "
+            f"a compressed file keeps what the prior was told, and {type(condition).__name__} cannot be written: "
             "classes and texts can"
         ) from None
 

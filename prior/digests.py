@@ -32,7 +32,7 @@ class Index:
         self.rising = every[self.order]
         twice = np.nonzero(self.rising[1:] == self.rising[:-1])[0]
         if len(twice):
-            raise ValueError(f"'{texts[self.order[twice[0]]]}' stands there twice: give images keys of their own")
+            raise ValueError(f"'{texts[self.order[twice[0]]]}' appears twice: give images keys of their own")
 
     def find(self, texts: Sequence[str]) -> np.ndarray:
         """int64 `(n,)`: their numbers, -1 for those that are not there."""

@@ -102,7 +102,7 @@ def open_encoder(name: str, revision: str | None = None) -> TextEncoder:
         if isinstance(error, ValueError) and str(error).startswith(name):
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise FileNotFoundError(f"the text encoder {name} cannot be had: {reason}") from None
+        raise FileNotFoundError(f"the text encoder {name} cannot be loaded: {reason}") from None
     return TextEncoder(name, model, tokenizer)
 
 
@@ -115,7 +115,7 @@ class Kept:
         if info.get("fingerprint") != fingerprint:
             raise ValueError(
                 f"{folder} holds text features of another encoder ({str(info.get('fingerprint'))[:8]}) than the "
-                f"prior's ({fingerprint[:8]}): move it away, they are then made anew"
+                f"prior's ({fingerprint[:8]}): move it away, they are then made again"
             )
         try:
             self.values = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
@@ -123,9 +123,9 @@ class Kept:
                 np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("digests", "starts")
             )
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{folder} cannot be read ({error}): remove it, it is then made anew") from None
+            raise ValueError(f"{folder} cannot be read ({error}): remove it, it is then made again") from None
         if len(self.starts) != len(self.digests) + 1 or self.values.ndim != 2 or self.starts[-1] != len(self.values):
-            raise ValueError(f"{folder} holds files that do not belong together: remove it, it is then made anew")
+            raise ValueError(f"{folder} holds files that do not belong together: remove it, it is then made again")
 
     def find(self, texts: Sequence[str]) -> np.ndarray:
         """int64 `(n,)`: the places of texts, -1 where one is not there."""

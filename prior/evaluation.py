@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prior.conditions import ClassCondition
 from prior.data import Data, read_rows
-from prior.decoding import decode, open_tokenizer
+from prior.decoding import decode, open_tokenizer, refuse_part
 from prior.measures import (
     Judge,
     Seen,
@@ -63,7 +63,7 @@ class Evaluated(NamedTuple):
     measures: dict[str, Judged]
     curve: tuple[Point, ...]
     skipped: dict[str, str]
-    """measures that could not be had -> why"""
+    """measures that could not be taken -> why"""
     definition: dict[str, Any]
     """what must be equal for two evaluations to be compared"""
     notes: tuple[str, ...]
@@ -117,6 +117,7 @@ def evaluate(
     images, and as `load` does.
     """
     prior = load(model).to(resolve_device(device))
+    refuse_part(prior)
     made = open_tokenizer(tokenizer or prior.config.tokenizer, prior.config.fingerprint, model, prior.device)
     settings = prior.network.Sampler(**(sampler or {})).to_dict()
     judge = Judge(backbone, layer).to(prior.device)

@@ -57,7 +57,7 @@ def export(prior: Prior, to: str, out: str | Path) -> dict[str, Any]:
     with replacing(out) as new:
         found = {path.name for path in out.iterdir()} if out.is_dir() else set()
         if (out.exists() and not out.is_dir()) or not found <= set(FILES):
-            raise ValueError(f"{out} is no earlier export: give --out another folder")
+            raise ValueError(f"{out} is not an earlier export: give --out another folder")
         report = _write(copy.deepcopy(prior).cpu().float().eval(), new)
         write_atomically(new / FILES[-1], json.dumps(report, indent=2) + "\n")
     return report

@@ -11,7 +11,10 @@ from torch import Tensor
 from prior.decoding import decode
 from prior.model import Prior
 from prior.sampling import Sampler
+from tokenizers_vq import images
 from tokenizers_vq.masking import check_mask
+from tokenizers_vq.pixels import Source
+from tokenizers_vq.resizing import resize_center_crop
 from tokenizers_vq.tokenizer import Tokenizer
 
 
@@ -51,6 +54,32 @@ def known_codes(prior: Prior, tokenizer: Tokenizer, image: Tensor, mask: Tensor,
     return codes.masked_fill(flat.bool(), -1)
 
 
+def read_masked(
+    image: Source,
+    mask: Source,
+    size: tuple[int, int],
+    channels: int,
+    max_pixels: int = images.MAX_PIXELS,
+    names: tuple[str | None, str | None] = (None, None),
+) -> tuple[Tensor, Tensor]:
+    """A picture `(1, C, H, W)` and its mask bool `(H, W)`, white where it is True, in the tokenizer's size.
+
+    `names`: what errors call them. Raises `ValueError` where they are not of one size: cut and resized alike they have
+    to stay beside each other.
+    """
+    read = [
+        images.decode(one, many, name, max_pixels=max_pixels)
+        for one, many, name in zip((image, mask), (channels, 1), names, strict=True)
+    ]
+    if read[0].shape[1:] != read[1].shape[1:]:
+        sizes = [f"{one.shape[2]}x{one.shape[1]}" for one in read]
+        of = [name or str(one) for name, one in zip(names, (image, mask), strict=True)]
+        raise ValueError(f"{of[1]} is {sizes[1]} pixels, {of[0]} {sizes[0]}: a mask has the size of its picture")
+    seen = [resize_center_crop(one, size) for one in read]
+    picture, white = (one if one.is_floating_point() else images.from_uint8(one) for one in seen)
+    return picture[None], white[0] > -0.5  # a pixel that holds any white counts, once it is resized
+
+
 def inpaint(
     prior: Prior,
     tokenizer: Tokenizer,
@@ -77,7 +106,7 @@ def inpaint(
     """
     known = known_codes(prior, tokenizer, image, mask, ring)
     codes = prior.sample(n, condition, sampler, known, first, **settings)
-    images = decode(tokenizer, prior, codes)
+    drawn = decode(tokenizer, prior, codes)
     if keep_pixels:
-        images = torch.where(mask.cpu(), images, image.float().cpu().clamp(-1, 1))
-    return Inpainted(images, codes, known[0] < 0)
+        drawn = torch.where(mask.cpu(), drawn, image.float().cpu().clamp(-1, 1))
+    return Inpainted(drawn, codes, known[0] < 0)

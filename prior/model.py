@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from huggingface_hub import ModelCard
@@ -91,6 +91,16 @@ class PriorConfig(Config):
         return self
 
 
+class Draw(NamedTuple):
+    """Samples that are asked for together."""
+
+    n: int
+    condition: Any
+    seed: int
+    first: int = 0
+    known: Any = None
+
+
 class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-prior"]):
     """The distribution of an image's codes, given what it is told. `tokens`: int64 `(B, N)`, as `layout.flatten` gives.
 
@@ -165,25 +175,37 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
 
             prior.sample(2, ["goldfish", "alp"], guidance=3, top_p=0.95)
 
-        Raises `ValueError` for guidance that cannot be had, another kind's sampler, and as `forward` does.
+        Raises `ValueError` for guidance that is not possible, another kind's sampler, and as `forward` does.
         """
         n, chosen = checked_count(n), self.sampler(sampler, settings)
-        told = self.condition.own(condition)
-        self.condition.check_guidance(chosen.guidance, told)
-        self.condition.remark(told)
-        given = known_tokens(known, n, self.sequence)
+        return self.sample_together([Draw(n, condition, chosen.seed, first, known)], chosen)[0]
+
+    def sample_together(self, draws: Collection[Draw], sampler: Sampler) -> list[Tensor]:
+        """Draws of one sampler, but for its seed, in one batch: codes int64 `(n, N)` of each, as `sample` gives them.
+
+        Raises as `sample` does.
+        """
+        for each in draws:
+            told = self.condition.own(each.condition)
+            self.condition.check_guidance(sampler.guidance, told)
+            self.condition.remark(told)
+        given = torch.cat([known_tokens(each.known, each.n, self.sequence) for each in draws])
 
         def noise(draw: int, count: int) -> Tensor:
-            return uniforms(n, count, chosen.seed, first, draw).to(given.device)
+            rows = [uniforms(each.n, count, each.seed, each.first, draw) for each in draws]
+            return torch.cat(rows).to(given.device)
 
         was_training = self.training
         self.eval()
         try:
             with torch.inference_mode():
-                codes = self.network.generate(given, self.context(condition, n), chosen, noise)
+                told = [self.condition.resolve(self.condition.own(each.condition), each.n) for each in draws]
+                context = self.condition(*(torch.cat(rows) for rows in zip(*told, strict=True)))
+                codes = self.network.generate(given, context, sampler, noise)
         finally:
             self.train(was_training)
-        return codes.clone()  # outside inference mode, so that gradients may be taken through its embedding
+        # Cloned outside inference mode, so that gradients may be taken through its embedding.
+        return [rows.clone() for rows in codes.split([each.n for each in draws])]
 
     def sampler(self, sampler: Any, settings: Mapping[str, Any]) -> Sampler:
         """A sampler of this kind of network, with some settings changed. Raises `ValueError` for another kind's."""
@@ -239,7 +261,7 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
 def checked_count(n: Any) -> int:
     """How many samples are asked for. Raises `ValueError` for what is no number of them."""
     if not hasattr(n, "__index__") or (count := operator.index(n)) < 1:
-        raise ValueError(f"cannot draw {n!r} samples; ask for 1 or more, then say what of: sample(2, [0, 3])")
+        raise ValueError(f"cannot draw {n!r} samples; ask for 1 or more, such as sample(2, [0, 3])")
     return count
 
 

@@ -96,7 +96,7 @@ def find_model(name: str | Path, **options: Any) -> Path:
         return folders.find(name, model.WEIGHTS, "prior", **options)
     except FileNotFoundError as error:
         if text in (*tokenizers("shipped"), *tokenizers("published")):
-            problem = "is a tokenizer, where a prior is wanted: give it to tokenizers_vq.load or `tvq`"
+            problem = "is a tokenizer, expected a prior: give it to tokenizers_vq.load or `tvq`"
         elif text in list_models():
             problem = "is a preset without trained weights: train it first, or use prior.create"
         else:

@@ -66,6 +66,15 @@ class ModelConfig(Config):
         return NoneConfig()
 
 
+class MoreCodes(Config):
+    """A further folder of codes that a prior is trained on."""
+
+    codes: str
+    """folder that `tvq encode` wrote, by the same tokenizer"""
+    weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    """how often each of its rows comes, where one of the first folder comes once"""
+
+
 class PriorRecipe(LoopConfig):
     """A prior's training run."""
 
@@ -73,6 +82,8 @@ class PriorRecipe(LoopConfig):
     """the prior; in a recipe file also a preset's name"""
     codes: str
     """folder of codes that `tvq encode` wrote; of a run on images, where it keeps those of their centres"""
+    more_codes: tuple[MoreCodes, ...] = ()
+    """further folders that are trained on beside `codes`, each with a weight"""
     data: DataConfig | None = None
     """images that are augmented and encoded as the prior trains; null: `codes` alone"""
     held_out_codes: str | None = None
@@ -80,11 +91,11 @@ class PriorRecipe(LoopConfig):
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """share of `codes` kept out, chosen by the images' names; 0 = none where `held_out_codes` is given"""
     max_held_out: int = Field(default=4096, ge=1)
-    """at most so many rows are kept out, but one image at least"""
+    """at most this many rows are kept out, and at least one image"""
     evaluate_every: int = Field(default=500, ge=1)
     """steps between measurements on the held-out codes; the last step is measured always"""
     tokenizer: str | None = None
-    """where the tokenizer is now; null = where the codes say it was"""
+    """the tokenizer, if it has moved; null = where the codes say that it is"""
     fingerprint: str | None = None
     """of the tokenizer; filled in from the codes"""
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, clip=1.0)
@@ -102,6 +113,8 @@ class PriorRecipe(LoopConfig):
             raise ConfigError(("accumulate",), f"{self.accumulate} does not divide batch_size {self.batch_size}")
         if self.data is not None and self.data.streaming:
             raise ConfigError(("data", "streaming"), "images that a prior is trained on need an index; set it to false")
+        if self.data is not None and self.more_codes:
+            raise ConfigError(("more_codes",), "a run on images has the codes of these alone; leave it out")
         if not self.held_out and self.held_out_codes is None:
             raise ConfigError(("held_out",), "0 leaves nothing to measure on; give a share, or held_out_codes")
         return self

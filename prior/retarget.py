@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prior.conditions import ClassConfig
 from prior.decoding import short
 from prior.model import Prior
 from prior.recipe import PriorRecipe
@@ -53,7 +54,7 @@ def begin(prior: Prior, trained: Prior, name: str, say: Callable[[str], None]) -
     if _told(prior) == _told(trained):
         prior.condition.load_state_dict(trained.condition.state_dict())
     else:
-        news.append("its condition is another one and begins untrained")
+        news.append(f"it was told {_noun(trained)}, this one is told {_noun(prior)}: what reads that begins untrained")
     other = differences(trained.config.network.to_dict(), config.to_dict())
     if other := [field for field in other if not field.startswith("rotary_scale")]:
         news.append(f"the recipe's network differs in {', '.join(other)}, and the recipe's holds")
@@ -94,9 +95,9 @@ def stretch(table: Tensor, before: CodeLayout, after: CodeLayout) -> Tensor:
     """A table `(extra + N, D)` with a row for each place of a layout -> that of another, bicubic over each grid.
 
     Further rows before those of the places stay; a table may have a row for each position, whatever its levels. Raises
-    `ValueError` where grids and levels are not as many.
+    `ValueError` where grids and levels are not as many, and for a grid to a row.
     """
-    if len(before.grids) != len(after.grids) or before.levels != after.levels:
+    if list(map(len, before.grids)) != list(map(len, after.grids)) or before.levels != after.levels:
         raise ValueError(f"places of {_shape(before)} cannot be stretched to {_shape(after)}: other grids or levels")
     levels = 1 if len(table) * before.levels == before.length else before.levels
     extra = len(table) - before.length // before.levels * levels
@@ -117,11 +118,16 @@ def _plane(grid: tuple[int, ...]) -> tuple[int, int]:
 def interpolated(recipe: PriorRecipe, layout: CodeLayout, trained: Prior) -> PriorRecipe:
     """The recipe whose rotary positions span the grid that the trained network knew (arXiv 2306.15595).
 
-    A recipe that says `rotary_scale` itself keeps it.
+    A recipe that says `rotary_scale` itself keeps it. Raises `ValueError` for a grid to a row, and the reverse.
     """
     known = getattr(trained.config.network, "rotary_scale", None)
     if known is None or not _free(recipe):
         return recipe
+    if len(trained.layout.grids[-1]) != len(layout.grids[-1]):
+        raise ValueError(
+            f"--init-from: it knows places of {_shape(trained.layout)}, which say nothing of those of "
+            f"{_shape(layout)}: a grid is no row; train anew"
+        )
     pairs = zip(known, _plane(trained.layout.grids[-1]), _plane(layout.grids[-1]), strict=True)
     return _scaled(recipe, tuple(factor * old / new for factor, old, new in pairs))
 
@@ -148,9 +154,22 @@ def _under(key: str, parts: tuple[str, ...]) -> bool:
     return any(key == part or key.startswith(part if part.endswith(".") else f"{part}.") for part in parts)
 
 
-def _told(prior: Prior) -> dict[str, Any]:
-    """What the condition is; how often it was left out is nothing to its weights."""
-    return {key: value for key, value in prior.config.condition.to_dict().items() if key != "dropout"}
+def _told(prior: Prior) -> Any:
+    """What the condition is, as far as its weights depend on it: how often it was left out in training does not."""
+    return _without_dropout(prior.config.condition.to_dict())
+
+
+def _without_dropout(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_dropout(one) for key, one in value.items() if key != "dropout"}
+    return [_without_dropout(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _noun(prior: Prior) -> str:
+    """In words, with what is the same of two conditions of a kind."""
+    config = prior.config.condition
+    count = f" of {config.num_classes}" if isinstance(config, ClassConfig) else ""
+    return f"{prior.condition.noun or 'nothing'}{count}"
 
 
 def _shape(layout: CodeLayout) -> str:

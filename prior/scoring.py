@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from prior.conditions import ClassCondition
-from prior.data import Data, check_layout, frequencies, part, read_rows
+from prior.data import AllBut, Data, Numbers, check_layout, frequencies, part, read_rows
 from prior.decoding import short
+from prior.identity import check_order
 from prior.model import Prior
 from prior.models import load
 from prior.networks.masked import Masked
@@ -25,6 +26,7 @@ from tokenizers_vq.data import DataConfig
 from tokenizers_vq.data.shards import INFO, CodeShards, read_codes, write_codes
 from tokenizers_vq.devices import resolve_device
 from tokenizers_vq.encoding import BatchEncoder
+from tokenizers_vq.folders import CONFIG
 
 
 class Row(NamedTuple):
@@ -97,7 +99,7 @@ def entropies(counts: list[np.ndarray]) -> tuple[float, ...]:
 
 
 @torch.no_grad()
-def bits_per_token(prior: Prior, shards: CodeShards, rows: np.ndarray, batch_size: int, bf16: bool = False) -> float:
+def bits_per_token(prior: Prior, shards: CodeShards, rows: Numbers, batch_size: int, bf16: bool = False) -> float:
     """Mean bits of the codes in `rows` under the prior in eval mode; processes share the rows.
 
     Raises `ValueError` for codes or labels that are not the prior's.
@@ -129,7 +131,7 @@ class Tally:
             bits = min(sizes).bit_length() - 1
             if sizes != {2**bits} or not bits:
                 raise ValueError(
-                    f"--bits: codes of {' / '.join(map(str, prior.layout.sizes))} are no bits; leave it out"
+                    f"--bits: codes of {' / '.join(map(str, prior.layout.sizes))} are not bits; leave it out"
                 )
             self.bits = bits // self.parts
         shape = (prior.layout.length * self.parts, self.bits)
@@ -225,7 +227,7 @@ def score(
     tally = Tally(prior, by_bit)
     recipe = own_recipe(model)
     if source is None and recipe is None:
-        raise ValueError(f"{model} is no run that would know its codes: name a folder of codes")
+        raise ValueError(f"{model} is not a run, so its codes are not known: name a folder of codes")
     own = recipe is not None and (source is None or Path(source).resolve() == Path(recipe.codes).resolve())
     data = None
     try:
@@ -234,11 +236,13 @@ def score(
         if own:
             raise
     with tempfile.TemporaryDirectory() as scratch:
+        rows: Numbers
         if own and data is not None:
             shards, rows = data.held, data.held_rows
+            check_order(Path(model), data)
         else:
             shards = open_codes(prior, str(source), Path(scratch), model, (device, batch_size, limit))
-            rows = np.arange(len(shards))
+            rows = AllBut(len(shards))
         if not len(rows):
             raise ValueError(f"{shards.folder} holds no codes: encode some images")
         prior.condition.prepare({str(shards.folder): shards})
@@ -249,7 +253,7 @@ def score(
     total, length = tally.total(), prior.layout.length
     return Measured(
         total.bits,
-        None if data is None else unigram(frequencies(data.shards, data.rows), counts),
+        None if data is None else unigram(data.frequencies(), counts),
         entropies(counts),
         len(rows),
         len(rows) * length,
@@ -274,7 +278,13 @@ def open_codes(
     `how` they are made: device, batch size, number of images. Raises `ValueError` for codes of another tokenizer or
     layout or other classes.
     """
-    if prior.config.tokenizer is not None and _holds_images(Path(source)):
+    folder = Path(source)
+    if not (folder / INFO).is_file() and any((folder / name).is_file() for name in ("recipe.yaml", CONFIG)):
+        raise ValueError(
+            f"{source} holds a model, not codes or images: one prior is measured at a time (over the priors of a "
+            "chain the bits of an image add up)"
+        )
+    if prior.config.tokenizer is not None and _holds_images(folder):
         device, batch_size, limit = how
         encoder = BatchEncoder(prior.config.tokenizer, device=device, precision="fp32")
         _check_fingerprint(prior, encoder.fingerprint, f"the tokenizer {prior.config.tokenizer} makes", model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tokenizers_vq.folders import lasting_name
 from tokenizers_vq.tokenizer import Tokenizer
 from tokenizers_vq.training import anneal, loop
 from tokenizers_vq.training.runs import alone, claim, has_checkpoint
+from tokenizers_vq.training.tracking import tell
 
 MAY_CHANGE = (*loop.MAY_CHANGE, "evaluate_every", "tokenizer")
 MOVED = ("codes", "data.path", "data.workers", "model.condition.codes")
@@ -44,7 +46,7 @@ def configure(recipe: PriorRecipe, data: Data, tokenizer: Tokenizer | None = Non
     Raises `ValueError` where the codes lack what the condition needs.
     """
     shards, sets = data.shards, data.folders(recipe)
-    labelled = all(bool((codes.labels >= 0).all()) for codes in sets.values())
+    labelled = all(codes.labels_info().bare == 0 for codes in sets.values())
     return PriorConfig(
         network=recipe.model.network,
         condition=recipe.model.told(labelled).fit(sets),
@@ -78,7 +80,7 @@ class PriorTask:
         self.optimizers: dict[str, Any] = {"prior": _spare_vectors(recipe.optimizer.build(prior))}
         self.bits = _Bits()
         held = frequencies(data.held, data.held_rows)
-        self.unigram, self.entropies = unigram(frequencies(data.shards, data.rows), held), entropies(held)
+        self.unigram, self.entropies = unigram(data.frequencies(), held), entropies(held)
         self.state: dict[str, nn.Module] = {"bits": self.bits}
         self.ema: ModelEmaV3 | None = None
         if recipe.ema is not None:
@@ -176,7 +178,7 @@ class PriorTask:
         """Write the prior as a loadable folder, with a card."""
         figures = {"bits per token, held out": float(self.bits.value), "the same, unigram": self.unigram}
         card = {
-            "data": f"codes of {len(self.data.rows)} images, {self.recipe.batch_size} a step, {step} steps",
+            "data": f"codes of {self.data.length} images, {self.recipe.batch_size} a step, {step} steps",
             "command": f"tvq-prior train recipe.yaml CODES --out {folder.parent.name}",
             "seed": self.recipe.seed,
             "figures": {} if self.bits.value.isnan() else figures,
@@ -207,7 +209,7 @@ def _spare_vectors(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 @alone
 def train(recipe: PriorRecipe, out: Path, *, device: str = "auto", init_from: str | None = None) -> Measured:
-    """Train by `recipe` into the folder `out`, going on where it holds a run; says how it compares with the unigram.
+    """Train by `recipe` into the folder `out`, going on where it holds a run -> how it compares with the unigram.
 
     `init_from`: a prior whose weights a new run begins with; codes of another tokenizer get a new embedding and head,
     another grid stretches its positions. Raises `ValueError` where `out` holds a run of another recipe or tokenizer,
@@ -229,22 +231,23 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto", init_from: st
         if accelerator.is_main_process:
             keep_codes(recipe, data, out)
     if changed:
-        accelerator.print(changed)
+        tell(accelerator, changed)
     loop.seed_everything(recipe.seed)
     prior = Prior(config)
     fill_book(prior, tokenizer)
     if trained is not None and init_from is not None:
-        begin(prior, trained, init_from, accelerator.print)
+        begin(prior, trained, init_from, partial(tell, accelerator))
     elif init_from is not None:
-        accelerator.print(f"{out} goes on from its checkpoint: --init-from {init_from} is for a new run")
+        tell(accelerator, f"{out} resumes from its checkpoint: --init-from {init_from} is for a new run")
     prior = prior.to(accelerator.device)
     with accelerator.main_process_first():
         prior.condition.prepare(data.folders(recipe))
     if tokenizer is not None:
         prior.condition.adopt(tokenizer)
-    accelerator.print(
-        f"training on {accelerator.device}, {recipe.precision}: {len(data.rows)} rows of {prior.layout.length} "
-        f"codes, {len(data.held_rows)} held out; the run is {out}"
+    tell(
+        accelerator,
+        f"training on {accelerator.device}, {recipe.precision}: {data.length} rows of {prior.layout.length} "
+        f"codes, {len(data.held_rows)} held out; the run is {out}",
     )
     task = PriorTask(recipe, prior, data, tokenizer if recipe.image_every else None)
 
@@ -254,7 +257,6 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto", init_from: st
         return views.batches(recipe, data, start, rank, world)
 
     loop.run(task, recipe, accelerator, out, batches)
-    accelerator.print(task.measured.words())
     return task.measured
 
 
@@ -292,5 +294,5 @@ def _tokenizer(recipe: PriorRecipe, data: Data, accelerator: Accelerator) -> Tok
     except FileNotFoundError as error:
         if needed:
             raise
-        accelerator.print(f"no pictures, for the tokenizer cannot be had: {error}")
+        tell(accelerator, f"no pictures, because the tokenizer cannot be loaded: {error}")
         return None

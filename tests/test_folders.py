@@ -28,8 +28,8 @@ def test_a_tokenizer_is_no_prior_and_the_reverse(
     runs: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     swapped = {
-        "prior": (tvq.load, "holds a prior, where a tokenizer is wanted: give it to prior.load or `tvq-prior`"),
-        "tokenizer": (prior.load, "holds a tokenizer, where a prior is wanted: give it to tokenizers_vq.load or `tvq`"),
+        "prior": (tvq.load, "holds a prior, expected a tokenizer: give it to prior.load or `tvq-prior`"),
+        "tokenizer": (prior.load, "holds a tokenizer, expected a prior: give it to tokenizers_vq.load or `tvq`"),
     }
     for kind, (load, message) in swapped.items():
         for folder in (runs[kind], runs[kind] / "model"):
@@ -58,9 +58,9 @@ def test_names_in_vain_are_answered_with_near_ones(tmp_path: Path, monkeypatch: 
     for load, name, message in (
         (tvq.load, "smal-16", "called 'smal-16'; did you mean 'small-16'?"),
         (prior.load, "gpt-smal-16", "called 'gpt-smal-16'; did you mean 'gpt-small-16'?"),
-        (prior.load, "small-16", "'small-16' is a tokenizer, where a prior is wanted"),
+        (prior.load, "small-16", "'small-16' is a tokenizer, expected a prior"),
         (prior.load, "gpt-tiny", "'gpt-tiny' is a preset without trained weights"),
-        (prior.load, tmp_path, "holds no config.json, neither itself nor in model/: it is no saved prior"),
+        (prior.load, tmp_path, "holds no config.json, neither itself nor in model/: it is not a saved prior"),
     ):
         with pytest.raises((ValueError, FileNotFoundError)) as caught:
             load(name)  # type: ignore[operator]
@@ -126,7 +126,7 @@ def test_weights_that_are_not_finite_are_refused(runs: dict[str, Path], tmp_path
         (None, "named by a text or a path, got None"),
         ("", "named by a text or a path, got ''"),
         ("x" * 5000, "a name of 5000 letters"),
-        (__file__, "is a file, where a tokenizer's folder is wanted"),
+        (__file__, "is a file, expected a tokenizer's folder"),
     ],
 )
 def test_what_names_no_model_is_answered_in_one_line(name: object, words: str) -> None:

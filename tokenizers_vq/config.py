@@ -51,7 +51,7 @@ class Config(BaseModel):
         strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
 
-    def __init__(self, **data: Any) -> None:
+    def __init__(self, /, **data: Any) -> None:  # of strangers' data, a field may be called `self`
         try:
             super().__init__(**data)
         except ValidationError as error:
@@ -211,7 +211,7 @@ def _read(path: Path, parse: Callable[[str], Any], most: int, wanted: str) -> di
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     if path.stat().st_size > most:
-        raise ConfigError((), f"{path} has {path.stat().st_size:,} bytes, where {most:,} are the most")
+        raise ConfigError((), f"{path} has {path.stat().st_size:,} bytes; the limit is {most:,}")
     try:
         data = parse(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -317,7 +317,7 @@ class ScheduleCurve(Config):
     def _check(self) -> Self:
         first, last = self.over
         if isinstance(first, float) == isinstance(last, float) and first > last:
-            raise ConfigError(("over",), f"needs a first and a later step, got {list(self.over)}")
+            raise ConfigError(("over",), f"needs a first step and a later one, got {list(self.over)}")
         if self.kind == "exponential" and (self.begin <= 0 or self.end <= 0):
             raise ConfigError((), "an exponential schedule needs positive begin and end")
         return self

@@ -42,7 +42,7 @@ def save(
         write_atomically(folder / CARD, card)
 
 
-_OWN_FIELD = {"tokenizer": "quantizer", "prior": "network"}
+_OWN_FIELD = {"tokenizer": "decoder", "prior": "network"}  # a tokenizer of several grids has `quantizers`
 _LOADED_BY = {
     "tokenizer": "give it to tokenizers_vq.load or `tvq`",
     "prior": "give it to prior.load or `tvq-prior`",
@@ -56,14 +56,14 @@ def read_config(folder: Path, what: str = "tokenizer") -> dict[str, Any]:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no {CONFIG}: it is no saved model")
+        raise FileNotFoundError(f"{folder} holds no {CONFIG}: it is not a saved model")
     try:
         data = read_json(path)
     except ConfigError as error:
         raise ConfigError((), f"{error}: save or copy the model again") from None
     for other, field in _OWN_FIELD.items():
         if other != what and field in data and _OWN_FIELD[what] not in data:
-            raise ValueError(f"{folder} holds a {other}, where a {what} is wanted: {_LOADED_BY[other]}")
+            raise ValueError(f"{folder} holds a {other}, expected a {what}: {_LOADED_BY[other]}")
     return data
 
 
@@ -80,12 +80,13 @@ def load_weights(module: nn.Module, folder: Path) -> None:
     """
     path = folder / WEIGHTS
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no {WEIGHTS}: it is no saved model")
+        raise FileNotFoundError(f"{folder} holds no {WEIGHTS}: it is not a saved model")
     try:
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(
-            f"{path} ({path.stat().st_size} bytes) is truncated or no safetensors file ({error}): copy or save it again"
+            f"{path} ({path.stat().st_size} bytes) is truncated or not a safetensors file ({error}): copy or "
+            "save it again"
         ) from None
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -144,11 +145,9 @@ def find(name: str | Path, weights: Path, what: str, **options: Any) -> Path:
         return weights / text
     if Path(name).is_file():
         command = "tvq-prior" if what == "prior" else "tvq"
-        raise ValueError(
-            f"{name} is a file, where a {what}'s folder is wanted; a published checkpoint: `{command} convert`"
-        )
+        raise ValueError(f"{name} is a file, expected a {what}'s folder; a published checkpoint: `{command} convert`")
     if Path(name).is_dir():
-        raise FileNotFoundError(f"{name} holds no {CONFIG}, neither itself nor in model/: it is no saved {what}")
+        raise FileNotFoundError(f"{name} holds no {CONFIG}, neither itself nor in model/: it is not a saved {what}")
     mistyped = Path(name).parent.is_dir()  # of owner/name too: a folder of that owner lies here
     if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not mistyped:
         return download(text, **options)
@@ -164,6 +163,6 @@ def download(repository: str, **options: Any) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
-            f"no folder '{repository}', and the Hub repository '{repository}' cannot be had ({reason[:120]}): "
+            f"no folder '{repository}', and the Hub repository '{repository}' cannot be reached ({reason[:120]}): "
             "check the name and the network"
         ) from None

@@ -70,7 +70,7 @@ def find(name: str | Path) -> Path:
             raise ValueError(f"'{text}' {problem}: use create('{text}'), or train it first") from None
         if is_prior(text):
             raise ValueError(
-                f"'{text}' is a prior, where a tokenizer is wanted: give it to prior.load or `tvq-prior`"
+                f"'{text}' is a prior, expected a tokenizer: give it to prior.load or `tvq-prior`"
             ) from None
         near = nearest(text, catalogue.entries())
         if "did you mean" not in near or "did you mean" in str(error):

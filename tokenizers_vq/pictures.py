@@ -38,6 +38,15 @@ class BrokenImage(ValueError):  # noqa: N818 (names what is broken, not the act)
         return type(self), (self.name, self.reason)
 
 
+class TooLarge(BrokenImage):
+    """A picture that would take more memory to decode than `max_pixels` allows; it was not decoded."""
+
+    @property
+    def what(self) -> str:
+        """The reason without the bound and what to do about it."""
+        return self.reason.partition(", more than ")[0]
+
+
 class Depth(NamedTuple):
     """What Pillow's mode does not say of a file's numbers; known before they are decoded."""
 
@@ -126,7 +135,7 @@ def _check_cost(size: tuple[int, int] | None, form: str, cost: int, name: str, m
     if size is None or size[0] * size[1] * cost <= max_pixels * _BYTES:
         return
     need = size[0] * size[1] * cost
-    raise BrokenImage(
+    raise TooLarge(
         name,
         f"{size[0]:,} x {size[1]:,} pixels of {form} need {need / 1e9:.1f} GB to decode, more than "
         f"max_pixels={max_pixels} allows; {-(-need // _BYTES)} admits it, at that memory in every loader "
@@ -139,7 +148,7 @@ def _check_scans(content: bytes, size: tuple[int, int], name: str, max_pixels: i
     most = _PASSES * max_pixels // max(1, size[0] * size[1])
     if content.count(b"\xff\xda") > most and (found := scans(content)) > most:
         raise BrokenImage(
-            name, f"a JPEG of {found:,} scans, which would take minutes to decode; write it anew as a baseline JPEG"
+            name, f"a JPEG of {found:,} scans, which would take minutes to decode; save it again as a baseline JPEG"
         )
 
 

@@ -14,7 +14,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokenizers_vq.pictures import DEEP, MAX_PIXELS, BrokenImage, Depth, check_bands, deep_array, depth_of, open_picture
+from tokenizers_vq.pictures import (
+    DEEP,
+    MAX_PIXELS,
+    BrokenImage,
+    Depth,
+    TooLarge,
+    check_bands,
+    deep_array,
+    depth_of,
+    open_picture,
+)
 from tokenizers_vq.text import printable
 
 _NPY = b"\x93NUMPY"
@@ -116,13 +126,16 @@ def _load_array(file: BinaryIO, channels: int, name: str, range: Range | None, m
         made = (1 if dtype == np.uint8 and range is None else 4) * (4 if grey else 1)
         need = values * (dtype.itemsize + made)
         if need > (most := 4 * max_pixels * max(3, channels)):
-            raise ValueError(
+            raise TooLarge(
+                name,
                 f"an array of shape {shape} needs {need / 1e9:.1f} GB, more than max_pixels={max_pixels} allows; "
                 f"{math.ceil(max_pixels * need / most)} admits it (data.max_pixels, --max-pixels, "
-                "images.read(max_pixels=))"
+                "images.read(max_pixels=))",
             )
         file.seek(0)
         return np.load(file, allow_pickle=False)
+    except BrokenImage:
+        raise
     except Exception as error:  # a header is parsed as Python, an error of any kind
         raise BrokenImage(name, str(error) or type(error).__name__) from None
 
@@ -258,7 +271,7 @@ def _plain(array: np.ndarray, name: str, range: Range | None) -> np.ndarray:
         low, high = float(array.min()), float(array.max())
         if math.isnan(low) or math.isinf(low) or math.isinf(high):
             what = "NaN" if math.isnan(low) else "infinite"
-            raise BrokenImage(name, f"{what} values, where there are no data perhaps")
+            raise BrokenImage(name, f"{what} values, where perhaps there are no data")
         if range is None and not (low >= 0 and high <= 1):
             raise ValueError(
                 f"{name}: floats are read as [0, 1], but values span {low:.4g} to {high:.4g}; give their range {_HOW}"

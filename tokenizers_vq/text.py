@@ -44,7 +44,7 @@ _Loader.add_implicit_resolver(f"{_TAG}float", re.compile(r"^[-+]?\d+(\.\d*)?[eE]
 def parse_yaml(text: str) -> Any:
     """The content of a YAML text, aliases resolved. Raises `ValueError`, one line, for what is no YAML or too much."""
     if len(text) > MOST_YAML:
-        raise ValueError(f"has {len(text):,} characters, where {MOST_YAML:,} are the most")
+        raise ValueError(f"has {len(text):,} characters; the limit is {MOST_YAML:,}")
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -99,16 +99,16 @@ def _check_keys(node: Any) -> None:
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.tag not in (f"{_TAG}str", f"{_TAG}value", _MERGE):
             written = f" {key.value!r}" if isinstance(key, yaml.ScalarNode) else ""
-            raise _RefusedError(key, f"the key{written} is no text: put it in quotes")
+            raise _RefusedError(key, f"the key{written} is not text: put it in quotes")
         if key.tag != _MERGE and key.value in names:
-            raise _RefusedError(key, f"{key.value!r} stands there twice: keep one")
+            raise _RefusedError(key, f"{key.value!r} appears twice: keep one")
         names.add(key.value)
 
 
 def parse_json(text: str, most: int = MOST_JSON) -> Any:
     """The content of a JSON text. Raises `ValueError`, one line, for what is no JSON, stands twice, or is too much."""
     if len(text) > most:
-        raise ValueError(f"has {len(text):,} characters, where {most:,} are the most")
+        raise ValueError(f"has {len(text):,} characters; the limit is {most:,}")
     try:
         content = json.loads(text, object_pairs_hook=_once)
     except RecursionError:
@@ -123,7 +123,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{name!r} stands there twice: keep one")
+            raise ValueError(f"{name!r} appears twice: keep one")
         found[name] = value
     return found
 
@@ -139,7 +139,7 @@ def _check_values(content: Any) -> None:
         elif isinstance(value, list):
             waiting.extend((child, depth + 1) for child in value)
         elif type(value) is int and abs(value) > LARGEST:
-            raise ValueError(f"a whole number of {value.bit_length()} bits, where 63 are the most")
+            raise ValueError(f"a whole number of {value.bit_length()} bits; the limit is 63")
 
 
 def printable(text: object) -> str:

@@ -29,7 +29,7 @@ from tokenizers_vq.training.runs import train
 RECIPE = ["model.encoder.width=32", "model.decoder.width=32", "steps=600", "data.crop=center", "image_every=0"]
 ROWS = {
     "without": "losses=[{kind: l2}]",
-    "attribute_reversal": "losses=[{kind: l2}, {kind: attribute_reversal, classes: 2, weight: 0.1}]",
+    "attribute_reversal": "losses=[{kind: l2}, {kind: attribute_reversal, num_classes: 2, weight: 0.1}]",
     "feature_alignment": "losses=[{kind: l2}, {kind: feature_alignment, weight: 0.1}]",
 }
 SIZE: dict[str, Any] = {"image_size": 64, "channels": 3, "batch_size": 50}

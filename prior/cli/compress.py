@@ -20,11 +20,13 @@ def compress(
         str, typer.Argument(metavar="CODES|IMAGES", help="folder of codes, or of images, which are encoded")
     ],
     out: Annotated[Path, typer.Option(help="file to write")] = ...,  # type: ignore[assignment]
-    limit: Annotated[int | None, typer.Option(min=1, help="of images, use this many, evenly spread")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="use only this many images, evenly spread (of images, not of codes)")
+    ] = None,
     batch_size: common.BatchSize = 32,
     device: common.Device = "auto",
 ) -> None:
-    """Pack codes into a file of about as many bits as the prior's cross-entropy, by arithmetic coding."""
+    """Compress codes by arithmetic coding under a prior: into about as many bits as its cross-entropy."""
     import tempfile
 
     import numpy as np
@@ -38,6 +40,11 @@ def compress(
 
     prior = load(model).to(resolve_device(device))
     compression.check_exact(prior)
+    if prior.config.grids is not None:
+        raise ValueError(
+            f"{model} models grids {list(prior.config.grids)} of its tokenizer's codes alone: compress with a prior of "
+            "all of them"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         shards = open_codes(prior, source, Path(scratch), model, (device, batch_size, limit))
         prior.condition.prepare({str(shards.folder): shards})
@@ -51,11 +58,11 @@ def compress(
 
 def decompress(
     model: common.Model,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="what `tvq-prior compress` wrote")],
-    out: Annotated[Path, typer.Option(help="folder for the codes, as `tvq encode` makes one")] = ...,  # type: ignore[assignment]
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="file that `tvq-prior compress` wrote")],
+    out: Annotated[Path, typer.Option(help="folder for the codes, as `tvq encode` writes them")] = ...,  # type: ignore[assignment]
     device: common.Device = "auto",
 ) -> None:
-    """Unpack a file of `compress` into the same codes; `tvq decode` makes images of them."""
+    """Decompress a file of `compress` into the same codes; `tvq decode` turns these into images."""
     import torch
 
     from prior import compression
@@ -89,7 +96,11 @@ def _about(shards: CodeShards, batch: dict[str, Any]) -> dict[str, Any]:
     about["labels"] = batch["labels"].tolist()
     about["classes"] = {name: shards.classes(name).labels.tolist() for name in shards.label_columns}
     # Which files they were read from is of use to nobody where they are unpacked.
-    info = {key: value for key, value in shards.info.items() if key not in ("data", "record", "folder", "source")}
+    info = {
+        key: value
+        for key, value in shards.info.items()
+        if key not in ("data", "record", "folder", "source", "rows", "labels")
+    }
     return {**about, "info": info}
 
 

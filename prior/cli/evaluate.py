@@ -17,27 +17,32 @@ def evaluate(
         typer.Argument(metavar="[FIELD=VALUE]...", help="fields of the sampler, such as top_p=0.9 guidance=3"),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="real images, with what the prior is told of them; half of them are the floor")
+        str | None,
+        typer.Option(help="real images with their classes or captions; half are measured as if they were samples"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder for evaluation.json and evaluation.html")] = None,
-    count: Annotated[int, typer.Option(min=6, help="samples, at most; twice as many real images are read")] = 500,
-    backbone: Annotated[str, typer.Option(help="timm backbone that judges")] = "tf_efficientnet_lite0",
-    layer: Annotated[str, typer.Option(help="its layer whose features are compared, such as blocks.4")] = "head",
+    count: Annotated[
+        int, typer.Option(min=6, help="how many samples at most; twice as many real images are read")
+    ] = 500,
+    backbone: Annotated[str, typer.Option(help="timm backbone whose features are compared")] = "tf_efficientnet_lite0",
+    layer: Annotated[str, typer.Option(help="layer of that backbone, such as blocks.4")] = "head",
     curves: Annotated[
-        bool, typer.Option("--curves", help="also draw with other temperatures, top-p and guidance")
+        bool, typer.Option("--curves", help="also measure samples with other temperatures, top-p and guidance")
     ] = False,
     training: Annotated[
-        str | None, typer.Option(help="images that the prior learnt from; unset: those of the run's codes")
+        str | None,
+        typer.Option(help="images that the prior was trained on, to look for copies; unset: those of the run's codes"),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(metavar="RUN|MODEL", help="where the tokenizer is now; must be the prior's own")
+        str | None,
+        typer.Option(metavar="RUN|MODEL", help="the tokenizer, if it has moved; only the one of the prior itself fits"),
     ] = None,
     batch_size: common.BatchSize = 32,
     device: common.Device = "auto",
     *,
     reading: groups.Reading,
 ) -> None:
-    """Judge samples of a prior against as many real images; `score` measures how well it predicts codes."""
+    """Compare samples of a prior with as many real images. (`score` measures how well it predicts codes.)"""
     from rich.console import Console
     from rich.table import Table
 
@@ -45,7 +50,7 @@ def evaluate(
 
     for given in settings or ():
         if "=" not in given:
-            raise ValueError(f"'{given}' is no FIELD=VALUE: codes are measured by `tvq-prior score {model} {given}`")
+            raise ValueError(f"'{given}' is not FIELD=VALUE: codes are measured by `tvq-prior score {model} {given}`")
     if data is None:
         raise ValueError(f"give real images to judge by, --data PATH; for bits a code, `tvq-prior score {model}`")
     from prior.evaluation import evaluate as judge

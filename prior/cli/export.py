@@ -12,12 +12,12 @@ from tokenizers_vq.cli import common
 
 def export(
     model: common.Model,
-    out: Annotated[Path, typer.Option(help="folder to write; only an earlier export is replaced")],
+    out: Annotated[Path, typer.Option(help="folder to write; only an earlier export may be overwritten")],
     to: Annotated[
         str, typer.Option(metavar="llama", help="format: a folder of transformers' LlamaForCausalLM")
     ] = "llama",
 ) -> None:
-    """Write a GPT prior for transformers, compared with the prior itself before it counts as written."""
+    """Export a GPT prior to transformers; the result is checked against the prior itself."""
     from prior.export import export as write
     from prior.models import load
 

@@ -20,11 +20,13 @@ UNKNOWN = "not known"
 def info(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="shipped or published name, run or folder; unset: all published ones"),
+        typer.Argument(
+            metavar="[MODEL]", help="a shipped or published name, a run or a folder; unset: list all published ones"
+        ),
     ] = None,
     as_json: common.AsJson = False,
 ) -> None:
-    """Say what a prior is: its codes, tokenizer, licences, published figures and settings; downloads nothing."""
+    """Show what is known of a prior: codes, tokenizer, licences, published figures and settings. Downloads nothing."""
     from prior.conversion import catalogue
     from prior.model import WEIGHTS
     from prior.models import find_model, list_models
@@ -75,7 +77,9 @@ def _cell(published: Published, title: str) -> str:
         return f"weights: {_licence(published)}"
     if title == "tokenizer":
         return f"over {published.tokenizer or 'a tokenizer of its own'}"
-    return (getattr(published, title) or "? parameters").split(",")[0]
+    if title == "parameters" and published.parameters is None:
+        return "not stated" if published.trained else "code alone"
+    return getattr(published, title).split(",")[0]
 
 
 def _licence(published: Published) -> str:

@@ -14,38 +14,66 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+WHAT, HOW = "What is drawn", "How it is drawn"
+
+
 def inpaint(
     model: common.Model,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="the picture")],
-    mask: Annotated[Path, typer.Argument(metavar="MASK", help="a picture of its size, white where it is drawn anew")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="the picture to fill in")],
+    mask: Annotated[
+        Path, typer.Argument(metavar="MASK", help="a picture of the same size, white where new pixels are wanted")
+    ],
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[FIELD=VALUE]...", help="fields of the sampler, such as steps=16")
+        list[str] | None,
+        typer.Argument(
+            metavar="[FIELD=VALUE]... [--NAME VALUE]...",
+            help="fields of the sampler, such as steps=16 (`tvq-prior fields sampler` shows them); and what else the "
+            "prior is told, by its name, such as --style noto",
+        ),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="X.png: what was given and what was drawn; or a folder for both, apart")
+        Path, typer.Option(help="X.png for one sheet of what was given and drawn, or a folder for separate pictures")
     ] = ...,  # type: ignore[assignment]
-    count: Annotated[int, typer.Option(min=1, help="how many times it is drawn")] = 4,
+    count: Annotated[int, typer.Option(min=1, help="how many ways to fill it in", rich_help_panel=WHAT)] = 4,
     classes: Annotated[
-        str | None, typer.Option("--class", help="what it shows, for a prior that is told a class; unset: not said")
+        str | None,
+        typer.Option(
+            "--class", help="class of the picture, for a prior that takes classes; unset: none", rich_help_panel=WHAT
+        ),
     ] = None,
     text: Annotated[
-        str | None, typer.Option(help="what it shows, for a prior that is told a text; others by their names")
+        str | None,
+        typer.Option(help="what the picture shows, for a prior that takes a text", rich_help_panel=WHAT),
     ] = None,
     ring: Annotated[
-        int | None, typer.Option(min=0, help="codes around the masked ones that are drawn too; unset: as many as leak")
+        int | None,
+        typer.Option(
+            min=0,
+            help="how many codes around the masked ones are drawn too; unset: as many as see masked pixels",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     keep_pixels: Annotated[
-        bool, typer.Option("--keep-pixels", help="leave the picture's own pixels outside the mask")
+        bool,
+        typer.Option("--keep-pixels", help="keep the picture's own pixels outside the mask", rich_help_panel=WHAT),
     ] = False,
-    temperature: Annotated[float, typer.Option(help="divides the logits; 0 takes the likeliest code")] = 1.0,
-    guidance: Annotated[float, typer.Option(help="classifier-free guidance towards the class; 1 = off")] = 1.0,
-    seed: Annotated[int, typer.Option(help="same seed, same images")] = 0,
+    temperature: Annotated[
+        float, typer.Option(help="below 1: safer, above 1: wilder; 0: always the likeliest code", rich_help_panel=HOW)
+    ] = 1.0,
+    guidance: Annotated[
+        float,
+        typer.Option(
+            help="follow the class or text more closely (classifier-free guidance); 1 = off", rich_help_panel=HOW
+        ),
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="the same seed gives the same images", rich_help_panel=HOW)] = 0,
     tokenizer: Annotated[
-        str | None, typer.Option(metavar="RUN|MODEL", help="where the tokenizer is now; must be the prior's own")
+        str | None,
+        typer.Option(metavar="RUN|MODEL", help="the tokenizer, if it has moved; only the one of the prior itself fits"),
     ] = None,
     device: common.Device = "auto",
 ) -> None:
-    """Draw the masked pixels of a picture anew, from the codes of the others."""
+    """Fill in the masked part of a picture."""
     import torch
 
     from prior import inpainting
@@ -54,26 +82,31 @@ def inpaint(
     from prior.model import Prior
     from prior.sampling import Sampler
 
-    opened = open_priors([model], tokenizer, device)
+    # The three arguments among them: an option of the prior's own may stand before these.
+    words, asked = told.split([model, str(image), str(mask), *(settings or ())])
+    fields = [word for word in words if "=" in word]
+    named = [word for word in words if "=" not in word]
+    if len(named) != 3:
+        raise ValueError(f"give a prior, a picture and a mask, got {' '.join(named) or 'none of them'}")
+    opened = open_priors(named[:1], tokenizer, device)
+    image, mask = Path(named[1]), Path(named[2])
     prior = opened.prior
     assert isinstance(prior, Prior)
-    fields, asked = told.split(settings or ())
-    asked |= {name: [given] for name, given in {"text": text, "class": classes}.items() if given}
+    asked |= {name: [given] for name, given in {"text": text, "class": classes}.items() if given is not None}
     condition = told.rows(prior.condition, asked, count, OPTIONS) if asked else None
     plain = Sampler(temperature=temperature, guidance=guidance, seed=seed)
     sampler = opened.sampler(plain, fields)
-    picture, masked = _read(image, mask, opened.tokenizer.config.size, opened.tokenizer.config.channels)
+    config = opened.tokenizer.config
+    picture, masked = inpainting.read_masked(image, mask, config.size, config.channels)
     common.show_notes("prior.networks.autoregressive")
     if not prior.network.masked:
-        common.note(
-            "this prior draws codes in order, each given those before it alone; a masked one would use them all"
-        )
+        common.note(f"this prior draws {prior.network.sees}; a masked one would use them all")
     found = inpainting.inpaint(
         prior, opened.tokenizer, picture, masked, count, condition, sampler, ring=ring, keep_pixels=keep_pixels
     )
     drawn = f"{int(found.drawn.sum())} of {len(found.drawn)} codes drawn anew"
     _write(out, picture, torch.where(masked, torch.zeros(()), picture), found.images)
-    print(f"{drawn}, {count} times: {out}")
+    print(f"{drawn}, {'once' if count == 1 else f'{count} times'}: {out}")
 
 
 OPTIONS = tuple(name.replace("_", "-") for name in inspect.signature(inpaint).parameters)
@@ -93,18 +126,3 @@ def _write(out: Path, picture: Tensor, given: Tensor, drawn: Tensor) -> None:
     for index, one in enumerate(drawn):
         common.write_png(out / f"{index:05d}.png", one)
     common.write_png(out / "given.png", given[0])
-
-
-def _read(image: Path, mask: Path, size: tuple[int, int], channels: int) -> tuple[Tensor, Tensor]:
-    """The picture `(1, C, H, W)` and its mask bool `(H, W)`, in the tokenizer's size.
-
-    Raises `ValueError` where they are not of one size: cut and resized alike they have to stay beside each other.
-    """
-    from tokenizers_vq import images
-
-    apart = [images.read(path, channels=1).shape[-2:] for path in (image, mask)]
-    if apart[0] != apart[1]:
-        sizes = ["x".join(map(str, (shape[1], shape[0]))) for shape in apart]
-        raise ValueError(f"{mask} is {sizes[1]} pixels, {image} {sizes[0]}: a mask has the size of its picture")
-    # A pixel that holds any white counts, once it is resized.
-    return images.read(image, channels=channels, size=size), images.read(mask, channels=1, size=size)[0, 0] > -0.5

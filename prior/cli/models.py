@@ -6,7 +6,7 @@ from tokenizers_vq.cli import common
 
 
 def models(as_json: common.AsJson = False) -> None:
-    """List the names that `train` takes (it also takes a YAML file), and trained priors, shipped and published."""
+    """List all names of priors: recipes and presets to train, shipped and published ones (trained)."""
     from prior.conversion import catalogue
     from prior.model import WEIGHTS
     from prior.models import PRESETS, list_models

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from prior.sampling import Sampler
 
 
+WHAT, HOW, CHOICE = "What is drawn", "How it is drawn", "The best of several"
+
+
 def sample(
     model: common.Model,
     settings: Annotated[
@@ -26,44 +29,83 @@ def sample(
         typer.Argument(
             metavar="[MODEL]... [FIELD=VALUE]... [--NAME VALUE]...",
             help="further priors, of finer grids, which are told the codes of those before them; more fields of the "
-            "sampler, such as guidance_schedule=cosine; and what else the prior is told, by its name, such as --style "
-            "noto",
+            "sampler, such as guidance_schedule=cosine (`tvq-prior fields sampler` shows them); and what else the "
+            "prior is told, by its name, such as --style noto",
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="folder for PNG files, grid.png, samples.json; or X.png: the grid alone")
+        Path, typer.Option(help="folder for PNG files, grid.png and samples.json; or X.png for the grid alone")
     ] = ...,  # type: ignore[assignment]
-    grid: Annotated[str, typer.Option(metavar="ROWSxCOLUMNS", help="how many, and how grid.png shows them")] = "4x8",
-    count: Annotated[int | None, typer.Option(min=1, help="how many images, instead of --grid")] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROWSxCOLUMNS",
+            help="rows x columns of the grid, and so how many images; unset: 4x8",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="how many images, in place of --grid", rich_help_panel=WHAT)
+    ] = None,
     classes: Annotated[
         list[str] | None,
         typer.Option(
-            "--classes", "--class", help="classes by number or name, such as 0,3,cat; in turn, row by row; unset: all"
+            "--classes",
+            "--class",
+            help="classes by number or name, such as 0,3,cat, one after the other in the grid; unset: all",
+            rich_help_panel=WHAT,
         ),
     ] = None,
     text: Annotated[
-        list[str] | None, typer.Option(help="a prompt, for a prior that is told a text; may be given several times")
+        list[str] | None,
+        typer.Option(
+            help="what to draw, for a prior that takes a text; may be given several times", rich_help_panel=WHAT
+        ),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="divides the logits; 0 takes the likeliest code")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(help="keep the k likeliest codes")] = None,
-    top_p: Annotated[float | None, typer.Option(help="keep the likeliest codes that together reach p")] = None,
+    temperature: Annotated[
+        float, typer.Option(help="below 1: safer, above 1: wilder; 0: always the likeliest code", rich_help_panel=HOW)
+    ] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="draw only from the k likeliest codes", rich_help_panel=HOW)] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="draw only from the likeliest codes whose probabilities add up to p", rich_help_panel=HOW),
+    ] = None,
     min_p: Annotated[
-        float | None, typer.Option(help="keep codes at least this many times as likely as the best")
+        float | None,
+        typer.Option(
+            help="draw only codes that are at least this many times as likely as the likeliest", rich_help_panel=HOW
+        ),
     ] = None,
-    guidance: Annotated[float, typer.Option(help="classifier-free guidance towards the class; 1 = off")] = 1.0,
-    seed: Annotated[int, typer.Option(help="same seed, same images")] = 0,
-    best_of: Annotated[int, typer.Option(min=1, help="candidates of each image, the best of which is kept")] = 1,
+    guidance: Annotated[
+        float,
+        typer.Option(
+            help="follow the class or text more closely (classifier-free guidance); 1 = off", rich_help_panel=HOW
+        ),
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="the same seed gives the same images", rich_help_panel=HOW)] = 0,
+    best_of: Annotated[
+        int,
+        typer.Option(min=1, help="draw this many candidates for each image and keep the best", rich_help_panel=CHOICE),
+    ] = 1,
     judge: Annotated[
         str | None,
-        typer.Option(help="who says which is best: classifier:NAME of timm, clip:FOLDER, discriminator[:RUN]"),
+        typer.Option(
+            help="what chooses the best: classifier:NAME (timm), clip:FOLDER, discriminator or discriminator:RUN",
+            rich_help_panel=CHOICE,
+        ),
     ] = None,
     judge_classes: Annotated[
-        str | None, typer.Option(help="the classifier's number of each of the prior's classes, such as 1,11,340")
+        str | None,
+        typer.Option(
+            help="the classifier's numbers for the prior's classes, in their order, such as 1,11,340",
+            rich_help_panel=CHOICE,
+        ),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(metavar="RUN|MODEL", help="where the tokenizer is now; must be the prior's own")
+        str | None,
+        typer.Option(metavar="RUN|MODEL", help="the tokenizer, if it has moved; only the one of the prior itself fits"),
     ] = None,
-    codes: Annotated[bool, typer.Option("--codes", help="keep the codes in samples.json")] = False,
+    codes: Annotated[bool, typer.Option("--codes", help="write the codes into samples.json, too")] = False,
     batch_size: common.BatchSize = 32,
     device: common.Device = "auto",
 ) -> None:
@@ -71,17 +113,19 @@ def sample(
     from prior.cli import told
     from prior.sampling import Sampler
 
-    columns = 8 if count else _columns(grid)
+    total, columns = _size(grid, count)
     alone = out.suffix.lower() == ".png"
     if alone and codes:
         raise ValueError(f"--codes: {out} is a picture, which keeps none: give --out FOLDER")
-    total = count or columns * int(re.split("[xX]", grid)[0])
     plain = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, guidance=guidance, seed=seed)
-    fields, asked = told.split(settings or ())
-    models = [model, *(field for field in fields if "=" not in field)]
+    # The model among them: an option of the prior's own may stand before it.
+    fields, asked = told.split([model, *(settings or ())])
+    models = [field for field in fields if "=" not in field]
     fields = [field for field in fields if "=" in field]
+    if not models:
+        raise ValueError(f"give the prior to draw with, before or behind {model}")
     opened = open_priors(models, tokenizer, device)
-    asked |= {name: given for name, given in {"text": text, "class": classes}.items() if given}
+    asked |= {name: list(given) for name, given in {"text": text, "class": classes}.items() if given}
     opened = opened._replace(told=told.rows(opened.condition, asked, total, OPTIONS))
     sampler = opened.sampler(plain, fields)
     common.show_notes("prior.networks.autoregressive")
@@ -89,11 +133,12 @@ def sample(
     drawn = _draw(opened, sampler, total, batch_size, chosen)
     together = out if alone else out / "grid.png"
     _write_grid(together, drawn, min(columns, total))
+    images = f"{total} image{'s' if total > 1 else ''}"
     if alone:
-        print(f"{total} images: {out}")
+        print(f"{images}: {out}")
         return
     _write_folder(out, drawn, codes, {"sampler": sampler.to_dict(), "batch_size": batch_size})
-    print(f"{total} images: {out}, together: {together}")
+    print(f"{images}: {out}, together: {together}")
 
 
 OPTIONS = tuple(name.replace("_", "-") for name in inspect.signature(sample).parameters)
@@ -125,7 +170,7 @@ def _choice(opened: Opened, of: int, judge: str | None, classes: str | None) -> 
     try:
         numbers = None if classes is None else [int(one) for one in classes.split(",")]
     except ValueError:
-        raise ValueError(f"--judge-classes: '{classes}' is no list of numbers, such as 1,11,340") from None
+        raise ValueError(f"--judge-classes: '{classes}' is not a list of numbers, such as 1,11,340") from None
     return _Choice(open_judge(judge, opened.prior, opened.settings["tokenizer"], numbers), of)
 
 
@@ -184,8 +229,13 @@ def _write_folder(out: Path, drawn: _Drawn, codes: bool, settings: dict[str, Any
     write_atomically(out / "samples.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
 
-def _columns(grid: str) -> int:
+def _size(grid: str | None, count: int | None) -> tuple[int, int]:
+    """How many images, in how many columns. Raises `ValueError` for a grid that is none, and for both."""
+    if grid is None:
+        return count or 32, 8
+    if count is not None:
+        raise ValueError(f"--count {count} and --grid {grid} both say how many images: give one of them")
     found = re.fullmatch(r"([1-9]\d*)[xX]([1-9]\d*)", grid)
     if found is None:
         raise ValueError(f"--grid: '{grid}' is not of the form ROWSxCOLUMNS, for example 4x8")
-    return int(found[2])
+    return int(found[1]) * int(found[2]), int(found[2])

@@ -19,13 +19,15 @@ def score(
         str | None,
         typer.Argument(
             metavar="[CODES|IMAGES]",
-            help="folder of codes, or of images; unset, or the run's own: the codes that it held out",
+            help="folder of codes, or of images; unset: the codes that the run held out",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
     as_json: common.AsJson = False,
-    bits: Annotated[bool, typer.Option("--bits", help="also by bit, of codes that are bits (lfq, bsq)")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="of images, use this many, evenly spread")] = None,
+    bits: Annotated[bool, typer.Option("--bits", help="also bit by bit, for codes that are bits (lfq, bsq)")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="use only this many images, evenly spread (of images, not of codes)")
+    ] = None,
     batch_size: common.BatchSize = 32,
     device: common.Device = "auto",
 ) -> None:

@@ -14,33 +14,31 @@ if TYPE_CHECKING:
     from prior.conditions import Condition
 
 
-def split(given: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Arguments that no option of the command claimed -> `FIELD=VALUE`s, and the values of each `--name`.
+Options = dict[str, list[str | None]]
+"""values of each `--name`; None where nothing stands behind it"""
 
-    Raises `ValueError` for an option without a value.
-    """
+
+def split(given: Sequence[str]) -> tuple[list[str], Options]:
+    """Arguments that no option of the command claimed -> `FIELD=VALUE`s, and the values of each `--name`."""
     fields: list[str] = []
-    options: dict[str, list[str]] = {}
+    options: Options = {}
     rest = iter(given)
     for one in rest:
         if not one.startswith("-"):
             fields.append(one)
             continue
         name, equals, value = one.lstrip("-").partition("=")
-        found = value if equals else next(rest, None)
-        if found is None:
-            raise ValueError(f"{one}: give a value behind it")
-        options.setdefault(name, []).append(found)
+        options.setdefault(name, []).append(value if equals else next(rest, None))
     return fields, options
 
 
 def rows(
-    condition: Condition | Chain, options: Mapping[str, Sequence[str]], total: int, known: Sequence[str] = ()
+    condition: Condition | Chain, options: Mapping[str, Sequence[str | None]], total: int, known: Sequence[str] = ()
 ) -> Any:
     """What each of `total` samples is told: what the options say in all combinations, in turn; None for nothing at all.
 
     Of a class that no option names, all in turn. `known`: the command's other options, for a misspelt one. Raises
-    `ValueError` for an option of what the prior is not told, and for values that it cannot be.
+    `ValueError` for an option of what the prior is not told, for one without a value, and for values that it cannot be.
     """
     from prior.decoding import spread
 
@@ -48,10 +46,12 @@ def rows(
     for name in options:
         if name not in parts:
             raise ValueError(_unknown(name, condition, [*parts, *known]))
+        if None in options[name]:
+            raise ValueError(f"--{name}: give a value behind it")
     values = []
     for name, part in parts.items():
         try:
-            asked = [one for text in options.get(name, ()) for one in part.read(text)]
+            asked = [one for text in options.get(name, ()) if text is not None for one in part.read(text)]
             values.append(asked or part.every())
         except ValueError as error:
             raise ValueError(f"--{name}: {error}") from None
@@ -72,9 +72,9 @@ def option(name: str) -> str:
 
 
 def _unknown(name: str, condition: Condition | Chain, known: Sequence[str]) -> str:
-    if name not in ("text", "class", "image"):
-        hint = nearest(name, known).replace("mean '", "mean '--")
-        if "did you mean" in hint:
-            return f"--{name}: no such option{hint}"
     parts = [f"--{option(part)}" for part in condition.parts]
-    return f"--{name}: this prior is told no {name}; it is told {' and '.join(parts) or 'nothing'}: leave --{name} out"
+    told = f"this prior is told no {name}; it is told {' and '.join(parts) or 'nothing'}: leave --{name} out"
+    if name in ("text", "class", "image"):
+        return f"--{name}: {told}"
+    hint = nearest(name, known).replace("mean '", "mean '--")
+    return f"--{name}: no such option{hint if 'did you mean' in hint else f', and {told}'}"

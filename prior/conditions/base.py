@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from tokenizers_vq.config import nearest
@@ -22,7 +23,7 @@ class Context(NamedTuple):
     mask: Tensor | None = None
     """bool `(B, P)`, False where a vector is padding, which never stands last; None: all count"""
     null: Context | None = None
-    """what stands for no condition, of the same shape; None where guidance cannot be had"""
+    """what stands for no condition, of the same shape; None where guidance is not possible"""
     plane: tuple[int, int, int] | None = None
     """of vectors that stand on a grid, in raster order: the number of the first, rows and columns"""
 
@@ -109,6 +110,13 @@ class Condition(nn.Module):
     def adopt(self, tokenizer: Tokenizer) -> None:
         """A tokenizer that is at hand, for what is told by codes of the same one."""
 
+    def received(self, value: Any, picture: Callable[[str], Image]) -> Any:
+        """What a stranger sends as plain data -> a value for `resolve`, in which no text is taken for a file.
+
+        `picture` makes one of the text that stands for it. As it is, unless overridden: who reads files must.
+        """
+        return value
+
     def read(self, text: str) -> list[Any]:
         """What an option of the command says -> values that are told in turn. Raises `ValueError`."""
         return [text]
@@ -146,7 +154,7 @@ class Condition(nn.Module):
         return f"; it is told {' and '.join(parts)}" if parts else "; it is told nothing"
 
     def check_guidance(self, guidance: float, value: Any) -> None:
-        """Raises `ValueError` where guidance other than 1 is asked for and cannot be had with this `value`."""
+        """Raises `ValueError` where guidance other than 1 is asked for but not possible with this `value`."""
         if guidance == 1:
             return
         if not self.noun:
@@ -156,8 +164,12 @@ class Condition(nn.Module):
                 f"guidance {guidance:g} compares with what is likely without {self.noun}, which this prior never "
                 "learnt (its condition's dropout is 0): leave guidance out"
             )
-        if value is None:
+        if self.absent(value):
             raise ValueError(f"guidance {guidance:g} needs {self.noun}: give one, or leave guidance out")
+
+    def absent(self, value: Any) -> bool:
+        """Whether a value that a person gives stands for no condition in all rows."""
+        return value is None
 
     def remark(self, value: Any) -> None:
         """The log says what is not read of a `value` that a person asks samples of: nothing, unless overridden."""

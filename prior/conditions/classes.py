@@ -15,6 +15,9 @@ from prior.conditions.base import Condition, Context
 from tokenizers_vq.config import Config, ConfigError, nearest
 from tokenizers_vq.data.shards import CodeShards
 
+_LISTED = 100
+"""more classes than these are not all listed in a model card"""
+
 
 class ClassConfig(Config):
     """A class label, dropped now and then so that classifier-free guidance has its other half (arXiv 2207.12598)."""
@@ -43,19 +46,19 @@ class ClassConfig(Config):
 
     def fit(self, shards: Mapping[str, CodeShards]) -> ClassConfig:
         """With the number of classes of the first folder. Raises `ValueError` where images have none, or one beyond."""
-        labels = {folder: codes.classes(self.name).labels for folder, codes in shards.items()}
-        for folder, numbers in labels.items():
-            if bare := int((numbers < 0).sum()):
+        labels = {folder: codes.labels_info(self.name) for folder, codes in shards.items()}
+        for folder, known in labels.items():
+            if known.bare:
                 name = self.name or "class"
-                raise ValueError(f"model.condition={name}: {bare} images of {folder} have no {name}; use none")
+                raise ValueError(f"model.condition={name}: {known.bare} images of {folder} have no {name}; use none")
         own, first = next(iter(shards.items()))
-        names = first.classes(self.name).names
-        found = max(int(labels[own].max()) + 1, len(names or ()))
+        names = first.class_names(self.name)
+        found = max(labels[own].highest + 1, len(names or ()))
         classes = self.num_classes or found
-        for folder, numbers in labels.items():
-            if (beyond := int(numbers.max())) >= classes:
-                known = f"{own} has" if self.num_classes is None else "model.condition.num_classes says"
-                raise ValueError(f"{folder} has class {beyond}, {known} 0 to {classes - 1}")
+        for folder, known in labels.items():
+            if (beyond := known.highest) >= classes:
+                whose = f"{own} has" if self.num_classes is None else "model.condition.num_classes says"
+                raise ValueError(f"{folder} has class {beyond}, {whose} 0 to {classes - 1}")
         return self.replace(num_classes=classes, label_names=names if len(names or ()) == classes else None)
 
 
@@ -163,7 +166,11 @@ class ClassCondition(Condition):
     def card(self) -> tuple[str, str]:
         """The classes and the first of them."""
         names = self.label_names
-        listed = f": {', '.join(f'{i} {known}' for i, known in enumerate(names))}." if names else "."
+        numbered = [f"{number} {name}" for number, name in enumerate(names)]
+        if len(names) > _LISTED:
+            listed = f": {', '.join(numbered[:10])}, and so on to {numbered[-1]}; `config.json` has all."
+        else:
+            listed = f": {', '.join(numbered)}." if names else "."
         return f"It is told the {self.name}, one of {self.num_classes}{listed}", f'"{names[0]}"' if names else "0"
 
     def take(self, batch: Mapping[str, Any], draw: bool = False) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -240,6 +240,12 @@ class ImageCondition(Condition):
         if self._reader.pairs is None:
             raise ValueError("this prior is told a picture, but these codes have none: give condition.codes=FOLDER")
         return self._reader.pairs.find(batch["keys"], batch["views"])
+
+    def received(self, value: Any, picture: Callable[[str], Image]) -> Any:
+        """Every text becomes the picture that it stands for."""
+        if isinstance(value, (list, tuple)):
+            return [picture(one) if isinstance(one, str) else one for one in value]
+        return picture(value) if isinstance(value, str) else value
 
     def read(self, text: str) -> list[Any]:
         """A file. Raises `ValueError` where it is not there."""

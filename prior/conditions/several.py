@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
+from PIL.Image import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -181,10 +182,23 @@ class SeveralCondition(Condition):
         for part in self.each:
             part.adopt(tokenizer)
 
+    def absent(self, value: Any) -> bool:
+        """Whether every condition is left out."""
+        return value is None or all(part.absent(value[name]) for name, part in self.parts.items())
+
     def remark(self, value: Any) -> None:
         """Each."""
         for name, part in self.parts.items():
             part.remark(None if value is None else value[name])
+
+    def received(self, value: Any, picture: Callable[[str], Image]) -> Any:
+        """Each value by its name; names of what is not told stay, for `own` to refuse."""
+        if isinstance(value, (list, tuple)):
+            return [self.received(one, picture) if isinstance(one, Mapping) else one for one in value]
+        if not isinstance(value, Mapping):
+            return value
+        parts = self.parts
+        return {name: parts[name].received(one, picture) if name in parts else one for name, one in value.items()}
 
     def take(self, batch: Mapping[str, Any], draw: bool = False) -> Any:
         """The value of each."""

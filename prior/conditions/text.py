@@ -84,8 +84,12 @@ class TextCondition(Condition):
             row[self.length - len(kept) :] = torch.tensor(kept)
         return (found.to(self.positions.device),)
 
+    def absent(self, value: Any) -> bool:
+        """Whether no prompt says anything."""
+        return captions.absent(value)
+
     def remark(self, value: Any) -> None:
-        """How many prompts are cut."""
+        """How many prompts are cut, and how many are empty."""
         captions.remark(value, partial(_cut, self.length), f"{self.length - 1} bytes")
 
     def nothing(self, n: int) -> tuple[Tensor, ...]:

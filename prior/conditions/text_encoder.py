@@ -176,8 +176,12 @@ class TextEncoderCondition(Condition):
         vectors, mask = told
         return Context(self.project(vectors.to(self.null.dtype)), mask)
 
+    def absent(self, value: Any) -> bool:
+        """Whether no prompt says anything."""
+        return captions.absent(value)
+
     def remark(self, value: Any) -> None:
-        """How many prompts are cut."""
+        """How many prompts are cut, and how many are empty."""
         config = self.reader.config
         captions.remark(value, config.cut, f"{self.length} tokens")
 

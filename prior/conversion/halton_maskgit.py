@@ -88,7 +88,7 @@ def _network(given: Given, tensors: Mapping[str, Tensor], dim: int, registers: i
         )
     head, table = wanted(tensors, "network.head.weight", path), tensors["network.tokens.weight"]
     if "network.head.bias" not in tensors or head.shape != table.shape:
-        raise ValueError(f"{path}: its head is {tuple(head.shape)}, where {tuple(table.shape)} and a bias are wanted")
+        raise ValueError(f"{path}: its head is {tuple(head.shape)}, expected {tuple(table.shape)} and a bias")
     return MaskGitConfig(
         layers=depth(tensors, r"network\.blocks\."),
         dim=dim,

@@ -72,7 +72,7 @@ def _condition(given: Given, ours: Renamed) -> ConditionConfig:
     dropout = number(given.config, "class_dropout_prob", 0.1)
     if (null := ours.get("condition.null")) is not None:
         if null.ndim != 2:
-            raise ValueError(f"cls_embedding.uncond_embedding is {tuple(null.shape)}, where a vector a token is wanted")
+            raise ValueError(f"cls_embedding.uncond_embedding is {tuple(null.shape)}, expected a vector a token")
         length, width = null.shape
         agree(given.config, {"cls_token_num": length, "caption_dim": width, "model_type": "t2i"}, given.path)
         return TextEncoderConfig(encoder=ENCODER, length=length, width=width, dropout=dropout, null_padding=True)

@@ -70,7 +70,7 @@ def _snail(given: Given) -> Converted:
     path, config = given.path, given.config
     background = wanted(given.tensors, "background", path)
     if background.ndim != 4:
-        raise ValueError(f"{path}: background is {tuple(background.shape)}, where (1, 2, rows, columns) is wanted")
+        raise ValueError(f"{path}: background is {tuple(background.shape)}, expected (1, 2, rows, columns)")
     height, width = background.shape[2:]
     tensors = rename(skip(given.tensors, r"background$", "it is computed"), _SNAIL_RULES)
     after = depth(tensors, r"out\.")  # residual branches, an ELU, the last layer
@@ -147,7 +147,7 @@ def _gated(given: Given) -> Converted:
     layers = depth(ours, r"network\.layers\.")
     tables = [wanted(ours, f"network.layers.{layer}.class_cond_embedding.weight", path) for layer in range(layers)]
     if not tables:
-        raise ValueError(f"{path} has no layers: it is no GatedPixelCNN")
+        raise ValueError(f"{path} has no layers: it is not a GatedPixelCNN")
     codes, dim = wanted(ours, "network.tokens.weight", path).shape
     classes = len(tables[0])
     agree(config, {"input_dim": codes, "dim": dim, "n_layers": layers, "n_classes": classes}, path)

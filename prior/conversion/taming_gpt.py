@@ -125,7 +125,7 @@ def _opened(tensors: Mapping[str, Tensor], prefix: int) -> bool:
             continue
         square = mask.flatten(0, -2)
         if square.shape[0] != square.shape[-1]:
-            raise ValueError(f"{key} is {tuple(mask.shape)}, where a square is wanted")
+            raise ValueError(f"{key} is {tuple(mask.shape)}, expected a square")
         opened = bool(square[0].sum() > 1)
         wanted_mask = torch.ones_like(square).tril()
         if opened:

@@ -45,6 +45,7 @@ class Autoregressive(Exact):
     A network writes `forward` (all places at once, for training) and `start` (place by place, for drawing); they agree.
     """
 
+    sees = "codes in order, each given those before it alone"
     Sampler: ClassVar[type[AutoregressiveSampler]] = AutoregressiveSampler
 
     @abstractmethod

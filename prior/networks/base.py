@@ -64,6 +64,8 @@ class Network(nn.Module):
     """whether `log_likelihood` is exact; otherwise it is a lower bound"""
     masked: ClassVar[bool] = False
     """whether `logits` takes -1 for a code that it is not shown"""
+    sees: ClassVar[str]
+    """in words, what a code is drawn from, where that is not all codes that are known"""
     Sampler: ClassVar[type[sampling.Sampler]] = sampling.Sampler
     """its settings of drawing"""
     of_codes: ClassVar[tuple[str, ...]] = ()

@@ -30,7 +30,7 @@ class EntryFields(Config):
     """ways in for the condition: prefix: its vectors stand before the codes; cross: blocks look at them; adaln: their
     mean sets shift, scale and gate of every branch"""
     cross_every: Annotated[int, Field(ge=1)] = 1
-    """of the blocks, every so many-th looks at the condition, where it comes in by cross"""
+    """every n-th block looks at the condition, where `entry` has cross"""
 
     def crosses(self, layer: int) -> bool:
         """Whether block number `layer` looks at the condition's vectors."""

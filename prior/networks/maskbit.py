@@ -44,8 +44,8 @@ class MaskBit(Trunk):
         bits = None if book is None else book.sign_bits
         if bits is None or set(sequence.layout.sizes) != {2**bits}:
             raise ValueError(
-                "a maskbit network reads the bits of codes, and those of this tokenizer are no bits, as many in each "
-                "code: take a tokenizer with an lfq or bsq quantizer, or a maskgit network"
+                "a maskbit network reads the bits of codes, but this tokenizer's codes do not consist of bits: take "
+                "a tokenizer with an lfq or bsq quantizer, or a maskgit network"
             )
         if bits % config.groups:
             raise ValueError(f"model.network.groups: {config.groups} groups do not divide the {bits} bits of a code")

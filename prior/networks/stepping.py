@@ -195,7 +195,8 @@ def _fast_norm(norm: nn.Module) -> Product:
         floor = floor.to(norm.weight.device)
 
     def apply(x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         return (x * scaled).div_(length.hypot_(floor)).to(x.dtype)
 
     return apply

@@ -143,6 +143,7 @@ class Var(Exact):
     exact. A context of several vectors is pooled: their mean, without padding, is the condition.
     """
 
+    sees = "scale by scale, each code given those of coarser scales alone"
     Sampler: ClassVar[type[VarSampler]] = VarSampler
     of_codes = ("enter", "head")
     of_places = ("positions",)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -48,7 +49,7 @@ def plan(table: dict, **changes) -> Plan:
 
 def test_shipped_tables_are_valid_and_their_rows_equal_where_they_can_be() -> None:
     tables = sorted((ROOT / "examples" / "ablations").glob("*.yaml"))
-    assert len(tables) == 12
+    assert len(tables) == 14
     for path in tables:
         made = make_plan(load_table(path), path.parent)
         assert len(made.table.seeds) >= 2 and all(row.recipes[1].seed == 1 for row in made.rows)
@@ -214,7 +215,21 @@ def test_runs_go_on_where_they_were_and_the_table_says_what_is_missing(
         assert grid.width > 5 * 128 and grid.height > results.EXAMPLES * 128
     assert "left out LPIPS squeeze: no trunk" in (out / "table.md").read_text()
 
-    (out / "gan/seed-0" / results.EVALUATION).unlink()
+    judged = out / "gan/seed-0" / results.EVALUATION
+    kept = json.loads(judged.read_text())
+    for change, due in (
+        ({"class_columns": None}, ["nothing is due"]),
+        ({"limit": 5}, [f"gan, seed 0: {judged.parent}"]),
+    ):
+        asked = {name: value for name, value in {**kept["asked"]["data"], **change}.items() if value is not None}
+        judged.write_text(json.dumps({**kept, "asked": {**kept["asked"], "data": asked}}))
+        assert run.due_runs(plan(table), out, device="cpu", say=lambda text: None) == due, "older than a field, or not"
+    judged.write_text(json.dumps(kept))
+    older = yaml.safe_load((written := judged.parent / "recipe.yaml").read_text())
+    del older["data"]["class_columns"]
+    written.write_text(yaml.safe_dump(older))
+    assert run.due_runs(plan(table), out, device="cpu", say=lambda text: None) == ["nothing is due"]
+    judged.unlink()
     assert "- gan: n = 1 of 2 seeds so far (1)." in report.markdown(results.collect(plan(table), out))
 
 

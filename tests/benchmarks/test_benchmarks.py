@@ -19,7 +19,9 @@ SMALLEST = {
     "discriminators": ["--only", "dcgan", "--width", "32", "--size", "16", "--batch", "2", "--precision", "bf16"],
     "codes": ["--rows", "100"],
     "determinism": ["--models", "vqvae-tiny-64", "--backends", "eager", "--data", "skimage", "--count", "8"],
+    "endless": ["--rows", "100"],
     "families": ["--pair", "vit-vqgan-tiny-64", "vqgan-tiny-64"],
+    "files": ["--count", "10"],
     "folder": ["--count", "3", "--size", "64"],
     "memory": ["--alone", "step", "--step-size", "16"],
     "startup": ["--quick"],
@@ -28,9 +30,10 @@ SMALLEST = {
     "interpolation": ["--data", "skimage"],
     "measures": ["skimage", "--count", "6", "--image-size", "32"],
     "speculative": ["--layers", "1", "--dim", "64", "--tokens", "4", "--images", "1"],
+    "serve": ["--requests", "2", "--clients", "2", "--batch-size", "2", "--seconds", "0.1", "--malformed", "7"],
     "search": ["--memory", "ours", "64", "64", "8"],
 }
-ONCE = {"interpolation", "measures", "speculative"}
+ONCE = {"interpolation", "measures", "serve", "speculative"}
 """those that repeat nothing"""
 
 

@@ -29,7 +29,7 @@ def test_two_models_and_chosen_codecs(tvq_command, model, other, photos, tmp_pat
     [
         (("{model}", "{model}", "--size", "258"), "cannot take images of 258x258"),
         (("{model}", "--codecs", "jepg"), "--codecs: no codec 'jepg'; did you mean 'jpeg'?"),
-        (("{model}", "--jpeg", "5,x"), "--jpeg: 'x' is no quality"),
+        (("{model}", "--jpeg", "5,x"), "--jpeg: 'x' is not a quality"),
         (("{model}", "--jpeg", "0"), "JPEG has no quality 0"),
         (("{model}", "--codecs", "none", "--avif", "5"), "--avif: --codecs none leaves it out"),
         (("vqgan-tiny-64",), "is a preset without trained weights"),

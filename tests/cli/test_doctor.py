@@ -69,7 +69,7 @@ def test_what_is_no_run_is_one_line(tvq_command, tmp_path) -> None:
     assert "holds no recipe.yaml" in tvq_command("doctor", tmp_path).err
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("steps: 3\n")
-    assert "is no tokenizer's run" in tvq_command("doctor", tmp_path).err
+    assert "is not a run of a tokenizer" in tvq_command("doctor", tmp_path).err
     import yaml
 
     recipe.write_text(yaml.safe_dump(load_recipe("vqvae-tiny-64").to_dict()))

@@ -20,7 +20,7 @@ CPU = ("--device", "cpu", "--precision", "fp32")
     [
         (("evaluate", "vqgan-tiny-64", "--data", "{photos}"), "'vqgan-tiny-64' is a preset without trained weights"),
         (("evaluate", "{model}", "--data", "{photos}/none/there"), "no data at"),
-        (("evaluate", "{model}"), "is no run that would know its data: give --data PATH"),
+        (("evaluate", "{model}"), "is not a run, so its data are not known: give --data PATH"),
         (("evaluate", "{model}", "--data", "{photos}", "--split", "tset"), "no sub-folder for split 'tset'"),
         (("evaluate", "{model}", "--data", "{photos}", "--device", "gpu"), "no device 'gpu'"),
         (("evaluate", "{model}", "--data", "{photos}", "--precision", "fp8"), "no precision 'fp8'"),

@@ -68,6 +68,6 @@ def test_unknown_names_are_one_line(tvq_command, tmp_path) -> None:
     refused = tvq_command("info", "titok/l23")
     assert refused.status == 2 and "did you mean 'titok/l32'" in refused.err and refused.err.count("\n") == 1
     refused = tvq_command("info", tmp_path)
-    assert refused.status == 2 and "it is no saved tokenizer" in refused.err
+    assert refused.status == 2 and "it is not a saved tokenizer" in refused.err
     refused = tvq_command("encode", "taming/imagenet-f16-1024", tmp_path, "--out", tmp_path / "codes")
     assert refused.status == 2 and "are not on the Hub: fetch https://heibox" in refused.err

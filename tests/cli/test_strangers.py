@@ -32,7 +32,7 @@ TRAIN = ("train", "vqvae-tiny-64", "--out", "{tmp}/r", "data=skimage")
             (*TRAIN, "model.encoder.blocks=1000000000"),
             "model.encoder.blocks: input should be less than or equal",
         ),
-        (("train", "{tmp}/keys.yaml", "--out", "{tmp}/r"), "keys.yaml: line 2, column 3: the key '1' is no text"),
+        (("train", "{tmp}/keys.yaml", "--out", "{tmp}/r"), "keys.yaml: line 2, column 3: the key '1' is not text"),
         (("train", "{tmp}/alias.yaml", "--out", "{tmp}/r"), "alias.yaml: line 1, column 8: nested more than 64 levels"),
         (("convert", "taming", "{tmp}/named.pt", "--out", "{tmp}/c"), r"no proper name, 'a\x1b[31m'"),
         (("info", "{tmp}/m"), r"unknown kind '\x1b[31mred'"),

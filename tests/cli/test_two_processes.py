@@ -1,4 +1,4 @@
-"""README's command for several processes, as it stands there."""
+"""The command of the guide for several processes, as it stands there."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from tests.conftest import ROOT
 from tokenizers_vq.models import load
 
 
-def test_the_command_of_the_readme_trains_in_two_processes(tmp_path: Path) -> None:
-    (line,) = re.findall(r"^(torchrun .*--device cpu)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+def test_the_command_of_the_guide_trains_in_two_processes(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "guides" / "scale.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^(torchrun .*--device cpu)", guide, re.MULTILINE)
     words = shlex.split(line.replace("data=photos/", "data=skimage").replace("runs/a", str(tmp_path / "run")))
     assert words[:3] == ["torchrun", "--nproc_per_node", "2"]
     command = [sys.executable, "-m", "torch.distributed.run", *words[1:]]

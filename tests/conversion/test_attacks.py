@@ -82,7 +82,7 @@ def test_a_pickle_that_costs_more_than_its_bytes(name: str, tmp_path: Path) -> N
     program, said = PROGRAMS[name]
     path = tmp_path / "a.pkl"
     path.write_bytes(HEAD + program)
-    refused(lambda: pickles.read(path), rf"a\.pkl is truncated or no file of torch\.save .*{said}")
+    refused(lambda: pickles.read(path), rf"a\.pkl is truncated or not a file of torch\.save .*{said}")
 
 
 def test_a_pickle_of_more_steps_than_a_checkpoint_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +191,7 @@ def test_a_directory_that_lies_converts_nothing(tmp_path: Path) -> None:
     renamed = content[: content.rindex(b"data/1")] + b"data/0" + content[content.rindex(b"data/1") + 6 :]
     for damaged in (swapped, same, renamed):
         path.write_bytes(damaged)
-        refused(lambda: read_tensors(path), "truncated or no file of torch.save")
+        refused(lambda: read_tensors(path), "truncated or not a file of torch.save")
 
 
 @pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, None])
@@ -202,7 +202,7 @@ def test_a_flipped_bit_of_a_weight_is_found(how: int | None, tmp_path: Path) -> 
     damaged = bytearray(content)
     damaged[entry.header_offset + 200] ^= 4
     path.write_bytes(damaged)
-    refused(lambda: read_tensors(path), "truncated or no file of torch.save")
+    refused(lambda: read_tensors(path), "truncated or not a file of torch.save")
 
 
 def test_a_file_saved_without_checksums_is_read(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_sparse_tar(tmp_path: Path) -> None:
         entry.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.map": "6442450944,0"}
         entry.pax_headers |= {"GNU.sparse.size": "6442450944", "GNU.sparse.name": "storages"}
         tar.addfile(entry, io.BytesIO())
-    refused(lambda: pickles.read(path), "no plain file")
+    refused(lambda: pickles.read(path), "not a plain file")
 
 
 def test_old_files_give_no_memory_that_was_never_written(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_vqvae2_is_read_whatever_its_depth_and_prefix(blocks: int, tmp_path: Pat
             "encoder.blocks.group_2.block_1.id_path.w",
             r"missing encoder\.levels\.1\.0\.shor",
         ),
-        ("dalle", dalle_tensors, "decoder.blocks.input.w", "it is no discrete VAE of DALL-E"),
+        ("dalle", dalle_tensors, "decoder.blocks.input.w", "it is not a discrete VAE of DALL-E"),
         ("vqvae2", vqvae2_tensors, "upsample_t.bias", r"missing decoder\.join\.upsample\.0\.0\.bias"),
         ("vqvae2", vqvae2_tensors, "quantize_t.embed", r"no tensor for quantizer\.0\.weight"),
     ],

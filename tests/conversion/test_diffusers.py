@@ -106,7 +106,7 @@ def test_a_pipelines_folder_holds_one(tmp_path: Path) -> None:
     ({"up_block_types": ["UpDecoderBlock2D"]}, "up_block_types has 1 entries for 2 levels"),
     ({"norm_type": "spatial"}, "with spatial norms vq_embed_dim must be latent_channels"),
     ({"out_channels": 6}, "3 channels in, 6 out"),
-    ({"use_quant_conv": False}, "sets use_quant_conv, which no VQModel here has"),
+    ({"use_quant_conv": False}, "sets use_quant_conv, which this VQModel does not have"),
     ({"layers_per_block": 2}, "does not fit .* missing decoder.levels.0.blocks.2"),
 ])  # fmt: skip
 def test_what_cannot_be_converted_is_refused_in_one_line(change: dict[str, Any], message: str) -> None:

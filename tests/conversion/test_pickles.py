@@ -266,7 +266,7 @@ def test_a_truncated_file_is_one_clear_line(share: float, zip_format: bool, tmp_
     tensors = {f"weight{i}": torch.randn(100) for i in range(5)}
     torch.save({"state_dict": tensors}, path, _use_new_zipfile_serialization=zip_format)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match=r"last\.ckpt is truncated or no file of torch\.save") as error:
+    with pytest.raises(ValueError, match=r"last\.ckpt is truncated or not a file of torch\.save") as error:
         read_tensors(path, "state_dict")
     assert "\n" not in str(error.value)
 
@@ -276,8 +276,8 @@ def test_what_is_no_checkpoint_is_said(tmp_path: Path) -> None:
     for content, said in [
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
         (b"\n<!DOCTYPE html>", "web page"),
-        (b"\x00" * 1000, "truncated or no file"),
-        (b"hello world", "truncated or no file"),
+        (b"\x00" * 1000, "truncated or not a file"),
+        (b"hello world", "truncated or not a file"),
     ]:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=said):

@@ -178,7 +178,7 @@ def test_a_resolution_that_the_stride_does_not_divide_still_decodes(tmp_path: Pa
         ({"embed_dim": 6}, "embed_dim 6, its tensors 4"),
         ({"ddconfig": {"ch_mult": [1, 2, 2]}}, r"ch_mult \(1, 2, 2\), its tensors \(1, 2\)"),
         ({"ddconfig": {"z_channels": 4}}, "z_channels 4, its tensors 6"),
-        ({"ddconfig": [1]}, "ddconfig is no mapping"),
+        ({"ddconfig": [1]}, "ddconfig is not a mapping"),
         ({"ddconfig": {"resolution": "256"}}, "image_size: .* got '256'"),
     ],
 )
@@ -200,5 +200,5 @@ def test_what_the_networks_lack_or_codes_are_not_is_said(tmp_path: Path, caplog:
     assert "codes are those of the whole codebook" in caplog.text
     for name in ("encoder.conv_in.weight", "quant_conv.weight", "quantize.embedding.weight"):
         torch.save(tensors | {name: torch.zeros(())}, tmp_path / "vq.ckpt")
-        with pytest.raises(ValueError, match=r"is \(\), where a layer's weight or a codebook is wanted"):
+        with pytest.raises(ValueError, match=r"is \(\), expected a layer's weight or a codebook"):
             convert("taming", tmp_path / "vq.ckpt")

@@ -99,7 +99,7 @@ def test_errors_are_one_line_and_status_2(tmp_path: Path, capsys: pytest.Capture
     assert call("convert", "taming", tmp_path / "x.ckpt", "--config", tmp_path / "c", "--out", tmp_path / "out") == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
-    assert "truncated or no file of torch.save" in lines[0]
+    assert "truncated or not a file of torch.save" in lines[0]
     assert "did you mean 'taming'" in lines[1]
     assert "no config file" in lines[2]
     assert not (tmp_path / "out").exists()

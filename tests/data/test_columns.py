@@ -294,6 +294,45 @@ def test_captions_of_a_folder(tmp_path: Path, kind: str) -> None:
     assert not _open(tmp_path, caption_column="none").has_captions
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_further_classes_of_a_folder(tmp_path: Path, kind: str) -> None:
+    for name in ("train/a.png", "train/b.png", "train/c.png", "test/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(1))
+    rows = {"train/a.png": ("round", 3), "train/b.png": ("flat", 0), "test/d.png": ("art", 1)}
+    columns_ = {
+        "file_name": list(rows),
+        "text": [f"a picture of {name}" for name in rows],
+        "style": [style for style, _ in rows.values()],
+        "number": [number for _, number in rows.values()],
+    }
+    lines = [dict(zip(columns_, row, strict=True)) for row in zip(*columns_.values(), strict=True)]
+    if kind == "csv":
+        content = [",".join(columns_), *(",".join(map(str, line.values())) for line in lines)]
+        (tmp_path / "metadata.csv").write_text("\n".join(content))
+    elif kind == "jsonl":
+        (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    else:
+        _table(tmp_path / "metadata.parquet", **columns_)
+    source = _open(tmp_path, split="train", class_columns=("style", "number"))
+    assert source.class_names == {"style": ("art", "flat", "round"), "number": None}
+    items = source.items([0, 1, 2])
+    assert [item.classes for item in items] == [(2, 3), (1, 0), (-1, -1)]  # no row speaks of the last
+    assert [item.captions for item in items] == [("a picture of train/a.png",), ("a picture of train/b.png",), ()]
+    with pytest.raises(ValueError, match=f"metadata.{kind}: no column 'stile' of classes; did you mean 'style'"):
+        _open(tmp_path, split="train", class_columns=("stile",))
+
+
+def test_further_classes_that_are_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    with pytest.raises(ValueError, match=r"no column 'style' of classes: it holds no metadata.csv or .jsonl"):
+        _open(tmp_path, class_columns=("style",))
+    for value in ("", None, -1, 0.5, True):
+        (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "style": value}))
+        with pytest.raises(ValueError, match="row 1 of column 'style' holds no name and no number of a class"):
+            _open(tmp_path, class_columns=("style",))
+
+
 def test_metadata_that_fits_no_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     for content, words in (

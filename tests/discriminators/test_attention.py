@@ -85,5 +85,7 @@ def test_the_gate_begins_shut_and_the_resolution_is_a_block_of_the_image() -> No
     shapes = [(4, 32, 48), (8, 16, 24), (16, 8, 12), (32, 4, 6)]
     assert [tuple(f.shape[1:]) for f in judgement.features] == shapes
     assert judgement.logits[0].shape == (2, 1) and discriminator.feature_width == 32
-    with pytest.raises(ValueError, match=r"resolution: 32 is no side .* images of 32x48 have: set it to 16 or 8 or 4$"):
+    with pytest.raises(
+        ValueError, match=r"resolution: 32 is not the side .* images of 32x48 have: set it to 16 or 8 or 4$"
+    ):
         AttentionConfig().build(3, (32, 48))

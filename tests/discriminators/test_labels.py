@@ -8,7 +8,14 @@ import torch.nn.functional as F
 
 from tests.laws.adversaries import INNER, PLAIN, make_adversary, make_record
 from tokenizers_vq.batch import Batch
-from tokenizers_vq.discriminators import ClassHeadConfig, PairConfig, ProjectionConfig, StyleGAN2Config, UNetConfig
+from tokenizers_vq.discriminators import (
+    ClassHeadConfig,
+    PairConfig,
+    ProjectionConfig,
+    SeveralConfig,
+    StyleGAN2Config,
+    UNetConfig,
+)
 
 IMAGES = torch.zeros(3, 3, 32, 32)
 
@@ -43,6 +50,21 @@ def test_a_later_batch_without_labels_is_refused_too(config: type) -> None:
     record.batch = record.batch._replace(labels=torch.tensor([0, 1, 2, 3, -1, -1, 0, 0]))
     with pytest.raises(ValueError, match=r"2 of 8 images have none"):
         _ = record.fake
+
+
+@pytest.mark.parametrize("config", [ProjectionConfig, ClassHeadConfig])
+def test_a_later_batch_names_the_place_inside_wrappers_and_ensembles(config: type) -> None:
+    told = config(discriminator=PLAIN, num_classes=4)
+    discriminator = SeveralConfig(discriminators=[PLAIN, PairConfig(discriminator=told)]).build(3, (32, 32))
+    path = r"^adversary\.discriminator\.discriminators\.1\.discriminator"
+    for labels, problem in (
+        ([0, 1, 2, 3, -1, -1, 0, 0], ": .*2 of 8 images"),
+        ([0, 1, 2, 9, 0, 0, 0, 0], r"\.num_classes: "),
+    ):
+        record = make_record(discriminator)
+        record.batch = record.batch._replace(labels=torch.tensor(labels))
+        with pytest.raises(ValueError, match=path + problem):
+            _ = record.fake
 
 
 def test_projection_by_hand_on_logits_of_any_shape() -> None:

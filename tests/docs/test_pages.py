@@ -1,4 +1,4 @@
-"""Every code block of the guides runs, page by page, from an empty folder with a few pictures.
+"""Every code block of README and the guides runs, page by page, from an empty folder with a few pictures.
 
 The commands are the page's own; trainings get a tiny model and a few steps on top. A block that cannot run says why
 in a comment above it: `<!-- not run: REASON -->`; `<!-- may fail: REASON -->` runs and may end with status 1.
@@ -20,16 +20,27 @@ import tokenizers_vq as tvq
 from tests.conftest import ROOT
 
 DOCS = ROOT / "docs"
-PAGES = sorted([DOCS / "index.md", DOCS / "concepts.md", *(DOCS / "guides").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", DOCS / "index.md", DOCS / "concepts.md", *(DOCS / "guides").glob("*.md")])
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>not run|may fail): (?P<why>.+?) -->\n)?"
     r'^```(?P<kind>\w+)(?: title="(?P<title>.+?)")?\n(?P<body>.*?)^```$',
     re.M | re.S,
 )
 _NETWORK = "{kind: vqgan, width: 8, multipliers: [1, 2, 2], blocks: 1, attention: [], groups: 4, latent_width: 8}"
+_VIT = ["encoder.width=16", "encoder.layers=1", "decoder.width=24", "decoder.layers=1"]
+_SNAIL = [f"model.network.{field}" for field in ("layers=1", "residuals=1", "dim=16", "hidden=8", "heads=2")]
 _LOOP = ["steps=2", "batch_size=2", "log_every=1", "image_every=0", "precision=fp32"]
 TINY = {
     "tvq": ["model.image_size=32", f"model.encoder={_NETWORK}", f"model.decoder={_NETWORK}", *_LOOP, "data.workers=0"],
+    "vit-vqgan-tiny-64": [*(f"model.{field}" for field in _VIT), *_LOOP, "data.workers=0"],
+    "vqvae2-tiny-64": [
+        "model.image_size=32",
+        "model.encoder.width=16",
+        "model.decoder.width=16",
+        *_LOOP,
+        "data.workers=0",
+    ],
+    **{f"pixelsnail-{grid}-tiny": [*_SNAIL, *_LOOP] for grid in ("top", "bottom")},
     "tvq-prior": ["model.network.layers=1", "model.network.dim=16", "model.network.heads=2", *_LOOP],
 }
 
@@ -86,7 +97,7 @@ def call(words: list[str], may_fail: bool) -> None:
     tiny: list[str] = []
     if words[1] == "train":
         own = [word.partition("=")[0] for word in words[2:] if "=" in word]
-        tiny = [word for word in TINY[program] if not any(_decides(path, word) for path in own)]
+        tiny = [word for word in TINY.get(words[2], TINY[program]) if not any(_decides(path, word) for path in own)]
     with pytest.raises(SystemExit) as ended:
         verbs[program]([*words[1:], *tiny])
     assert ended.value.code in ((0, None, 1) if may_fail else (0, None)), " ".join(words)

@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.evaluation.toy import SequenceTokenizer, ToyTokenizer, batches
 from tokenizers_vq.codes import CodeLayout
-from tokenizers_vq.evaluation import CodeUsage, evaluate, write_report
-from tokenizers_vq.evaluation.curves import History, panels
+from tokenizers_vq.evaluation import CodeUsage, evaluate, figures, write_report
+from tokenizers_vq.evaluation.curves import History, draw_history, panels
 from tokenizers_vq.evaluation.exemplars import Exemplars, Sample
 from tokenizers_vq.evaluation.spectrum import RadialSpectrum
 from tokenizers_vq.evaluation.verdicts import picture_verdict, verdict
@@ -160,3 +160,29 @@ def test_the_run_that_trained_it_is_shown(tmp_path: Path) -> None:
         ("Losses", {"reconstruction": [(1, 1.0), (2, 0.5), (3, 1 / 3)], "l1": [(1, 1.0), (2, 0.5), (3, 1 / 3)]}),
         ("Share of codes in use", {"usage": [(1, 0.1), (2, 0.1), (3, 0.1)]}),
     ]
+
+
+def test_the_balance_of_the_two_sides_is_drawn() -> None:
+    """Each figure of it that the log has, those of an ensemble's members too."""
+    sides = {"adversary/accuracy_real": 0.9, "adversary/accuracy_fake": 0.7, "adversary/gap": 0.4}
+    limits = {"adversary/clipped": 0.2, "adversary/p_0": 0.3, "adversary/p_1": 0.1, "adversary/multiplier": 0.1}
+    shares = {"share/l1": 0.8, "share/generator": 0.2}
+    lines = [{"step": step, **shares, **sides, **limits, "adversary/kl": 0.5} for step in (10, 20)]
+    history = History("a", lines, [], ("l1",))
+    shown = dict(panels(history))
+    assert shown["Share of the gradient at the last layer"] == {
+        "l1": [(10, 0.8), (20, 0.8)],
+        "generator": [(10, 0.2), (20, 0.2)],
+    }
+    drawn = {title: list(curves) for title, curves in shown.items()}
+    assert drawn["Share that the discriminator is right about"] == ["of images", "of reconstructions"]
+    assert drawn["ADA's p"] == ["p_0", "p_1"] and drawn["Gap of the logits"] == ["gap"]
+    assert drawn["Share of weights clipped"] == ["clipped"] and drawn["Bottleneck's multiplier"] == ["multiplier"]
+    assert drawn["Bottleneck's KL, nats a position"] == ["kl"] and len(drawn) == 7
+    figure = draw_history(history, figures.LIGHT)
+    titled = {axes.get_title(loc="left") or axes.get_title(): axes for axes in figure.axes if axes.get_visible()}
+    assert set(titled) == set(drawn)
+    assert titled["ADA's p"].get_ylim() == (0, 1.05)
+    assert [line.get_label() for line in titled["ADA's p"].get_lines()] == ["p_0", "p_1"]
+    only = [{**line, "share/generator": None} for line in lines]
+    assert "Share of the gradient at the last layer" not in dict(panels(History("a", only, [])))

@@ -145,7 +145,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     export(tokenizer, "torch", out)
     assert sorted(path.name for path in out.iterdir()) == ["encode.pt2", "export.json"]
     (out / "mine.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"no earlier export to torch \(mine\.txt\)"):
+    with pytest.raises(ValueError, match=r"not an earlier export to torch \(mine\.txt\)"):
         export(tokenizer, "torch", out)
     assert (out / "encode.pt2").read_text() == "new" and list(out.parent.iterdir()) == [out]
     with pytest.raises(ValueError, match="did you mean 'onnx'"):

@@ -339,7 +339,7 @@ CASES = [
         MaskBitConfig(layers=2, dim=32, heads=2),
         "grid",
         {law: "maskbit takes no such layout: 11 codes are no bits" for law in LAWS if law != "layouts"},
-        "those of this tokenizer are no bits",
+        "codes do not consist of bits",
         book=signs,
     ),
     *cases(

@@ -340,7 +340,7 @@ TERMS = Role(
         ),
         Case(
             "attribute-reversal",
-            lambda: AttributeReversalConfig(classes=LABELS, reversal=0.6, width=6),
+            lambda: AttributeReversalConfig(num_classes=LABELS, reversal=0.6, width=6),
             attribute64,
             reversed64,
             exempt={**_NO_BACKBONE, **_AT_FEATURES},

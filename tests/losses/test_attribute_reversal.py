@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 import tokenizers_vq as tvq
@@ -12,11 +13,15 @@ from tokenizers_vq.config import ScheduleCurve
 from tokenizers_vq.losses.attribute_reversal import AttributeReversal, AttributeReversalConfig, reverse
 from tokenizers_vq.losses.record import Record
 from tokenizers_vq.training.gradients import at
+from tokenizers_vq.training.recipe import load_recipe
+from tokenizers_vq.training.step import TokenizerTask
 
 
 def make(classes: int = 2, **fields: object) -> AttributeReversal:
     torch.manual_seed(0)
-    return AttributeReversalConfig(classes=classes, **fields).build(tvq.create("vqvae-tiny-64", ["quantizer.dim=8"]))
+    return AttributeReversalConfig(num_classes=classes, **fields).build(
+        tvq.create("vqvae-tiny-64", ["quantizer.dim=8"])
+    )
 
 
 def record_of(features: Tensor, labels: Tensor | None, step: int = 0) -> Record:
@@ -68,7 +73,7 @@ def test_an_encoder_forgets_what_the_classifier_reads() -> None:
         (torch.tensor([0, -1]), r"1 of 2 images have none \(-1\)"),
         (
             torch.tensor([0, 4]),
-            "classes: label 4 is out of range, 2 classes have labels 0 to 1: set classes to 5",
+            "num_classes: label 4 is out of range, 2 classes have labels 0 to 1: set num_classes to 5",
         ),
     ],
 )
@@ -77,3 +82,15 @@ def test_labels_that_it_cannot_take(labels: Tensor | None, message: str) -> None
     for ask in (lambda: make().check(record.batch), lambda: make()(record)):
         with pytest.raises(ValueError, match=message):
             ask()
+
+
+def test_its_field_is_named_as_a_recipe_sets_it() -> None:
+    """Before step 0 and in a later batch."""
+    given = ["losses=[{kind: l2}, {kind: attribute_reversal, num_classes: 2}]", "model.image_size=16"]
+    task = TokenizerTask(recipe := load_recipe("vqvae-tiny-64", given), recipe.model.build())
+    batch = {"images": torch.full((2, 3, 16, 16), -0.5), "keys": ["a", "b"], "labels": torch.tensor([0, 1])}
+    for labels in ([0, 4], [1, 4]):
+        with pytest.raises(ValueError, match=r"^losses\.1\.num_classes: label 4 .* set num_classes to 5"):
+            task.step({**batch, "labels": torch.tensor(labels)}, 0, Accelerator(cpu=True))
+        task._checked = True
+    load_recipe("vqvae-tiny-64", [*given, "losses.1.num_classes=5"])

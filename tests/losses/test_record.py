@@ -68,7 +68,7 @@ def test_outside_a_tokenizer_images_and_an_output_are_enough() -> None:
 
 def test_a_judgement_without_discriminator_says_what_to_do() -> None:
     record = Record(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))
-    with pytest.raises(ValueError, match="give the recipe an `adversary`"):
+    with pytest.raises(ValueError, match="add an `adversary` to the recipe"):
         _ = record.fake
 
 

@@ -173,7 +173,7 @@ def test_feature_matching_says_what_it_needs() -> None:
             return super().forward(images)._replace(features=[])
 
     images, output = pair(3, 32)
-    with pytest.raises(ValueError, match="give the recipe an `adversary`"):
+    with pytest.raises(ValueError, match="add an `adversary` to the recipe"):
         make("feature_matching")(record_of(images, output))
     silent = Silent(3, width=4, layers=2)
     with pytest.raises(ValueError, match="gives no features to match"):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import prior
 import tokenizers_vq as tvq
+from prior import compression
 from prior.cli.app import main
 from prior.conditions import ClassConfig, GridsConfig, SeveralConfig
 from prior.data import Data, read_rows
@@ -118,13 +119,13 @@ def test_what_makes_no_chain_is_one_line() -> None:
     top, bottom = part(SNAIL, (0,)), part(SNAIL, (1,), given=(0,))
     alone = Prior(PriorConfig(network=SNAIL, layout=LayoutConfig.of(WHOLE.part((0,)))))
     for priors, says in (
-        ([top], "a chain has two priors or more"),
+        ([top], "a chain needs two priors or more"),
         ([top, alone], "prior 2 of the chain models all codes of an image by itself"),
         (
             [bottom, top],
             r"prior 1 of the chain is told grids \[0\], which none before it draws: put coarser ones first",
         ),
-        ([top, bottom, bottom], r"grids \[1\] are drawn twice, again by prior 3"),
+        ([top, bottom, bottom], r"grids \[1\] are drawn twice, the second time by prior 3"),
         ([top, top], r"grids \[0\] are drawn twice"),
     ):
         with pytest.raises(ValueError, match=says) as error:
@@ -186,6 +187,19 @@ def test_a_chain_is_trained_from_one_folder_and_drawn(codes: Path, tmp_path: Pat
     assert chain.sample(3, 1)[0].tolist() == kept["images"][0]["codes"]
     assert call("sample", tmp_path / "bottom", tmp_path / "top", *drawn) == 2
     assert "put coarser ones first" in " ".join(capsys.readouterr().err.split())
+    pack = ("--out", tmp_path / "x.tvqp", "--device", "cpu")
+    for arguments, says in (
+        (("score", tmp_path / "top", tmp_path / "bottom"), "holds a model, not codes or images: one prior is measured"),
+        (
+            ("compress", tmp_path / "top", codes, *pack),
+            "models grids [0] of its tokenizer's codes alone: compress with",
+        ),
+        (("evaluate", tmp_path / "top", "--data", codes), "models grids [0] of its tokenizer's codes alone"),
+    ):
+        assert call(*arguments) == 2
+        assert says in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(ValueError, match="compressed by one prior, not by a chain"):
+        compression.compress(chain, chain.sample(1))  # type: ignore[arg-type]
 
 
 def test_codes_of_some_grids_are_the_columns_of_all(codes: Path) -> None:

@@ -109,6 +109,13 @@ def test_models_and_help(command) -> None:
     listed = command("models")
     assert listed.status == 0 and all(name in listed.out for name in prior.list_models())
     assert command("--help").status == 0
+    told = command("fields", "sampler")
+    assert told.status == 0 and told.out.count("top_p") == 1
+    assert "sampler of gpt, rq, pixelcnn, pixelsnail: How codes are drawn one after the" in told.out
+    assert (
+        command("fields", "sampler.stepps").err == "tvq-prior: sampler.stepps: no such field; did you mean 'steps'?\n"
+    )
+    assert command("fields", "sampler.order").out.startswith("sampler of maskgit, maskbit, uvit: How masked codes are")
     loaded = subprocess.run(
         [sys.executable, "-c", "import sys, prior.cli; print('torch' in sys.modules)"], capture_output=True, text=True
     )

@@ -80,7 +80,7 @@ def test_what_cannot_be_unpacked_is_refused() -> None:
         data[:-1]: "was cut or altered",
         data[:6]: "was altered",
         data[:14]: "was cut or altered",
-        b"": "no file of `tvq-prior compress`",
+        b"": "not a file of `tvq-prior compress`",
         bytes(bent): "was cut or altered",
         rewritten(data, prior="f" * 64): "packed with another prior (ffffffff)",
         rewritten(data, tokenizer="e" * 64): "codes of another tokenizer (eeeeeeee)",
@@ -89,7 +89,7 @@ def test_what_cannot_be_unpacked_is_refused() -> None:
         rewritten(data, machine={**header["machine"], "threads": "two"}): "names 'two' threads",
         rewritten(data, precision="bfloat16"): "packed with precision bfloat16",
         rewritten(data, codes="0" * 64): "this machine's probabilities differ",
-        rewritten(data, words=1): "does not fit its length",
+        rewritten(data, words=1): "does not match its length",
     }
     for bad, says in cases.items():
         with pytest.raises(ValueError, match=says.replace("(", r"\(").replace(")", r"\)")) as caught:

@@ -137,7 +137,7 @@ def test_a_file_of_something_else_is_named(file: Path, tmp_path: Path) -> None:
         prior.convert("maskgit-transfomer", file)
     with pytest.raises(FileNotFoundError, match=r"no file or folder .*nothing\.bin: give the checkpoint"):
         prior.convert("maskgit-transformer", tmp_path / "nothing.bin")
-    with pytest.raises(ValueError, match=r"is a file, where a prior's folder is wanted; .* `tvq-prior convert`"):
+    with pytest.raises(ValueError, match=r"is a file, expected a prior's folder; .* `tvq-prior convert`"):
         prior.load(file)
 
 
@@ -176,11 +176,11 @@ def test_damaged_and_pickled_files_are_one_line_and_nothing_runs(file: Path, tmp
     torch.save(nn.Linear(2, 2), tmp_path / "module.bin")
     torch.save({"step": 3}, tmp_path / "none.bin")
     for name, said in (
-        ("cut.bin", "truncated or no file of torch.save"),
-        ("empty.bin", "truncated or no file of torch.save"),
+        ("cut.bin", "truncated or not a file of torch.save"),
+        ("empty.bin", "truncated or not a file of torch.save"),
         ("page.bin", "is a web page, not a checkpoint"),
         ("pointer.bin", "is a pointer of Git LFS"),
-        ("cut.safetensors", "truncated or no safetensors file"),
+        ("cut.safetensors", "truncated or not a safetensors file"),
         ("evil.bin", "nothing of it was run"),
         ("module.bin", "it is of another layout"),
         ("none.bin", "holds no tensors by name"),

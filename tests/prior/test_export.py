@@ -93,7 +93,7 @@ def test_streams_formats_and_folders_are_refused(tmp_path: Path) -> None:
         export(build(), "lama", tmp_path / "llama")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").touch()
-    with pytest.raises(ValueError, match="is no earlier export: give --out another folder"):
+    with pytest.raises(ValueError, match="is not an earlier export: give --out another folder"):
         export(build(), "llama", tmp_path / "photos")
 
 

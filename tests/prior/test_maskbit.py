@@ -75,7 +75,7 @@ def test_groups_of_one_code_are_masked_and_drawn_each_by_itself() -> None:
 def test_the_tokenizers_that_it_takes() -> None:
     for book in (LfqQuantizerConfig(bits=4), BsqQuantizerConfig(bits=4)):
         assert build(4, 2, book).sample(2).shape == (2, 4)
-    with pytest.raises(ValueError, match="those of this tokenizer are no bits"):
+    with pytest.raises(ValueError, match="codes do not consist of bits"):
         build(4, 2, FsqQuantizerConfig(levels=(4, 4)))
     with pytest.raises(ValueError, match="3 groups do not divide the 4 bits of a code"):
         build(4, 3)

@@ -19,6 +19,7 @@ from prior.networks.gpt import GptConfig
 from prior.networks.rotary import rotary_angles, rotate, turns_of
 from prior.sampling import Sampler
 from prior.sequences import LayoutConfig
+from tests.laws.priors import by_name
 from tokenizers_vq.codes import CodeLayout
 
 LAYOUTS = {
@@ -45,6 +46,24 @@ def tokens_of(layout: CodeLayout, batch: int) -> Tensor:
     """Random possible codes."""
     sizes = torch.tensor(layout.sizes)[layout.streams()]
     return (torch.rand(batch, layout.length) * sizes).long()
+
+
+@pytest.mark.parametrize("kind", ["gpt", "rar", "pixelcnn", "maskgit"])
+def test_float64_draws_what_float32_does(kind: str) -> None:
+    torch.manual_seed(0)
+    model = by_name(f"{kind}, grid").spread(classes=3)
+    wanted = model.sample(3, [0, 1, None], seed=2), model.sample(2, [0, 1], seed=2, guidance=2.0)
+    model = model.double()
+    assert torch.equal(model.sample(3, [0, 1, None], seed=2), wanted[0])
+    assert torch.equal(model.sample(2, [0, 1], seed=2, guidance=2.0), wanted[1])
+
+
+def test_a_card_lists_some_of_many_classes() -> None:
+    names = tuple(f"kind {number}" for number in range(101))
+    card = str(build(LAYOUTS["row"], ClassConfig(num_classes=101, label_names=names)).generate_model_card())
+    assert "9 kind 9, and so on to 100 kind 100; `config.json` has all" in card and "11 kind 11" not in card
+    few = build(LAYOUTS["row"], ClassConfig(num_classes=100, label_names=names[:100]))
+    assert "98 kind 98, 99 kind 99." in str(few.generate_model_card())
 
 
 def test_cached_equals_uncached_in_bfloat16() -> None:

@@ -70,6 +70,8 @@ def test_presets_have_the_published_number_of_parameters(name: str) -> None:
     scale = {"million": 1e6, "billion": 1e9}[unit]
     rounding = 0.5 * 10 ** -len(number.partition(".")[2]) * scale
     count = sum(parameter.numel() for parameter in empty.parameters() if parameter.requires_grad)
+    if published.source == "rar":  # whose tables hold so many rows that are never read
+        count += 2148 * empty.config.network.dim
     assert abs(count - float(number) * scale) <= max(rounding, 0.002 * count)
 
 
@@ -82,7 +84,7 @@ def test_what_nobody_may_use_or_publishes_is_said() -> None:
         prior.load("taming/cin")
     with pytest.raises(FileNotFoundError, match="did you mean 'taming/cin'"):
         prior.load("taming/cim")
-    with pytest.raises(ValueError, match="'llamagen/vq-ds16-c2i' is a tokenizer, where a prior is wanted"):
+    with pytest.raises(ValueError, match="'llamagen/vq-ds16-c2i' is a tokenizer, expected a prior"):
         prior.load("llamagen/vq-ds16-c2i")
 
 
@@ -170,10 +172,10 @@ def test_a_prior_of_another_tokenizer_or_a_lost_one_leaves_nothing(hub, monkeypa
     ):
         prior.load("titok/small")
     publish(monkeypatch, tokenizer="someone/else")
-    with pytest.raises(FileNotFoundError, match="Hub repository 'someone/else' cannot be had"):
+    with pytest.raises(FileNotFoundError, match="Hub repository 'someone/else' cannot be reached"):
         prior.load("titok/small")
     publish(monkeypatch, hub="someone/nobody")
-    with pytest.raises(FileNotFoundError, match=r"lies in the Hub repository someone/nobody, which cannot be had"):
+    with pytest.raises(FileNotFoundError, match=r"lies in the Hub repository someone/nobody, which cannot be reached"):
         prior.load("titok/small")
     assert not list((tmp_path / "cache").rglob("*small*"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,8 @@ def test_stretching_keeps_levels_rows_and_smooth_fields() -> None:
     assert stretch(table, before, before).allclose(table, atol=1e-6)
     with pytest.raises(ValueError, match="places of 4x4 x 2 levels cannot be stretched to 4x4: other grids or levels"):
         stretch(table, before, SMALL_GRID)
+    with pytest.raises(ValueError, match="places of 4x4 cannot be stretched to 16: other grids or levels"):
+        stretch(torch.ones(16, 3), SMALL_GRID, CodeLayout(((16,),), 1, (5,)))
 
 
 def test_rotary_positions_are_interpolated(codes: Path, tmp_path: Path) -> None:
@@ -109,6 +112,8 @@ def test_rotary_positions_are_interpolated(codes: Path, tmp_path: Path) -> None:
     assert isinstance(found, GptConfig) and found.rotary_scale == (0.5 * 4 / 6, 4 / 8)
     assert interpolated(recipe, SMALL_GRID, build()) == recipe
     assert as_begun(recipe, tmp_path) == recipe
+    with pytest.raises(ValueError, match="knows places of 4x4, which say nothing of those of 32: a grid is no row"):
+        interpolated(recipe, CodeLayout(((32,),), 1, (16,)), build())
     said = load_recipe("gpt-tiny", codes, ["model.network.rotary_scale=[0.9, 0.9]"])
     assert interpolated(said, LARGE_GRID, old) == said
     learned = load_recipe("taming-gpt", codes)
@@ -140,7 +145,7 @@ def test_what_does_not_fit_is_one_line(new: dict[str, Any], old: dict[str, Any],
 def test_what_differs_is_said() -> None:
     old = build(condition=ClassConfig(num_classes=5))
     _, said = filled(build(ROPE.replace(token_noise=0.1)), old)
-    assert "its condition is another one and begins untrained" in said
+    assert "it was told a class of 5, this one is told a class of 3: what reads that begins untrained" in said
     assert said.endswith("the recipe's network differs in token_noise, and the recipe's holds")
 
 
@@ -150,13 +155,14 @@ def test_a_network_that_cannot_be_given_other_codes_says_so(monkeypatch) -> None
         begin(build(whose="b"), build(), "P", print)
 
 
-def test_a_run_begins_with_a_prior_and_goes_on(codes: Path, write_codes, tmp_path: Path, capsys) -> None:
+def test_a_run_begins_with_a_prior_and_goes_on(codes: Path, write_codes, tmp_path: Path, caplog) -> None:
+    caplog.set_level(logging.INFO)
     first, second = tmp_path / "first", tmp_path / "second"
     train(load_recipe("gpt-tiny", codes, SMALL), first, device="cpu")
     other = write_codes(tmp_path / "codes", 40, seed=3, fingerprint="e" * 64, tokenizer=None)
     recipe = load_recipe("gpt-tiny", other, [*SMALL, "steps=3", "ema=null", "optimizer.lr=0.0"])
     train(recipe, second, device="cpu", init_from=str(first))
-    said = capsys.readouterr().out
+    said = caplog.text
     assert said.count("begins with the weights of") == 1 and "new embedding and head for codes of another" in said
     old, new = prior.load(first).state_dict(), prior.load(second).state_dict()
     fresh = {key for key in new if not torch.equal(new[key], old[key])}
@@ -168,7 +174,7 @@ def test_a_run_begins_with_a_prior_and_goes_on(codes: Path, write_codes, tmp_pat
     assert isinstance(scaled, GptConfig) and scaled.rotary_scale == (0.5, 0.5)
     kept.write_text(kept.read_text().replace("- 0.5\n    - 0.5", "- 1.0\n    - 1.0"))
     train(recipe.replace(steps=4), second, device="cpu", init_from=str(tmp_path / "gone"))
-    assert "goes on from its checkpoint: --init-from" in capsys.readouterr().out
+    assert "resumes from its checkpoint: --init-from" in caplog.text
     with pytest.raises(FileNotFoundError, match="gone"):
         train(recipe, tmp_path / "third", device="cpu", init_from=str(tmp_path / "gone"))
     assert not (tmp_path / "third").exists()

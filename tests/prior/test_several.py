@@ -137,6 +137,10 @@ def test_the_road_from_codes_to_samples(write_codes, capfd, caplog, tmp_path: Pa
 
     assert command(*asked, "--count", 2, "--text", "a cat", "--style", "fox", "--guidance", 2)[0] == 0
     assert entries() == [entry("a cat", 2)] * 2
+    assert command("sample", "--style", "dog", *asked[1:], "--count", 1, "--text", "a dog")[0] == 0  # before the model
+    assert entries() == [entry("a dog", 1)]
+    status, err = command(*asked, "--count", 3, "--text", "", "--style", "fox")
+    assert status == 0 and "3 of 3 prompts are empty, which counts as no condition" in err
     assert command(*asked, "--count", 4, "--text", "a cat", "--style=fox,cat", "--text", "a dog")[0] == 0
     assert entries() == [entry("a cat", 2), entry("a cat", 0), entry("a dog", 2), entry("a dog", 0)]
     assert command(*asked, "--count", 3, "--text", "a cat", "top_k=3")[0] == 0  # unset: all, in turn
@@ -145,7 +149,10 @@ def test_the_road_from_codes_to_samples(write_codes, capfd, caplog, tmp_path: Pa
         (("--style", "fxo"), "--style: no style called 'fxo'; did you mean 'fox'?"),
         (("--stile", "fox"), "--stile: no such option; did you mean '--style'?"),
         (("--temperatur", "1"), "--temperatur: no such option; did you mean '--temperature'?"),
-        (("--hue", "red"), "--hue: this prior is told no hue; it is told --text and --style"),
+        (("--hue", "red"), "--hue: no such option, and this prior is told no hue; it is told --text and --style"),
+        (("--hue",), "--hue: no such option, and this prior is told no hue"),
+        (("--codez",), "--codez: no such option; did you mean '--codes'?"),
+        (("--grid", "1x2", "--count", 2), "--count 2 and --grid 1x2 both say how many images: give one of them"),
         (("--class", "fox"), "--class: this prior is told no class; it is told --text and --style"),
         (("--style",), "--style: give a value behind it"),
         (("--count", 2, "--style", "fox,cat,dog"), "3 kinds of images are asked for, but 2 images: leave some out"),

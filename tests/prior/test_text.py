@@ -101,6 +101,7 @@ def test_what_a_text_cannot_be(caplog: pytest.LogCaptureFixture) -> None:
         (lambda: model.sample(2, [1, 2]), "told a text, got list"),
         (lambda: model.sample(2, ["a"]), "1 prompts are given for 2 rows"),
         (lambda: model.sample(2, guidance=3), "guidance 3 needs a prompt"),
+        (lambda: model.sample(2, ["", ""], guidance=3), "guidance 3 needs a prompt"),
         (lambda: build(dropout=0.0).sample(2), "never learnt to do without a prompt"),
         (lambda: build(dropout=0.0).sample(2, ["a", None]), "never learnt to do without a prompt"),
         (lambda: build(dropout=0.0).sample(2, "a", guidance=2), "never learnt"),
@@ -112,7 +113,9 @@ def test_what_a_text_cannot_be(caplog: pytest.LogCaptureFixture) -> None:
         assert "\n" not in str(caught.value)
     with caplog.at_level(logging.WARNING):
         model.sample(2, ["a", "x" * 16])
+        model.sample(3, ["a", "", ""])
     assert "1 of 2 prompts are cut to 15 bytes" in caplog.text
+    assert "2 of 3 prompts are empty, which counts as no condition" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):  # captions are counted before training, not at every measurement
         model.log_likelihood(torch.zeros(1, model.layout.length, dtype=torch.int64), ["x" * 16])

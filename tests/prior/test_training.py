@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable
@@ -64,15 +65,16 @@ def assert_bitwise(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert not [name for name in a if not torch.equal(a[name], b[name])]
 
 
-def test_a_prior_learns_and_beats_the_unigram(write_codes, tmp_path: Path, capsys) -> None:
+def test_a_prior_learns_and_beats_the_unigram(write_codes, tmp_path: Path, caplog) -> None:
+    caplog.set_level(logging.INFO)
     codes = write_codes(tmp_path / "codes", 240)
     out = run(codes, tmp_path / "run", "steps=200", "log_every=50", "checkpoint_every=200", "evaluate_every=100")
     last = log(out)[-1]
     # 0.9 + 0.1 / 16 of the codes follow the rule: about 0.84 bits, and 4 for the first code
     assert last["held_out/bits_per_token"] < 0.6 * last["unigram/bits_per_token"]
     assert last["unigram/bits_per_token"] == pytest.approx(4, abs=0.1)
-    said = capsys.readouterr().out
-    assert "the prior beats it by" in said
+    said = caplog.text
+    assert "the prior beats it by" in said  # half-way
     assert "192 rows" in said and "48 held out" in said
     loaded = prior.load(out)
     assert loaded.config.label_names == ("cat", "dog", "fox")
@@ -261,13 +263,14 @@ def test_classes_are_found_in_the_codes(write_codes, tmp_path: Path) -> None:
         condition(partly, "model.condition=class")
 
 
-def test_pictures_need_the_tokenizer(codes: Path, write_codes, tmp_path: Path, capsys) -> None:
+def test_pictures_need_the_tokenizer(codes: Path, write_codes, tmp_path: Path, caplog) -> None:
+    caplog.set_level(logging.INFO)
     out = run(codes, tmp_path / "run", "image_every=3")
     assert sorted(path.name for path in (out / "images").iterdir()) == ["0000003.png", "0000006.png"]
     lost = write_codes(tmp_path / "codes", 30, tokenizer=str(tmp_path / "gone" / "far"))
     out = run(lost, tmp_path / "lost", "image_every=3")
     assert not (out / "images").exists()
-    assert "no pictures" in capsys.readouterr().out
+    assert "no pictures" in caplog.text
 
 
 def test_refusals(codes: Path, write_codes, tokenizer: Path, other_tokenizer: Path, tmp_path: Path) -> None:

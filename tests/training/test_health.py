@@ -64,6 +64,30 @@ def test_a_healthy_log_is_healthy_at_every_step() -> None:
     assert summary(recipe(), lines)["loss at first"] == pytest.approx(1.2)
 
 
+ILL = [
+    {"adversary__adaptive": 0.2, "gradient__last_adversary": 0.01},
+    {"gradient__last_adversary": 0.0, "gradient__generator": 0.0},
+    {"gradient__l1": 1e-9},
+    {"discriminator": 0.01, "adversary__logits_real": 3.0, "adversary__logits_fake": -3.0},
+]
+
+
+@pytest.mark.parametrize("figures", ILL, ids=["clamp", "no gradient", "vanishing", "won"])
+def test_few_lines_are_no_verdict_however_ill_they_look(figures: dict[str, float]) -> None:
+    lines = [{**line, "step": i + 1} for i, line in enumerate(log(**figures)[16:])]
+    for length in range(5):
+        assert diagnose(recipe(), lines[:length]) == []
+    long = [{**line, "step": 20 * line["step"]} for line in lines]
+    assert diagnose(recipe(), long) != []
+
+
+def test_the_gradient_of_an_untrained_discriminator_is_no_verdict() -> None:
+    small = {"adversary__adaptive": 0.2, "gradient__last_adversary": 0.01, "gradient__generator": 1e-9}
+    lines = log(**small)[16:]
+    assert diagnose(recipe(), [{**line, "step": i + 1} for i, line in enumerate(lines)]) == []
+    assert diagnose(recipe(), [{**line, "step": 10 * (i + 1)} for i, line in enumerate(lines)]) != []
+
+
 @pytest.mark.parametrize(
     ("figures", "what"),
     [

@@ -131,9 +131,7 @@ def test_another_recipe_is_refused_by_the_fields_that_differ(tmp_path: Path, sma
 def test_a_run_goes_on_for_more_steps_with_the_spans_that_it_had(tmp_path: Path, small: list[str]) -> None:
     """Of a recipe whose spans are shares, other steps are another recipe: the line says what keeps the spans."""
     run(tmp_path / "run", small, "steps=2", "adversary.start=0.5")
-    with pytest.raises(
-        ValueError, match=r"adversary\.start \(1, now 2\): to go on with it, add adversary\.start=1; else"
-    ):
+    with pytest.raises(ValueError, match=r"adversary\.start \(1, now 2\): to resume it, add adversary\.start=1; else"):
         run(tmp_path / "run", small, "steps=4", "adversary.start=0.5")
     run(tmp_path / "run", small, "steps=4", "adversary.start=1")
 
@@ -228,7 +226,7 @@ def test_shares_of_the_run_become_steps(small: list[str]) -> None:
     short = load_recipe("demo", ["steps=3"])
     assert isinstance(short.optimizer.lr, ScheduleChain)
     assert [part.over for part in short.optimizer.lr.parts] == [(0, 0), (0, 3)] and short.optimizer.lr.at(0) == 1e-3
-    with pytest.raises(ValueError, match=r"optimizer\.lr\.over: needs a first and a later step, got \[9, 8\]"):
+    with pytest.raises(ValueError, match=r"optimizer\.lr\.over: needs a first step and a later one, got \[9, 8\]"):
         load_recipe("vqgan-tiny-64", [*small, "optimizer.lr={begin: 0.0, end: 1.0, over: [9, 1.0]}"])
 
 
@@ -269,7 +267,7 @@ def test_init_from_begins_with_its_weights(tmp_path: Path, small: list[str], not
     assert torch.equal(a["encoder.conv_in.weight"], b["encoder.conv_in.weight"])
     assert "goes on" not in notes()
     train(recipe, tmp_path / "second", device="cpu", init_from=str(first))
-    assert "goes on from its checkpoint: --init-from" in notes()
+    assert "resumes from its checkpoint: --init-from" in notes()
     with pytest.raises(ValueError, match="do not fit the recipe's model, first at quantizer"):
         train(
             load_recipe("vqgan-tiny-64", [*small, "model.quantizer.num_codes=16"]),

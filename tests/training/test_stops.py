@@ -54,7 +54,10 @@ def test_what_a_kill_left_is_no_foreign_folder_and_is_cleared(tmp_path: Path, sm
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["checkpoint_every=1", "log_every=5"], "is gone while"), (["log_every=1"], r"log\.jsonl cannot be written \(No")],
+    [
+        (["checkpoint_every=1", "log_every=5"], "disappeared while"),
+        (["log_every=1"], r"log\.jsonl cannot be written \(No"),
+    ],
 )
 def test_a_folder_that_vanishes_is_not_written_anew(
     tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, options: list[str], message: str

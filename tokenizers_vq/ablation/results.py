@@ -12,7 +12,6 @@ from tokenizers_vq.ablation.grid import write_grid
 from tokenizers_vq.ablation.judges import judge_of, resemblance
 from tokenizers_vq.ablation.report import CODES, SPREAD, as_csv, markdown
 from tokenizers_vq.ablation.table import Plan, Row
-from tokenizers_vq.config import read_yaml
 from tokenizers_vq.folders import write_atomically
 from tokenizers_vq.training import loop, runs
 from tokenizers_vq.training.recipe import Recipe
@@ -36,7 +35,7 @@ def read_run(plan: Plan, out: Path, row: Row, seed: int) -> dict[str, Any] | Non
     if not (folder / EVALUATION).is_file() or not (folder / "recipe.yaml").is_file():
         return None
     found = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
-    differing = runs.differences(read_yaml(folder / "recipe.yaml"), recipe.to_dict())
+    differing = runs.differences(runs.as_now(recipe, folder / "recipe.yaml"), recipe.to_dict())
     if found["step"] != recipe.steps or not all(runs.among(name, loop.AROUND) for name in differing):
         return None
     return found

@@ -21,6 +21,7 @@ from tokenizers_vq.ablation import judges as judging
 from tokenizers_vq.ablation import results, timing
 from tokenizers_vq.ablation.judges import Judge
 from tokenizers_vq.ablation.table import Plan, Row, choose_rows
+from tokenizers_vq.config import ConfigError, parse
 from tokenizers_vq.data import DataConfig
 from tokenizers_vq.data.loading import evaluation_batches
 from tokenizers_vq.data.sources import open_source
@@ -157,7 +158,7 @@ def _check_beginning(plan: Plan, out: Path) -> None:
     begun = any(runs.has_checkpoint(plan.folder(out, row.name, seed)) for row in plan.rows for seed in row.recipes)
     if _beginning(plan) != kept and begun:
         raise ValueError(
-            f"{out} holds runs that began {'with another model' if kept else 'untrained'}, and init_from is now "
+            f"{out} holds runs that began {'with another model' if kept else 'untrained'}, but init_from is now "
             f"{plan.table.init_from or 'null'}: give another --out, or the init_from they began with"
         )
 
@@ -167,9 +168,17 @@ def _is_done(plan: Plan, out: Path, row: Row, seed: int, asked: dict[str, Any]) 
     found = results.read_run(plan, out, row, seed)
     return (
         found is not None
-        and found["asked"]["data"] == asked["data"]
+        and _same_images(found["asked"]["data"], plan.test)
         and set(asked["judges"]) <= set(found["asked"]["judges"])
     )
+
+
+def _same_images(asked: dict[str, Any], test: DataConfig) -> bool:
+    """Whether a run was judged on these images, also where it is older than a field of the config."""
+    try:
+        return parse(DataConfig, asked, "asked.data") == test
+    except ConfigError:
+        return False
 
 
 def _weights_at_hand(rows: Sequence[Row]) -> None:

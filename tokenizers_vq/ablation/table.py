@@ -37,7 +37,7 @@ class RowConfig(Config):
     overrides: Overrides = ()
     """`path=value` for this row; quote those that hold `: `"""
     note: str = ""
-    """a line that stands beside the row"""
+    """a remark that is shown beside the row"""
 
 
 class TestConfig(Config):

@@ -14,17 +14,26 @@ if TYPE_CHECKING:
 
 
 def ablate(
-    table: Annotated[Path, typer.Argument(help="YAML file: a recipe, rows of overrides, seeds, test images")],
-    out: Annotated[Path, typer.Option(help="folder of the runs and the table; what is done there is kept")],
+    table: Annotated[
+        Path, typer.Argument(help="YAML file: a recipe, the rows with what each changes, seeds, test images")
+    ],
+    out: Annotated[Path, typer.Option(help="folder for the runs and the table; finished runs in it are kept")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PATH=VALUE]...", help="data=PATH, test=PATH, fields of the table or of all rows"),
+        typer.Argument(
+            metavar="[PATH=VALUE]...",
+            help="data=PATH, test=PATH, other fields of the table, or fields that all rows share",
+        ),
     ] = None,
-    only: Annotated[list[str] | None, typer.Option(metavar="ROW", help="run this row; may be given again")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print what is due")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="ROW", help="run only this row; may be given several times")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only check the table and print which runs are still to do")
+    ] = False,
     device: common.Device = "auto",
 ) -> None:
-    """Train and judge rows of a table at equal steps and data, or go on with them."""
+    """Train and measure the rows of a table at equal steps on equal data; run again, it resumes."""
     from tokenizers_vq.ablation.run import due_runs
     from tokenizers_vq.ablation.table import load_table, make_plan
     from tokenizers_vq.devices import processes

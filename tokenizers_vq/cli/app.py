@@ -17,10 +17,12 @@ from tokenizers_vq.cli.fields import fields
 from tokenizers_vq.cli.groups import expanded
 from tokenizers_vq.cli.info import info
 from tokenizers_vq.cli.models import models
+from tokenizers_vq.cli.page import app as page
 from tokenizers_vq.cli.probe import probe
 from tokenizers_vq.cli.recipes import recipes
 from tokenizers_vq.cli.reconstruct import reconstruct
 from tokenizers_vq.cli.report import report
+from tokenizers_vq.cli.serve import serve
 from tokenizers_vq.cli.train import train
 
 _VERBS = (
@@ -38,8 +40,10 @@ _VERBS = (
     compare,
     probe,
     ablate,
+    page,
     convert,
     export,
+    serve,
 )
 app = make_app(
     "Image tokenizers: images to discrete codes and back, trained, measured and modelled.",

@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 Model = Annotated[
-    str, typer.Argument(metavar="RUN|MODEL", help="a run, a saved folder, a shipped or published name, owner/name")
+    str,
+    typer.Argument(
+        metavar="RUN|MODEL", help="a run, a saved folder, a shipped or published name, or owner/name on the Hub"
+    ),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="images at a time")]
-Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="where to compute")]
+BatchSize = Annotated[int, typer.Option(min=1, help="how many images are processed at a time")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="which device to compute on")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as one line of JSON")]
 _quiet = False
 """whether notes are left out"""

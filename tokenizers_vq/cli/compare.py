@@ -15,20 +15,29 @@ _QUALITIES = "its qualities, separated by commas; unset: a range from its fewest
 
 def compare(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="runs, saved folders, shipped names or owner/name")
+        list[str],
+        typer.Argument(metavar="MODEL...", help="runs, saved folders, shipped names, or owner/name on the Hub"),
     ],
     data: Annotated[str, typer.Option(help="folder of images, parquet or webdataset files, or owner/name of the Hub")],
     out: Annotated[Path, typer.Option(help="folder for compare.html, compare.json, table.md and the plot")],
-    size: Annotated[int, typer.Option(min=1, help="side of the images; below 256 the codecs' headers dominate")] = 256,
-    codecs: Annotated[str, typer.Option(metavar="NAME,...|none", help="image codecs")] = "jpeg,webp,avif",
+    size: Annotated[
+        int, typer.Option(min=1, help="side of the images in pixels; below 256 the codecs' headers dominate")
+    ] = 256,
+    codecs: Annotated[
+        str, typer.Option(metavar="NAME,...|none", help="image codecs to compare with, or none")
+    ] = "jpeg,webp,avif",
     jpeg: Annotated[str | None, typer.Option(metavar="Q,...", help=_QUALITIES)] = None,
     webp: Annotated[str | None, typer.Option(metavar="Q,...", help=_QUALITIES)] = None,
     avif: Annotated[str | None, typer.Option(metavar="Q,...", help=_QUALITIES)] = None,
     keep: Annotated[
         str | None,
-        typer.Option(metavar="N,...", help="rows with only the first codes kept: of a row, levels or scales, so many"),
+        typer.Option(
+            metavar="N,...", help="also decode from the first codes alone: so many of a row, levels or scales of it"
+        ),
     ] = None,
-    examples: Annotated[int, typer.Option(min=0, help="images on the page, evenly spread over the data")] = 8,
+    examples: Annotated[
+        int, typer.Option(min=0, help="how many images the page shows, evenly spread over the data")
+    ] = 8,
     batch_size: common.BatchSize = 8,
     as_json: common.AsJson = False,
     *,
@@ -36,7 +45,7 @@ def compare(
     reading: groups.Reading,
     computing: groups.Computing,
 ) -> None:
-    """Set tokenizers beside each other and beside JPEG, WebP and AVIF: a table, a plot, one page of images."""
+    """Compare tokenizers with each other and with JPEG, WebP and AVIF: a table, a plot, one page of images."""
     from tokenizers_vq import evaluation
     from tokenizers_vq.verbs.compare import compare as measure
 
@@ -85,5 +94,5 @@ def _lengths(text: str) -> list[int]:
 def _numbers(name: str, text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if bad := next((part for part in parts if not part.isdecimal() or int(part) > 100), None):
-        raise ValueError(f"--{name}: '{bad}' is no quality; give whole numbers up to 100, such as 5,20,50")
+        raise ValueError(f"--{name}: '{bad}' is not a quality; give whole numbers up to 100, such as 5,20,50")
     return [int(part) for part in parts]

@@ -11,13 +11,15 @@ from tokenizers_vq.cli import common
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="layout of the weights, such as taming or llamagen")],
-    weights: Annotated[Path, typer.Argument(help="file or folder as published")],
-    out: Annotated[Path, typer.Option(help="folder to write; only an earlier conversion is replaced")],
-    config: Annotated[Path | None, typer.Option(help="its YAML or JSON, where the weights do not say all")] = None,
+    source: Annotated[str, typer.Argument(help="whose format the weights are in, such as taming or llamagen")],
+    weights: Annotated[Path, typer.Argument(help="the published file or folder")],
+    out: Annotated[Path, typer.Option(help="folder to write; only an earlier conversion may be overwritten")],
+    config: Annotated[
+        Path | None, typer.Option(help="its YAML or JSON config, needed where the weights do not say everything")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="title of the model card; unset: the folder's name")] = None,
 ) -> None:
-    """Turn a published checkpoint into a tokenizer's folder; nothing that the file holds is run."""
+    """Convert a published checkpoint into a tokenizer's folder; no code in the file is run."""
     from tokenizers_vq.conversion.write import convert_to_folder
 
     converted = convert_to_folder(source, weights, config, out, name=name)

@@ -13,13 +13,15 @@ from tokenizers_vq.cli import common, groups
 def decode(
     codes: Annotated[Path, typer.Argument(help="folder that `tvq encode` wrote")],
     out: Annotated[Path, typer.Option(help="folder for the pictures or arrays")],
-    tokenizer: Annotated[str | None, typer.Option(metavar="RUN|MODEL", help="where the tokenizer is now")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="decode the first so many")] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="RUN|MODEL", help="the tokenizer, if it has moved")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="decode only this many, from the first on")] = None,
     batch_size: common.BatchSize = 32,
     *,
     computing: groups.Computing,
 ) -> None:
-    """Decode shards of codes, a PNG a row, named after its image; .npy where the data had a range or other bands."""
+    """Decode shards of codes: one PNG for each row, named after its image (.npy where the data were arrays)."""
+    import numpy as np
+
     from tokenizers_vq.data.shards import read_codes
     from tokenizers_vq.encoding import BatchEncoder
 
@@ -45,7 +47,7 @@ def decode(
     count = len(shards) if limit is None else min(limit, len(shards))
     span = shards.info["data"]["range"]
     arrays = span is not None or encoder.channels not in (1, 3)
-    names = common.file_names(shards.names[:count], ".npy" if arrays else ".png")
+    names = common.file_names(shards.names_of(np.arange(count)), ".npy" if arrays else ".png")
     for first in range(0, count, batch_size):
         decoded = encoder.decode(shards[first : min(first + batch_size, count)])
         for image, file in zip(decoded, names[first:], strict=False):

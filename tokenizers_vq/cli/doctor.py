@@ -11,10 +11,13 @@ from tokenizers_vq.cli import common
 
 
 def doctor(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a tokenizer's run, finished or going on")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="folder of a run of `tvq train`, finished or still running")
+    ],
     as_json: common.AsJson = False,
 ) -> None:
-    """Say what a run's log shows to be wrong, and what to try. Status 1 where it found something."""
+    """Find out from its log what is wrong with a run, and what to try. Exit status 1 if anything was found."""
+    from tokenizers_vq.training.findings import ENOUGH
     from tokenizers_vq.verbs.doctor import doctor as examine
 
     found = examine(run)
@@ -23,7 +26,8 @@ def doctor(
     if as_json:
         common.print_json(found.to_dict())
     elif not findings:
-        print(f"{where}: healthy; {', '.join(f'{name} {value:.4g}' for name, value in found.figures.items())}")
+        early = f"; most verdicts want {ENOUGH} lines of the log, it has {found.lines}" if found.early else ""
+        print(f"{where}: healthy; {', '.join(f'{name} {value:.4g}' for name, value in found.figures.items())}{early}")
     else:
         others = "; cure the first first, others may come of it" if len(findings) > 1 else ""
         print(f"{where}: {len(findings)} {'finding' if len(findings) == 1 else 'findings'}{others}")

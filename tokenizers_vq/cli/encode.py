@@ -19,13 +19,15 @@ def encode(
     data: Annotated[
         str, typer.Argument(help="folder of images, parquet or webdataset files, or owner/name of the Hub")
     ],
-    out: Annotated[Path, typer.Option(help="folder for the shards; one that is there goes on")],
-    shards: Annotated[int | None, typer.Option(min=1, help="number of files; unset: one for 8,192 images")] = None,
+    out: Annotated[Path, typer.Option(help="folder for the shards; an unfinished one is resumed")],
+    shards: Annotated[
+        int | None, typer.Option(min=1, help="number of files; unset: one for every 8,192 images")
+    ] = None,
     views: Annotated[
         str,
         typer.Option(
             metavar="center|flip|ten-crop",
-            help="rows an image: its centre; that and its mirror image; LlamaGen's ten crops",
+            help="views of each image to encode: its centre; the centre and its mirror image; LlamaGen's ten crops",
         ),
     ] = "center",
     keep: Annotated[
@@ -33,16 +35,19 @@ def encode(
     ] = None,
     label_column: Annotated[str | None, typer.Option(help="column of the classes; none: no classes")] = None,
     class_column: Annotated[
-        list[str] | None, typer.Option(help="a further column of classes, kept by its name; may be given several times")
+        list[str] | None, typer.Option(help="a further column of classes to keep; may be given several times")
     ] = None,
     caption_column: Annotated[str | None, typer.Option(help="column of the captions; none: no captions")] = None,
+    on: Annotated[
+        str | None, typer.Option(metavar="ray", help="let the workers of a Ray cluster write the shards")
+    ] = None,
     batch_size: common.BatchSize = 32,
     as_json: common.AsJson = False,
     *,
     reading: groups.Reading,
     computing: groups.Computing,
 ) -> None:
-    """Encode images to parquet shards of codes, one row a view; killed and started again it goes on."""
+    """Encode images to parquet shards of codes, one row for each view; run again, it resumes."""
     from tokenizers_vq.devices import processes
     from tokenizers_vq.verbs.encode_folder import encode_folder
 
@@ -59,6 +64,7 @@ def encode(
             keep=keep,
             batch_size=batch_size,
             progress=progress,
+            on=on,
             **options,
         )
     if done.images is None:

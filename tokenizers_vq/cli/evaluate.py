@@ -12,11 +12,14 @@ from tokenizers_vq.cli import common, groups
 
 def evaluate(
     model: common.Model,
-    data: Annotated[str | None, typer.Option(help="images; unset: the test split of the run's data")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="images to measure on; unset: the test split of the run's data")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
-    fid: Annotated[bool, typer.Option("--fid", help="also FID, with Inception's weights")] = False,
+    fid: Annotated[bool, typer.Option("--fid", help="also measure FID (needs Inception's weights)")] = False,
     keep: Annotated[
-        int | None, typer.Option(min=1, help="decode only the first codes: of a row, levels or scales, so many")
+        int | None,
+        typer.Option(min=1, help="decode from the first codes alone: so many of a row, levels or scales of it"),
     ] = None,
     batch_size: common.BatchSize = 32,
     as_json: common.AsJson = False,

@@ -12,10 +12,10 @@ from tokenizers_vq.cli import common
 
 def export(
     model: common.Model,
-    to: Annotated[str, typer.Option(metavar="diffusers|torch|onnx", help="format")],
-    out: Annotated[Path, typer.Option(help="folder to write; only an earlier export is replaced")],
+    to: Annotated[str, typer.Option(metavar="diffusers|torch|onnx", help="format to write")],
+    out: Annotated[Path, typer.Option(help="folder to write; only an earlier export may be overwritten")],
 ) -> None:
-    """Write a tokenizer for another runtime, compared with the tokenizer itself before it counts as written."""
+    """Export a tokenizer to another runtime; the result is checked against the tokenizer itself."""
     from tokenizers_vq.export import export as write
     from tokenizers_vq.models import load
 

@@ -18,21 +18,28 @@ import typer
 class Reading(NamedTuple):
     """How images are read: fields of `DataConfig`, by their names."""
 
-    split: Annotated[str | None, typer.Option(help="split to read")] = None
+    split: Annotated[str | None, typer.Option(help="which split of the data to read")] = None
     image_column: Annotated[str | None, typer.Option(help="column of the images")] = None
     range: Annotated[
         tuple[float, float] | None,
-        typer.Option(metavar="LOW HIGH", help="black and white of arrays and 16-bit files; unset: all of the dtype"),
+        typer.Option(
+            metavar="LOW HIGH",
+            help="values of black and white in arrays and 16-bit files; unset: the dtype's whole range",
+        ),
     ] = None
     max_pixels: Annotated[
         int | None,
-        typer.Option(help="larger images are skipped; a pixel costs 12 bytes a loader; unset: 89,478,485 (1 GiB)"),
+        typer.Option(help="skip larger images; each loader needs 12 bytes a pixel; unset: 89,478,485 (1 GiB)"),
     ] = None
-    streaming: Annotated[bool, typer.Option("--streaming", help="read without storing or indexing the data")] = False
-    limit: Annotated[int | None, typer.Option(help="use this many images, evenly spread")] = None
-    workers: Annotated[int, typer.Option(help="threads that load ahead")] = 2
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="read the data as they come, without storing or indexing them")
+    ] = False
+    limit: Annotated[int | None, typer.Option(help="use only this many images, evenly spread over the data")] = None
+    workers: Annotated[
+        int | None, typer.Option(help="how many threads load images ahead; unset: by the number of cores")
+    ] = None
     on_broken: Annotated[
-        str, typer.Option(metavar="skip|stop", help="unreadable images: skip and name them, or stop")
+        str, typer.Option(metavar="skip|stop", help="what to do with unreadable images: skip and name them, or stop")
     ] = "skip"
 
 
@@ -41,21 +48,25 @@ class Judging(NamedTuple):
 
     lpips: Annotated[
         str,
-        typer.Option(metavar="auto|none|squeeze|alex|vgg", help="LPIPS network; auto: one whose trunk is at hand"),
+        typer.Option(
+            metavar="auto|none|squeeze|alex|vgg", help="LPIPS network; auto: one whose weights are on this machine"
+        ),
     ] = "auto"
-    lpips_trunk: Annotated[Path | None, typer.Option(help="file with torchvision's weights of the LPIPS trunk")] = None
+    lpips_trunk: Annotated[Path | None, typer.Option(help="file with torchvision's weights for the LPIPS network")] = (
+        None
+    )
     backbone: Annotated[str, typer.Option(help="timm backbone of the feature distance, or none")] = (
         "tf_efficientnet_lite0"
     )
-    layer: Annotated[str, typer.Option(help="its layer")] = "head"
+    layer: Annotated[str, typer.Option(help="layer of that backbone")] = "head"
 
 
 class Computing(NamedTuple):
     """Where and how a model computes."""
 
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="where to compute")] = "auto"
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="which device to compute on")] = "auto"
     precision: Annotated[
-        str, typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 where the device has it in hardware")
+        str, typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 where the hardware has it, else fp32")
     ] = "auto"
 
 

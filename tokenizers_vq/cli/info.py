@@ -21,10 +21,12 @@ UNKNOWN = "not known"
 
 
 def info(
-    name: Annotated[str, typer.Argument(metavar="MODEL", help="preset, shipped or published name, run or folder")],
+    name: Annotated[
+        str, typer.Argument(metavar="MODEL", help="a preset, a shipped or published name, a run or a folder")
+    ],
     as_json: common.AsJson = False,
 ) -> None:
-    """Say what a model is: size, codes, licences, where it lies, published figures; downloads nothing."""
+    """Show what is known of a model: size, codes, licences, sources, published figures. Downloads nothing."""
     from tokenizers_vq import folders
     from tokenizers_vq.config import nearest
     from tokenizers_vq.conversion import catalogue

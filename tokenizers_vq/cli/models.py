@@ -6,7 +6,7 @@ from tokenizers_vq.cli import common
 
 
 def models(as_json: common.AsJson = False) -> None:
-    """List the names that `create` (presets, untrained) and `load` (shipped and published, trained) take."""
+    """List all model names: presets (untrained), shipped and published ones (trained)."""
     from tokenizers_vq.conversion import catalogue
     from tokenizers_vq.models import PRESETS, list_models
     from tokenizers_vq.tokenizer import WEIGHTS

@@ -18,8 +18,10 @@ def probe(
     column: Annotated[
         str | None, typer.Option(help="column of the classes; unset: the one that holds classes, or the sub-folders")
     ] = None,
-    held_out: Annotated[float, typer.Option(help="share of each class that is held out, and measured on")] = 0.25,
-    seed: Annotated[int, typer.Option(min=0, help="of what is held out, and of the untrained network")] = 0,
+    held_out: Annotated[float, typer.Option(help="share of each class that is held out to measure on")] = 0.25,
+    seed: Annotated[
+        int, typer.Option(min=0, help="decides which images are held out, and the weights of the untrained network")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
     as_json: common.AsJson = False,
     batch_size: common.BatchSize = 32,
@@ -27,7 +29,7 @@ def probe(
     reading: groups.Reading,
     computing: groups.Computing,
 ) -> None:
-    """Say how well a linear classifier tells classes apart by pixels, features, codes and the discriminator."""
+    """Measure how well a linear classifier tells classes apart from pixels, features, codes and the discriminator."""
     from tokenizers_vq import evaluation
     from tokenizers_vq.verbs.probe import probe as measure
 

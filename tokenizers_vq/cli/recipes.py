@@ -10,10 +10,12 @@ from tokenizers_vq.cli import common
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="print it, every field with its help")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="recipe to print, with every field explained")
+    ] = None,
     as_json: common.AsJson = False,
 ) -> None:
-    """List the names that `tvq train` takes, or print one as a file to change; it also takes a YAML file."""
+    """List the recipes that `tvq train` takes, or print one as a YAML file to change."""
     from tokenizers_vq.fields import commented
     from tokenizers_vq.training.recipe import RECIPES, list_recipes, load_recipe, read_recipe
 

@@ -14,13 +14,13 @@ def reconstruct(
     model: common.Model,
     data: Annotated[str, typer.Option(help="folder of images, parquet or webdataset files, or owner/name of the Hub")],
     out: Annotated[Path, typer.Option(help="folder for the pictures and grid.png")],
-    count: Annotated[int, typer.Option(min=1, help="images, evenly spread over the data")] = 16,
+    count: Annotated[int, typer.Option(min=1, help="how many images, evenly spread over the data")] = 16,
     batch_size: common.BatchSize = 16,
     *,
     reading: groups.Reading,
     computing: groups.Computing,
 ) -> None:
-    """Write images beside their reconstructions, and a grid of them all (of many bands the first three)."""
+    """Write images beside their reconstructions, and one grid of them all."""
     import torch
     from PIL import Image
 

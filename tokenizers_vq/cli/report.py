@@ -14,7 +14,9 @@ from tokenizers_vq.cli import common, groups
 def report(
     model: common.Model,
     out: Annotated[Path, typer.Option(help="folder for report.html, report.json and pictures")],
-    data: Annotated[str | None, typer.Option(help="images; unset: the test split of the run's data")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="images to measure on; unset: the test split of the run's data")
+    ] = None,
     batch_size: common.BatchSize = 32,
     as_json: common.AsJson = False,
     *,
@@ -22,7 +24,7 @@ def report(
     reading: groups.Reading,
     computing: groups.Computing,
 ) -> None:
-    """Write one page on a tokenizer: how its codebook is used, what it reconstructs, how well."""
+    """Write one HTML page about a tokenizer: pictures, figures, and how its codebook is used."""
     from tokenizers_vq.verbs.report import report as write
 
     options = {**judging._asdict(), **reading._asdict(), **computing._asdict()}

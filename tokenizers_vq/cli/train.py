@@ -12,16 +12,16 @@ from tokenizers_vq.cli import common
 
 def train(
     recipe: Annotated[str, typer.Argument(help="a name from `tvq recipes`, or a YAML file")],
-    out: Annotated[Path, typer.Option(help="folder of the run; one that is there goes on")],
+    out: Annotated[Path, typer.Option(help="folder of the run; an existing run is resumed")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="fields to set, such as data=photos/")
     ] = None,
     init_from: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="begin with this model's weights, its discriminator's too")
+        str | None, typer.Option(metavar="MODEL", help="start from this model's weights, and its discriminator's")
     ] = None,
     device: common.Device = "auto",
 ) -> None:
-    """Train a tokenizer by a recipe, or go on with a run."""
+    """Train a tokenizer by a recipe, or resume a run."""
     from tokenizers_vq.training.loop import Interrupted
     from tokenizers_vq.verbs.train import train as run
 

@@ -94,7 +94,7 @@ class Entry(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.hub is None) == (self.page is None):
-            raise ConfigError(("hub",), "the weights are on the Hub or on a page: give one of both")
+            raise ConfigError(("hub",), "give either the Hub repository or the page of the weights, not both")
         if self.hub is not None and not self.files:
             raise ConfigError(("files",), "a Hub repository needs the names of its files")
         return self

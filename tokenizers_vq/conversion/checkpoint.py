@@ -75,10 +75,10 @@ def read_safetensors(path: Path, wanted: Callable[[str], bool] = lambda key: Tru
         with safe_open(path, framework="pt") as file:
             keys = list(file.keys())
             if len(keys) > modules.MOST_NAMES:
-                raise ValueError(f"{path} holds {len(keys):,} tensors: it is no checkpoint")
+                raise ValueError(f"{path} holds {len(keys):,} tensors: it is not a checkpoint")
             return modules.by_name({key: file.get_tensor(key) for key in keys if wanted(key)}, path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file ({error}): download it again") from None
+        raise ValueError(f"{path} is truncated or not a safetensors file ({error}): download it again") from None
 
 
 def tensors_of(content: Any, path: Path, *wrappers: str) -> dict[str, Tensor]:
@@ -94,7 +94,7 @@ def tensors_of(content: Any, path: Path, *wrappers: str) -> dict[str, Tensor]:
     else:
         tensors = modules.by_name(content, path) if isinstance(content, Mapping) else {}
     if not tensors:
-        raise ValueError(f"{path} holds no tensors by name, where a checkpoint is wanted")
+        raise ValueError(f"{path} holds no tensors by name, expected a checkpoint")
     return unwrapped(tensors, path)
 
 

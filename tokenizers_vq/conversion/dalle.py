@@ -79,9 +79,9 @@ def _counted_from_0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _wanted(tensors: Mapping[str, Tensor], key: str, path: Path) -> Tensor:
     if key not in tensors:
-        raise ValueError(f"{path} has no {key}: it is no discrete VAE of DALL-E, encoder and decoder")
+        raise ValueError(f"{path} has no {key}: it is not a discrete VAE of DALL-E, encoder and decoder")
     if tensors[key].ndim != 4 or 0 in tensors[key].shape:
-        raise ValueError(f"{path}: {key} is {tuple(tensors[key].shape)}, where a convolution's weight is wanted")
+        raise ValueError(f"{path}: {key} is {tuple(tensors[key].shape)}, expected a convolution's weight")
     return tensors[key]
 
 
@@ -90,11 +90,11 @@ def _fields(tensors: Mapping[str, Tensor], part: str, path: Path) -> dict[str, A
     last = re.compile(rf"{part}\.levels\.(\d+)\.(\d+)\.convs\.3\.weight")
     blocks = {(int(match[1]), int(match[2])): tensors[key] for key in tensors if (match := last.fullmatch(key))}
     if not blocks:
-        raise ValueError(f"{path} has no {part}.blocks.group_1.block_1: it is no discrete VAE of DALL-E")
+        raise ValueError(f"{path} has no {part}.blocks.group_1.block_1: it is not a discrete VAE of DALL-E")
     levels, count = (1 + max(place[axis] for place in blocks) for axis in (0, 1))
     widths = [_wanted(tensors, f"{part}.levels.{i}.0.convs.3.weight", path).shape[0] for i in range(levels)]
     if part == "decoder":
         widths.reverse()
     if any(width % widths[0] for width in widths):
-        raise ValueError(f"{path}: the {part}'s widths {widths} are no multiples of {widths[0]}")
+        raise ValueError(f"{path}: the {part}'s widths {widths} are not multiples of {widths[0]}")
     return {"width": widths[0], "multipliers": tuple(width // widths[0] for width in widths), "blocks": count}

@@ -144,10 +144,14 @@ def _fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is a {model} of diffusers, which gives no codes: only its VQModel does")
     for name, value in config.items():
         if name not in DEFAULTS and name not in OF_PIPELINES and not name.startswith("_") and value is not None:
-            raise ValueError(f"{path}: its config sets {name}, which no VQModel here has: convert would ignore it")
+            raise ValueError(
+                f"{path}: its config sets {name}, which this VQModel does not have: convert would ignore it"
+            )
     fields = {name: _typed(config, name, default) for name, default in DEFAULTS.items()}
     if not fields["block_out_channels"] or min(fields["block_out_channels"]) < 1:
-        raise ValueError(f"{path}: block_out_channels {list(fields['block_out_channels'])} are no channels of levels")
+        raise ValueError(
+            f"{path}: block_out_channels {list(fields['block_out_channels'])} are not the channels of levels"
+        )
     count = len(fields["block_out_channels"])
     for name, kinds in (
         ("down_block_types", ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")),
@@ -160,9 +164,9 @@ def _fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
                 f"{path}: {name} {wrong}: it must give {' or '.join(kinds)} for each of block_out_channels"
             )
     if fields["act_fn"] not in ("silu", "swish"):
-        raise ValueError(f"{path}: its activation is {fields['act_fn']}, ours is silu alone")
+        raise ValueError(f"{path}: its activation is {fields['act_fn']}, only silu is supported")
     if fields["norm_type"] not in ("group", "spatial"):
-        raise ValueError(f"{path}: norm_type is {fields['norm_type']}, ours are group and spatial")
+        raise ValueError(f"{path}: norm_type is {fields['norm_type']}, only group and spatial are supported")
     if fields["norm_type"] == "spatial" and fields["vq_embed_dim"] not in (None, fields["latent_channels"]):
         raise ValueError(
             f"{path}: with spatial norms vq_embed_dim must be latent_channels ({fields['latent_channels']}), "

@@ -46,8 +46,8 @@ def download(published: catalogue.Entry, command: str = "tvq convert") -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise FileNotFoundError(
-            f"'{published.name}' lies in the Hub repository {published.hub}, which cannot be had ({reason}): check the "
-            "network, or HF_TOKEN and the consent that it may ask for on its page"
+            f"'{published.name}' lies in the Hub repository {published.hub}, which cannot be reached ({reason}): check "
+            "the network, or HF_TOKEN and the consent that it may ask for on its page"
         ) from None
     for file in published.files:
         if file.sha256 is not None and (found := catalogue.sha256(folder / file.name)) != file.sha256:
@@ -58,7 +58,7 @@ def download(published: catalogue.Entry, command: str = "tvq convert") -> Path:
     hits = sorted(folder.glob(published.checkpoint or "*")) if published.checkpoint != "." else [folder]
     if len(hits) != 1:
         raise FileNotFoundError(
-            f"the Hub repository {published.hub} holds {len(hits)} files {published.checkpoint}, where one was wanted: "
+            f"the Hub repository {published.hub} holds {len(hits)} files {published.checkpoint}, expected one: "
             f"give one to `{command} {published.source}`"
         )
     return hits[0]

@@ -49,7 +49,7 @@ def tokenizer(
     expect(config, config or {}, names, path)
     tensors = read_tensors(path, "ema", "model", "state_dict")
     if not any(key.startswith("encoder.conv_blocks.") for key in tensors):
-        raise ValueError(f"{path} has no encoder.conv_blocks: it is no tokenizer of LlamaGen")
+        raise ValueError(f"{path} has no encoder.conv_blocks: it is not a tokenizer of LlamaGen")
     tensors = skip(tensors, r"quantize\.codebook_used$", "statistics of training")
     ours = rename(our_keys(tensors), [(r"^quantize\.embedding\.weight$", "quantizer.weight"), *rules])
     ours.update({key: ours[key].flatten(1) for key in flat if key in ours})

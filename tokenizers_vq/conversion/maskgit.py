@@ -76,7 +76,7 @@ def wanted(tensors: Mapping[str, Tensor], key: str, path: Path) -> Tensor:
     if key not in tensors:
         raise ValueError(f"{path} has no {key}: it is of another layout, give the source that it comes from")
     if tensors[key].ndim < 2 or 0 in tensors[key].shape:
-        raise ValueError(f"{path}: {key} is {tuple(tensors[key].shape)}, where a table or a layer's weight is wanted")
+        raise ValueError(f"{path}: {key} is {tuple(tensors[key].shape)}, expected a table or a layer's weight")
     return tensors[key]
 
 
@@ -84,13 +84,13 @@ def network_fields(tensors: Mapping[str, Tensor], levels: str, path: Path) -> di
     """Fields of `MaskgitEncoderConfig` (`levels`: "down") or `MaskgitDecoderConfig` ("up") from the tensors' shapes."""
     blocks = [match for key in tensors if (match := re.match(rf"{levels}\.(\d+)\.block\.(\d+)\.conv1\.", key))]
     if not blocks:
-        raise ValueError(f"{path} has no {levels}.0.block.0.conv1.weight: it is no MaskGIT VQGAN")
+        raise ValueError(f"{path} has no {levels}.0.block.0.conv1.weight: it is not a MaskGIT VQGAN")
     count = 1 + max(int(match[1]) for match in blocks)
     widths = [wanted(tensors, f"{levels}.{level}.block.0.conv1.weight", path).shape[0] for level in range(count)]
     # The encoder's first convolution tells the base width; for the decoder any common divisor will do.
     base = wanted(tensors, "conv_in.weight", path).shape[0] if levels == "down" else math.gcd(*widths)
     if any(width % base for width in widths):
-        raise ValueError(f"{path}: the widths {widths} of its levels are no multiples of {base}")
+        raise ValueError(f"{path}: the widths {widths} of its levels are not multiples of {base}")
     shortcuts = [
         value.shape for key, value in tensors.items() if key.endswith("nin_shortcut.weight") and value.ndim == 4
     ]

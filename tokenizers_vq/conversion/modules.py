@@ -57,7 +57,7 @@ def walk(
         left -= 1 + len(attributes)
         left -= sum(len(held) for kind in _HELD if isinstance(held := attributes.get(kind), Mapping))
         if left < 0 or len(above) > _DEEPEST or len(prefix) > _LONGEST:
-            raise ValueError(f"{path} holds modules inside one another over and over: it is no checkpoint")
+            raise ValueError(f"{path} holds modules inside one another over and over: it is not a checkpoint")
         yield prefix, attributes
         inside = (*above, id(part))
         children = [
@@ -76,13 +76,13 @@ def by_name(tensors: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
     """
     found = {key: value for key, value in tensors.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if len(found) > MOST_NAMES:
-        raise ValueError(f"{path} holds {len(found):,} tensors, where {MOST_NAMES:,} are the most: it is no checkpoint")
+        raise ValueError(f"{path} holds {len(found):,} tensors; the limit is {MOST_NAMES:,}: it is not a checkpoint")
     for name in found:
         if len(name) > 2 * _LONGEST or printable(name) != name or "\n" in name:
             shown = printable(name[:_SHOWN].replace("\n", "\\n"))
-            raise ValueError(f"{path} holds a tensor with no proper name, '{shown}': it is no checkpoint")
+            raise ValueError(f"{path} holds a tensor with no proper name, '{shown}': it is not a checkpoint")
     if sum(tensor.numel() * tensor.itemsize for tensor in found.values()) > zips.room(path):
-        raise ValueError(f"{path} holds tensors that are far larger than the file: it is no checkpoint")
+        raise ValueError(f"{path} holds tensors that are far larger than the file: it is not a checkpoint")
     return found
 
 

@@ -46,7 +46,8 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     expect(config, arguments, CONFIGURED, path)
 
     def quantizer(bits: int) -> LfqQuantizerConfig:
-        return LfqQuantizerConfig(bits=bits, entropy_group=min(bits, 18), **entropy_weights(arguments))
+        weights: dict[str, Any] = dict(entropy_weights(arguments))
+        return LfqQuantizerConfig(bits=bits, entropy_group=min(bits, 18), **weights)
 
     return tokenizer(read(path, arguments), path, resolution(arguments), quantizer)
 
@@ -82,7 +83,9 @@ def tokenizer(
     ours = rename(rekey(tensors, counted), _RULES)
     for key in ("encoder.conv_in.weight", "encoder.conv_out.weight", "decoder.levels.0.blocks.0.conv1.weight"):
         if key not in ours:
-            raise ValueError(f"{path} has no tensor for {key}: it is no Open-MAGVIT2 checkpoint, give its own source")
+            raise ValueError(
+                f"{path} has no tensor for {key}: it is not an Open-MAGVIT2 checkpoint, give its own source"
+            )
     bits, channels = shape(ours, "encoder.conv_out.weight", path)[0], shape(ours, "encoder.conv_in.weight", path)[1]
     if shape(ours, "decoder.conv_in.weight", path)[1] == 2 * bits:
         raise ValueError(
@@ -108,13 +111,13 @@ def _fields(tensors: Mapping[str, Tensor], part: str, path: Path) -> dict[str, A
     levels = _count(tensors, rf"{part}\.levels\.(\d+)\.blocks\.")
     widths = [shape(tensors, f"{part}.levels.{i}.blocks.0.conv1.weight", path)[0] for i in range(levels)]
     if not widths:
-        raise ValueError(f"{path} has no residual blocks of {part}: it is no Open-MAGVIT2 checkpoint")
+        raise ValueError(f"{path} has no residual blocks of {part}: it is not an Open-MAGVIT2 checkpoint")
     if part == "decoder":  # ours run from the coarsest on
         widths = widths[::-1]
     base = shape(tensors, "encoder.conv_in.weight", path)[0]
     if any(width % base for width in widths):
         if part == "encoder":
-            raise ValueError(f"{path}: the widths {widths} of the encoder's levels are no multiples of {base}")
+            raise ValueError(f"{path}: the widths {widths} of the encoder's levels are not multiples of {base}")
         base = math.gcd(*widths)
     return {
         "width": base,

@@ -17,17 +17,17 @@ _MOST_CONVOLUTIONS = 16
 def patchgan_config(tensors: Mapping[str, Tensor], path: Path) -> tuple[int, PatchGANConfig]:
     """Channels of the images, and the config, from the shapes. Raises `ValueError` for another discriminator."""
     if any(key.endswith((".loc", ".scale")) for key in tensors):
-        raise ValueError(f"{path}: its discriminator has ActNorm, which ours lacks: train one anew")
+        raise ValueError(f"{path}: its discriminator has ActNorm, which ours lacks: train a new one")
     convolutions = sorted(
         int(match[1])
         for key, tensor in tensors.items()
         if (match := re.match(r"main\.(\d+)\.weight$", key)) and tensor.ndim == 4
     )
     if len(convolutions) < 3 or "main.0.weight" not in tensors:
-        raise ValueError(f"{path}: its discriminator is no PatchGAN, or only a part of one: train one anew")
+        raise ValueError(f"{path}: its discriminator is not a PatchGAN, or only a part of one: train a new one")
     first = tensors["main.0.weight"]
     if first.ndim != 4 or 0 in first.shape or len(convolutions) > _MOST_CONVOLUTIONS:
-        raise ValueError(f"{path}: its discriminator is no PatchGAN: train one anew")
+        raise ValueError(f"{path}: its discriminator is not a PatchGAN: train a new one")
     return first.shape[1], PatchGANConfig(width=first.shape[0], layers=len(convolutions) - 2)
 
 

@@ -58,7 +58,7 @@ def read(path: Path) -> Any:
             return _read_tar(file) if _is_tar(file) else _read_stream(file)
         except _ERRORS as error:
             what = printable(" ".join(str(error).split())[:_MOST_SAID]) or type(error).__name__
-            raise ValueError(f"{path} is truncated or no file of torch.save ({what}): download it again") from None
+            raise ValueError(f"{path} is truncated or not a file of torch.save ({what}): download it again") from None
 
 
 def _is_tar(file: BinaryIO) -> bool:
@@ -198,7 +198,7 @@ def _read_tar(file: BinaryIO) -> Any:
             entry = tar.getmember(name)
             found = tar.extractfile(entry) if entry.isreg() and not entry.issparse() and entry.size <= room else None
             if found is None:
-                raise tarfile.TarError(f"{name} is no plain file")
+                raise tarfile.TarError(f"{name} is not a plain file")
             return io.BytesIO(found.read())
 
         part = member("storages")

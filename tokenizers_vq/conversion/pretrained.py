@@ -51,7 +51,7 @@ def _shards(index: Path) -> list[Path]:
     parts = read_json(index).get("weight_map")
     named = list(parts.values()) if isinstance(parts, dict) else []
     if not named or not all(isinstance(part, str) and Path(part).name for part in named):
-        raise ValueError(f"{index} is no index of shards: download it again")
+        raise ValueError(f"{index} is not an index of shards: download it again")
     shards = [index.parent / part for part in sorted({Path(part).name for part in named})]
     for shard in shards:
         if not shard.is_file():
@@ -83,9 +83,9 @@ def _keys(file: Path) -> list[str]:
         return list(_pickled(file))
     try:
         with safe_open(file, framework="pt") as opened:
-            return [unwrapped_key(key) for key in opened.keys()]  # noqa: SIM118  # it is no mapping
+            return [unwrapped_key(key) for key in opened.keys()]  # noqa: SIM118  # it is not a mapping
     except SafetensorError as error:
-        raise ValueError(f"{file} is truncated or no safetensors file ({error}): download it again") from None
+        raise ValueError(f"{file} is truncated or not a safetensors file ({error}): download it again") from None
 
 
 def _read(file: Path, keys: set[str]) -> dict[str, Tensor]:

@@ -62,7 +62,7 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
         raise ValueError(f"{path} has linear attention (attn_type: linear), which the VQGAN networks lack")
     # Descendants that search otherwise would convert, and give other codes.
     if any(key.startswith("encoder.conv_blocks.") for key in tensors):
-        raise ValueError(f"{path} has encoder.conv_blocks: it is no tokenizer of taming-transformers")
+        raise ValueError(f"{path} has encoder.conv_blocks: it is not a tokenizer of taming-transformers")
     if "IBQ" in str((config or {}).get("model")) or "IBQ" in class_named(config):
         raise ValueError(f"{path}: its config names IBQ, whose codes are found otherwise: give source 'ibq'")
     expect(config, given, ("ddconfig", "n_embed", "embed_dim", "lossconfig"), path)
@@ -78,10 +78,12 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
         ours["quantizer.projection.weight"] = ours["quantizer.projection.weight"].flatten(1)
     channels, output = shape(ours, "encoder.conv_in.weight", path)[1], shape(ours, "decoder.head.weight", path)[0]
     if channels != output:
-        raise ValueError(f"{path} reads images of {channels} channels and gives {output}: it is no autoencoder of them")
+        raise ValueError(
+            f"{path} reads images of {channels} channels and gives {output}: it is not an autoencoder of images"
+        )
     ddconfig = given.get("ddconfig") or {}
     if not isinstance(ddconfig, Mapping):
-        raise ValueError(f"{path}: its config's ddconfig is no mapping: give the reference's config of this model")
+        raise ValueError(f"{path}: its config's ddconfig is not a mapping: give the reference's config of this model")
     for option, usual in (("tanh_out", False), ("double_z", False), ("resamp_with_conv", True)):
         if ddconfig.get(option, usual) != usual:
             raise ValueError(f"{path}: ddconfig.{option}={ddconfig[option]} is not supported by the VQGAN networks")
@@ -130,7 +132,7 @@ def _quantizer(
     ours: Mapping[str, Tensor], given: Mapping[str, Any], path: Path
 ) -> VectorQuantizerConfig | GumbelQuantizerConfig:
     if "quantizer.weight" not in ours:
-        raise ValueError(f"{path} has no codebook (quantize.embedding.weight): it is no VQ or Gumbel tokenizer")
+        raise ValueError(f"{path} has no codebook (quantize.embedding.weight): it is not a VQ or Gumbel tokenizer")
     codes, dim = shape(ours, "quantizer.weight", path)
     if "quantizer.projection.weight" in ours:
         in_dim = shape(ours, "quantizer.projection.weight", path)[1]

@@ -26,7 +26,7 @@ def read(path: Path) -> dict[str, Tensor]:
     """
     content = pickles.read(path)
     if not isinstance(content, pickles.Inert):
-        raise ValueError(f"{path} holds no module, where that of a TorchScript archive is wanted")
+        raise ValueError(f"{path} holds no module, expected that of a TorchScript archive")
     found: dict[str, object] = {}
     for prefix, attributes in modules.walk(content, modules.entries, path):
         found.update({f"{prefix}{name}": value for name, value in modules.entries(attributes)})

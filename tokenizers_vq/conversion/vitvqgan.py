@@ -129,9 +129,9 @@ def _stage1(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _wanted(tensors: Mapping[str, Tensor], key: str, path: Path) -> Tensor:
     if key not in tensors:
-        raise ValueError(f"{path} has no {key}: it is no ViT-VQGAN of enhancing-transformers, give the right source")
+        raise ValueError(f"{path} has no {key}: it is not a ViT-VQGAN of enhancing-transformers, give the right source")
     if tensors[key].ndim < 2 or 0 in tensors[key].shape:
-        raise ValueError(f"{path}: {key} is {tuple(tensors[key].shape)}, where a weight or a codebook is wanted")
+        raise ValueError(f"{path}: {key} is {tuple(tensors[key].shape)}, expected a weight or a codebook")
     return tensors[key]
 
 

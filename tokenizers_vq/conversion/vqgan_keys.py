@@ -65,9 +65,7 @@ def shape(tensors: Mapping[str, Tensor], key: str, path: Path) -> tuple[int, ...
     if key not in tensors:
         raise ValueError(f"{path} has no tensor for {key}: it is of another layout, give the source it comes from")
     if tensors[key].ndim < 2 or 0 in tensors[key].shape:
-        raise ValueError(
-            f"{path}: {key} is {tuple(tensors[key].shape)}, where a layer's weight or a codebook is wanted"
-        )
+        raise ValueError(f"{path}: {key} is {tuple(tensors[key].shape)}, expected a layer's weight or a codebook")
     return tuple(tensors[key].shape)
 
 
@@ -135,7 +133,7 @@ def network_fields(tensors: Mapping[str, Tensor], part: str, path: Path) -> dict
     inner = shape(tensors, f"{part}.conv_in.weight", path)
     width = inner[0] if part == "encoder" else _base(tensors, widths)
     if any(other % width for other in widths):
-        raise ValueError(f"{path}: the widths {widths} of the {part}'s levels are no multiples of {width}")
+        raise ValueError(f"{path}: the widths {widths} of the {part}'s levels are not multiples of {width}")
     beside_codes = "encoder.quant_conv.weight" if part == "encoder" else "decoder.post_quant_conv.weight"
     return {
         "width": width,

@@ -102,7 +102,7 @@ def _our_key(key: str, plain: Mapping[str, Mapping[int, int]]) -> str:
 
 def _wanted(tensors: Mapping[str, Tensor], key: str, path: Path) -> Tensor:
     if key not in tensors:
-        raise ValueError(f"{path} has no tensor for {key}: it is no VQ-VAE-2 of rosinality/vq-vae-2-pytorch")
+        raise ValueError(f"{path} has no tensor for {key}: it is not a VQ-VAE-2 of rosinality/vq-vae-2-pytorch")
     if tensors[key].ndim < 2 or 0 in tensors[key].shape:
-        raise ValueError(f"{path}: {key} is {tuple(tensors[key].shape)}, where a weight or a codebook is wanted")
+        raise ValueError(f"{path}: {key} is {tuple(tensors[key].shape)}, expected a weight or a codebook")
     return tensors[key]

@@ -53,5 +53,5 @@ def grouped(bits: int, codes: int, path: Path, **fields: Any) -> LfqQuantizerCon
     if codes < 1 or bits % codes:
         raise ValueError(f"{path}: {codes} codebooks do not divide its {bits} bits: give the config that belongs to it")
     width = bits // codes
-    group = {"entropy_group": width, "entropy_mixed": True} if width <= 18 else {}
+    group: dict[str, Any] = {"entropy_group": width, "entropy_mixed": True} if width <= 18 else {}
     return LfqQuantizerConfig(bits=bits, code_bits=width, **group, **fields)

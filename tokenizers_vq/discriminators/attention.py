@@ -50,7 +50,7 @@ class AttentionDiscriminator(Split):
         sides = [min(image_size) >> (i + 1) for i in range(count)]
         if config.resolution not in sides:
             raise ValueError(
-                f"adversary.discriminator.resolution: {config.resolution} is no side of the feature maps that images "
+                f"adversary.discriminator.resolution: {config.resolution} is not the side of a feature map that images "
                 f"of {height}x{width} have: set it to {' or '.join(map(str, sides))}"
             )
         widths = [config.width * min(2**i, 16) for i in range(count)]

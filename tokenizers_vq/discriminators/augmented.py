@@ -75,7 +75,7 @@ class Augmented(Wrapper):
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """Images, draws `(B, 10)`, noise `(B, C, H, W)` or None, whether they are real, what the inner one asks for."""
         real = images is record.images
-        images, *others = self.inner.inputs(record, images)
+        images, *others = self.inner_inputs(record, images)
         level = schedule_value(self.config.noise, record.step)
         draws, noise = record.once(("augmented", level), lambda: _drawn(record, level))
         return (images, draws, noise, real, *others)

@@ -181,7 +181,12 @@ class Wrapper(Discriminator):
 
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """Those of the inner discriminator."""
-        return self.inner.inputs(record, images)
+        return self.inner_inputs(record, images)
+
+    def inner_inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
+        """What the inner discriminator asks for; what it refuses names its own place, as in `check`."""
+        with inside("discriminator"):
+            return self.inner.inputs(record, images)
 
     def forward(self, *inputs: Any) -> Judgement:
         """The inner discriminator's judgement."""
@@ -198,7 +203,7 @@ class Wrapper(Discriminator):
 
 @contextmanager
 def inside(*path: str) -> Iterator[None]:
-    """Fields that a discriminator names as its own stand in an outer one's config, at `path`: messages say so."""
+    """What a discriminator refuses stands in an outer one's config, at `path`, and so do the fields that it names."""
     root = ".".join(FIELD)
     try:
         yield
@@ -207,6 +212,8 @@ def inside(*path: str) -> Iterator[None]:
             raise
         raise ConfigError((*FIELD, *path, *error.path[2:]), error.problem) from None
     except ValueError as error:
+        if not str(error).startswith("adversary."):
+            raise ConfigError((*FIELD, *path), str(error)) from None
         if not str(error).startswith(root):
             raise
         raise ValueError(".".join((root, *path)) + str(error).removeprefix(root)) from None

@@ -55,7 +55,7 @@ class ClassHead(Wrapper):
         """Images, labels, then what the inner discriminator asks for."""
         # Data may be labelled here and not there: the first batch says nothing of the others.
         record.once(("class_head", id(self)), lambda: self._check_labels(record.batch))
-        images, *others = self.inner.inputs(record, images)
+        images, *others = self.inner_inputs(record, images)
         return (images, record.batch.labels, *others)
 
     def forward(self, images: Tensor, labels: Tensor, *others: Any) -> Judgement:

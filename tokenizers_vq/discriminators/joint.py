@@ -72,7 +72,7 @@ class Joint(Wrapper):
         """Images, quantized features, then what the inner discriminator asks for."""
         if record.quantized is None:
             raise ValueError("joint looks at quantized features, and without a tokenizer there are none: take pair")
-        images, *others = self.inner.inputs(record, images)
+        images, *others = self.inner_inputs(record, images)
         return (images, record.quantized.features, *others)
 
     def forward(self, images: Tensor, features: Tensor, *others: Any) -> Judgement:

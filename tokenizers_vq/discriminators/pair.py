@@ -52,7 +52,7 @@ class Pair(Wrapper):
         """Images, the blurred real ones, then what the inner discriminator asks for."""
         pixels = self._pixels(record)
         condition = record.once(("pair", pixels), lambda: blurred(record.images.detach(), pixels))
-        _, *others = self.inner.inputs(record, images)
+        _, *others = self.inner_inputs(record, images)
         return (images, condition, *others)
 
     def _pixels(self, record: Any) -> float:

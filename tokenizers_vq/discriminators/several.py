@@ -84,7 +84,11 @@ class Several(Discriminator):
 
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """Images, then a tuple of what each member asks for beside them."""
-        return (images, *(member.inputs(record, images)[1:] for member in self.members))
+        others = []
+        for i, member in enumerate(self.members):
+            with inside("discriminators", str(i)):
+                others.append(member.inputs(record, images)[1:])
+        return (images, *others)
 
     def forward(self, images: Tensor, *others: tuple[Any, ...]) -> Judgement:
         """Images `(B, C, H, W)` in [-1, 1]; `others` may be left out where no member asks for anything."""

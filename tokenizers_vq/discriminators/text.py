@@ -61,7 +61,7 @@ class Text(Wrapper):
 
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """Images, bytes of captions `(B, length)`, then what the inner discriminator asks for."""
-        images, *others = self.inner.inputs(record, images)
+        images, *others = self.inner_inputs(record, images)
         rows = record.once(("text", self.config.length), lambda: _read(record, self.config.length))
         return (images, rows, *others)
 

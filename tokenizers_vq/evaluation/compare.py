@@ -286,7 +286,7 @@ def _check(codecs: Sequence[Codec], shape: tuple[int, ...]) -> None:
         raise ValueError("nothing to compare: name a tokenizer or a codec")
     names = [codec.name for codec in codecs]
     if double := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"two rows are called '{double}': name them apart")
+        raise ValueError(f"two rows are called '{double}': give them different names")
     for codec in codecs:
         if isinstance(codec, TokenizerCodec):
             codec.layout(height, width)

@@ -107,7 +107,7 @@ def lpips_measure(name: str, network: Callable[[Tensor, Tensor], Tensor]) -> Mea
 def backbone_features(
     backbone: str, layer: str, channels: int, device: torch.device | str = "cpu"
 ) -> metrics.BackboneFeatures:
-    """What the feature distance compares. Raises `ValueError` or `FileNotFoundError` where it cannot be had."""
+    """What the feature distance compares. Raises `ValueError` or `FileNotFoundError` where it is not available."""
     from tokenizers_vq.networks.backbones import Backbone
 
     _needs_colour(channels)

@@ -83,7 +83,7 @@ class Probe(NamedTuple):
     learning: int
     """images that the classifiers were fitted to"""
     left_out: dict[str, str]
-    """what was not probed or not used, with the reason"""
+    """what was not probed or used, with the reason"""
     data: dict[str, Any]
     tokenizer: dict[str, Any]
     """fingerprint, where it has one"""

@@ -199,8 +199,10 @@ def _curves(history: History) -> list[Figure]:
         Figure(
             "training",
             "Training",
-            "The run's own log. Reconstruction terms fall and flatten. A discriminator whose loss falls to 0 wins; at "
-            "the dashed line it is at chance. Usage that falls is a codebook that dies.",
+            "The run's own log. Reconstruction terms fall and flatten. A discriminator whose loss falls to 0, or that "
+            "is right about everything, wins; at the dashed line it is at chance. A loss whose share of the gradient "
+            "is next to 0 trains nothing. ADA's p at 1 and most weights clipped are limits reached. Usage that falls "
+            "is a codebook that dies.",
             *figures.both(functools.partial(draw_history, history)),
         )
     ]

@@ -40,7 +40,7 @@ def export(tokenizer: Tokenizer, to: str, out: str | Path) -> dict[str, Any]:
         found = {path.name for path in out.iterdir()} if out.is_dir() else set()
         if (out.exists() and not out.is_dir()) or not found <= set(writer.FILES):
             other = ", ".join(sorted(found - set(writer.FILES))[:3]) or "no folder"
-            raise ValueError(f"{out} is no earlier export to {to} ({other}): give --out another folder")
+            raise ValueError(f"{out} is not an earlier export to {to} ({other}): give --out another folder")
         report: dict[str, Any] = {"format": to, **writer.write(copy.deepcopy(tokenizer).cpu().float().eval(), new)}
         if REPORT in writer.FILES:
             write_atomically(new / REPORT, json.dumps(report, indent=2) + "\n")

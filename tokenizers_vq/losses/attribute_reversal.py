@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,8 @@ class AttributeReversalConfig(Config):
     kind: Literal["attribute_reversal"] = "attribute_reversal"
     weight: Rate = 1.0
     """weight, or a schedule of it; the classifier's and the encoder's"""
-    classes: int = Field(ge=2)
-    """number of labels: of classes, or of domains"""
+    num_classes: Annotated[int, Field(ge=2)]
+    """of the labels, or domains, 0 to num_classes - 1; each image needs one"""
     reversal: Schedule = 1.0
     """factor of the reversed gradient that the encoder is given; the paper raises it from 0 to 1"""
     width: int = Field(default=128, ge=1)
@@ -44,18 +44,18 @@ class AttributeReversal(Term):
     def __init__(self, tokenizer: Tokenizer, **fields: Any) -> None:
         super().__init__()
         config = AttributeReversalConfig(**fields)
-        self.weight, self.reversal, self.classes = config.weight, config.reversal, config.classes
-        self.place = f"losses.{self.name}", f"losses.{self.name}.classes"
+        self.weight, self.reversal, self.num_classes = config.weight, config.reversal, config.num_classes
+        self.place = f"losses.{self.name}", f"losses.{self.name}.num_classes"
         self.hidden = nn.ModuleList(nn.Linear(each.in_dim, config.width) for each in tokenizer.quantizers)
-        self.head = nn.Linear(config.width, config.classes)
+        self.head = nn.Linear(config.width, config.num_classes)
 
     def check(self, batch: Batch) -> None:
-        """Raises `ValueError` for data without labels, images without one, and labels from `classes` on."""
-        check_labels(batch.labels, self.classes, *self.place)
+        """Raises `ValueError` for data without labels, images without one, and labels from `num_classes` on."""
+        check_labels(batch.labels, self.num_classes, *self.place)
 
     def forward(self, record: Record) -> Tensor:
         """Raises `ValueError` as `check` does."""
-        labels = check_labels(record.batch.labels, self.classes, *self.place)
+        labels = check_labels(record.batch.labels, self.num_classes, *self.place)
         factor = schedule_value(self.reversal, record.step)
         seen = []
         for layer, features in zip(self.hidden, levels(record.features), strict=True):

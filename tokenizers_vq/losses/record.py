@@ -116,7 +116,7 @@ class Record:
     def _judging(self) -> Discriminator:
         if self.discriminator is None:
             raise ValueError(
-                "a loss asked for a judgement, but there is no discriminator: give the recipe an `adversary`"
+                "a loss asked for a judgement, but there is no discriminator: add an `adversary` to the recipe"
             )
         return self.discriminator
 

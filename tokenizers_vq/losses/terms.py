@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -35,6 +37,18 @@ class Term(nn.Module):
     @abstractmethod
     def forward(self, record: Record) -> Tensor:
         """float32 scalar, unweighted."""
+
+
+@contextmanager
+def placed(number: int, kind: str) -> Iterator[None]:
+    """What a term names as `losses.KIND.FIELD` a person sets as `losses.<number>.FIELD`: messages say so."""
+    root = f"losses.{kind}."
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith(root):
+            raise
+        raise ValueError(f"losses.{number}.{str(error).removeprefix(root)}") from None
 
 
 class L1Config(Config):

@@ -19,7 +19,7 @@ class _Wavelets(Config):
     patch: int = Field(default=4, ge=1, le=256)
     """side of the patches that wavelets turn into channels; a power of two"""
     resamplings: int = Field(default=2, ge=0, le=MOST_LEVELS)
-    """halvings of the size after the wavelets: the first so many levels of the encoder, the coarsest of the decoder"""
+    """how often the size is halved after the wavelets: at that many first levels of the encoder, last of the decoder"""
     multipliers: tuple[Multiplier, ...] = Field(default=(2, 4, 4), min_length=1, max_length=MOST_LEVELS)
     """channels of each level as multiples of `width`"""
     latent_width: Size | None = 256

@@ -47,7 +47,9 @@ class _VitConfig(Config):
         if self.head_width is None and self.width % self.heads:
             raise ConfigError(("heads",), f"{self.heads} heads do not divide the width {self.width}")
         if not self.projection and (self.head_width or self.width // self.heads) * self.heads != self.width:
-            raise ConfigError(("projection",), "only heads that together are as wide as a token can go without one")
+            raise ConfigError(
+                ("projection",), "only heads that are together as wide as a token can do without a projection"
+            )
         if self.positions == "sincos" and self.width % 4:
             raise ConfigError(("width",), f"sincos positions need a width divisible by 4, got {self.width}")
         return self

@@ -55,7 +55,7 @@ class VectorQuantizerConfig(QuantizerFields):
     epsilon: float = 1e-5
     """Laplace smoothing of the moving counts (ema)"""
     revive_after: int | None = Field(default=None, ge=1)
-    """a code unused for so many updates is moved to a random feature, and again after as many; null = never"""
+    """a code that was unused for this many updates is moved onto a random feature of the batch; null = never"""
     kmeans_batches: int = Field(default=0, ge=0)
     """first batches (100, say) that fit the codebook to the features by k-means before it learns otherwise; 0 = none"""
     entropy_weight: float = Field(default=0.0, ge=0)

@@ -12,12 +12,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tokenizers_vq.training.advice import Advice, discriminators_of, rate_of_adversary, slope_penalty, spectral_norm
-from tokenizers_vq.training.findings import Finding, Line, gap, mean, recent_of, share, values, when, windows
+from tokenizers_vq.training.findings import ENOUGH, Finding, Line, gap, mean, recent_of, share, values, when, windows
 from tokenizers_vq.training.recipe import AdversaryConfig, Recipe
 
 WINS = "the discriminator wins"
 EQUAL = "the pair discriminator wins by equality"
 GROWS = "the gap of the discriminator's logits keeps growing"
+
+UNTRAINED = 100
+"""steps in which a new discriminator has hardly a slope: the smallness of its gradient says nothing yet"""
 
 
 def adversarial(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
@@ -33,6 +36,12 @@ def _adversary(recipe: Recipe) -> AdversaryConfig:
     return recipe.adversary
 
 
+def trained_for(lines: Sequence[Line], line: Line) -> int:
+    """Steps from the discriminator's first of `lines` to this one; 0 where it has made none."""
+    first = next((each["step"] for each in lines if "discriminator" in each), line["step"])
+    return int(line["step"] - first)
+
+
 def _facing(lines: Sequence[Line]) -> list[Line]:
     """Those in which both sides play."""
     return [line for line in lines if "discriminator" in line and "generator" in line]
@@ -40,8 +49,8 @@ def _facing(lines: Sequence[Line]) -> list[Line]:
 
 def _discriminator(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
     adversary, recent = _adversary(recipe), _facing(recent_of(lines))
-    chance, trained = adversary.objective.chance, [line for line in lines if "discriminator" in line]
-    if len(recent) < 3:
+    chance = adversary.objective.chance
+    if len(recent) < ENOUGH:
         return []
     # Where there is no least loss (Wasserstein's) there is none to have won at.
     best, near = adversary.objective.best, 0.05 * (abs(chance) or 1.0)
@@ -64,7 +73,7 @@ def _discriminator(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
     lost = share(recent, lambda line: abs(line["discriminator"] - chance) < near and abs(gap(line)) < 0.1)
     # Clipped weights give logits of any size, to which only an objective with a chance of its own sets a scale.
     scaled = chance or not values(recent, "adversary/clipped")
-    if scaled and lost >= 0.8 and recent[0]["step"] - trained[0]["step"] >= 200:
+    if scaled and lost >= 0.8 and trained_for(lines, recent[0]) >= 200:
         advice_ = (rate_of_adversary(recipe, 3.0), Advice(("adversary.weight=0.1",), "less of its noise"))
         return [Finding("the discriminator is at chance", when(recent), evidence, advice_)]
     return []
@@ -90,7 +99,8 @@ def _against_winning(recipe: Recipe) -> tuple[Advice, ...]:
 def _growing(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
     objective, facing = _adversary(recipe).objective, _facing(lines)
     parts = windows(facing)[-4:]
-    if len(parts) < 4 or parts[-1][0]["step"] - facing[0]["step"] < 200:
+    # A discriminator begins untrained: for some hundred steps its gap grows because it learns.
+    if len(parts) < 4 or parts[-1][0]["step"] - facing[0]["step"] < 500:
         return []
     gaps = [mean([gap(line) for line in part]) for part in parts]
     # A gap that grows while reconstructions get better is a discriminator that learns what there is to learn.
@@ -108,7 +118,7 @@ def _growing(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
 
 def _clipped(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
     recent = [line for line in recent_of(lines) if "adversary/clipped" in line]
-    if len(recent) < 3 or (part := mean(values(recent, "adversary/clipped"))) <= 0.5:
+    if len(recent) < ENOUGH or (part := mean(values(recent, "adversary/clipped"))) <= 0.5:
         return []
     findings = []
     for i, regulariser in enumerate(_adversary(recipe).regularisers):
@@ -125,7 +135,7 @@ def _clipped(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
 
 def _adaptive_weight(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
     recent = [line for line in recent_of(lines) if "adversary/adaptive" in line]
-    if len(recent) < 3:
+    if len(recent) < ENOUGH or trained_for(lines, recent[-1]) < UNTRAINED:
         return []
     top = _adversary(recipe).max_adaptive
     clamped = share(recent, lambda line: line["adversary/adaptive"] >= 0.999 * top)
@@ -194,5 +204,5 @@ def _with_state(
         numbers = re.findall(r"discriminators\.(\d+)", path)
         figure = "_".join([f"adversary/{name}", *reversed(numbers)])
         recent = [{**line, "state": figure} for line in recent_of(lines) if figure in line]
-        if config.kind == kind and len(recent) >= 3:
+        if config.kind == kind and len(recent) >= ENOUGH:
             yield path, config, recent

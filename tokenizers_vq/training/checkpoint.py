@@ -119,7 +119,7 @@ class Checkpoints:
             for reason in damaged:
                 tell(self.accelerator, f"passed over: {reason}")
             if damaged:
-                tell(self.accelerator, f"going on from the older checkpoint {self.folder / str(chosen)}")
+                tell(self.accelerator, f"resuming from the older checkpoint {self.folder / str(chosen)}")
             self._fill(self._read(chosen) if found is None else found, chosen)
         if self.accelerator.is_main_process:
             self._drop_older(chosen)  # which a kill may have prevented
@@ -223,7 +223,7 @@ class Checkpoints:
             except (RuntimeError, ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{folder} does not fit the recipe's {name} ({' '.join(str(error).split())[:200]}): it is of "
-                    "another version, so begin under another --out"
+                    "another version, so start in another --out"
                 ) from None
 
 
@@ -273,7 +273,9 @@ def _read_index(folder: Path, step: int) -> dict[str, Any]:
                 raise DamagedError(f"{path} is not what was saved: its sha256 differs")
             found[name] = unpack(part["rest"], _reading(path, load_file))
     except (KeyError, TypeError, AttributeError, IndexError, RecursionError, RuntimeError) as error:
-        raise DamagedError(f"{folder / INDEX} is no index of a checkpoint ({type(error).__name__}: {error})") from None
+        raise DamagedError(
+            f"{folder / INDEX} is not an index of a checkpoint ({type(error).__name__}: {error})"
+        ) from None
     return found
 
 

@@ -12,6 +12,9 @@ T = TypeVar("T")
 Line = Mapping[str, Any]
 """of log.jsonl"""
 
+ENOUGH = 5
+"""lines that a verdict wants: of fewer, each may be an accident"""
+
 
 class Finding(NamedTuple):
     """One thing that is wrong."""
@@ -68,4 +71,4 @@ def when(lines: Sequence[Line]) -> str:
 
 
 def _window(count: int) -> int:
-    return max(5, count // 5)
+    return max(ENOUGH, count // 5)

@@ -10,8 +10,20 @@ from collections.abc import Sequence
 from tokenizers_vq.config import Schedule, ScheduleChain, ScheduleCurve, schedule_value
 from tokenizers_vq.quantizers.statistics import WINDOW
 from tokenizers_vq.training.advice import Advice, against_collapse, peak_of, slower, written, zero_from
-from tokenizers_vq.training.balance import WINS, adversarial
-from tokenizers_vq.training.findings import Finding, Line, gap, mean, median, recent_of, share, values, when, windows
+from tokenizers_vq.training.balance import UNTRAINED, WINS, adversarial, trained_for
+from tokenizers_vq.training.findings import (
+    ENOUGH,
+    Finding,
+    Line,
+    gap,
+    mean,
+    median,
+    recent_of,
+    share,
+    values,
+    when,
+    windows,
+)
 from tokenizers_vq.training.recipe import Recipe
 
 
@@ -235,9 +247,10 @@ def _vanishing(recipe: Recipe, lines: Sequence[Line]) -> list[Finding]:
     paths: dict[str, tuple[str, Schedule]] = {
         term.kind: (f"losses.{i}.weight", term.weight) for i, term in enumerate(recipe.losses)
     }
-    if recipe.adversary is not None:
+    if recipe.adversary is not None and trained_for(lines, recent[-1]) >= UNTRAINED:
         paths["generator"] = ("adversary.weight", recipe.adversary.weight)
-    norms = {name: mean(values(recent, f"gradient/{name}")) for name in paths if f"gradient/{name}" in recent[-1]}
+    seen = {name: values(recent, f"gradient/{name}") for name in paths if f"gradient/{name}" in recent[-1]}
+    norms = {name: mean(given) for name, given in seen.items() if len(given) >= ENOUGH}
     largest = max(norms.values(), default=0.0)
     findings = []
     for name, norm in norms.items():

@@ -128,7 +128,7 @@ class Interrupted(Exception):  # noqa: N818 (nothing is wrong: a person or sched
 
     def __init__(self, number: int, step: int) -> None:
         self.signal, self.step = number, step
-        super().__init__(f"{signal.Signals(number).name}: saved at step {step}; the same command goes on from there")
+        super().__init__(f"{signal.Signals(number).name}: saved at step {step}; the same command resumes from there")
 
 
 def make_accelerator(config: LoopConfig, out: Path, device: str = "auto") -> Accelerator:
@@ -245,7 +245,7 @@ def _check_weights(checkpoints: Checkpoints, step: int) -> None:
 
 def _still_there(out: Path) -> None:
     if not out.is_dir():
-        raise FileNotFoundError(f"{out} is gone while the run was going: nothing is written in its place")
+        raise FileNotFoundError(f"{out} disappeared while the run was training: nothing is written in its place")
 
 
 def _one_step(

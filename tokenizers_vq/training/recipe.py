@@ -121,7 +121,7 @@ class Recipe(LoopConfig):
         kinds = [term.kind for term in self.losses]
         for kind in kinds:
             if kinds.count(kind) > 1:
-                raise ConfigError(("losses",), f"'{kind}' stands there twice: give it one weight")
+                raise ConfigError(("losses",), f"'{kind}' appears twice: give it one weight")
         if "logit_laplace" in kinds and self.model.decoder.output != "logit_laplace":
             raise ConfigError(
                 ("model", "decoder", "output"),

@@ -86,7 +86,7 @@ def train(
     loop.seed_everything(recipe.seed)
     tokenizer = recipe.model.build()
     if init_from is not None and has_checkpoint(out):
-        say(f"{out} goes on from its checkpoint: --init-from {init_from} is for a new run")
+        say(f"{out} resumes from its checkpoint: --init-from {init_from} is for a new run")
     elif init_from is not None:
         _fill(tokenizer, init_from, say)
     elif recipe.train != "all" and not has_checkpoint(out):
@@ -112,6 +112,7 @@ def train(
             start=start,
             world=world,
             rank=rank,
+            raw=True,
         )
         say(f"reading {found.about.description}")
         size = None if found.source is None else len(found.source)
@@ -137,7 +138,7 @@ def claim(
     wanted = recipe.to_dict()
     steps, changed = saved_steps(out / "checkpoints"), None
     if path.exists() and steps:
-        kept = _as_now(recipe, path)
+        kept = as_now(recipe, path)
         found = differences(kept, wanted)
         differing = [name for name in found if not among(name, may_change)]
         if "data.path" in differing and isinstance(recipe, Recipe):
@@ -183,7 +184,7 @@ def _keep(names: Sequence[str], before: dict[str, Any], after: dict[str, Any]) -
     """The overrides with which a run goes on for other steps: these stretch every span that is a share of the run."""
     if before.get("steps") == after.get("steps") or len(names) > 3:
         return ""
-    return f"to go on with it, add {' '.join(f'{name}={_at(before, name)}' for name in names)}; else "
+    return f"to resume it, add {' '.join(f'{name}={_at(before, name)}' for name in names)}; else "
 
 
 def _at(plain: Any, name: str) -> Any:
@@ -197,7 +198,7 @@ def _begin_from(recipe: loop.LoopConfig, out: Path) -> str:
     return f" (--init-from {out} --out ANOTHER begins a new run with its weights)" if isinstance(recipe, Recipe) else ""
 
 
-def _as_now(recipe: loop.LoopConfig, path: Path) -> dict[str, Any]:
+def as_now(recipe: loop.LoopConfig, path: Path) -> dict[str, Any]:
     """The kept recipe, with fields that are younger than it at their default."""
     kept = read_yaml(path)
     try:
@@ -237,8 +238,8 @@ def _check_moved(recipe: Recipe, began: str | None, out: Path) -> None:
     path, data = out / "data.json", recipe.data
     if not path.exists() or "blocks" not in kept_record(path):
         raise ValueError(
-            f"the run {out} keeps no record of its images, so that nobody knows whether {data.path} holds the same: "
-            f"give data.path={began}, with which it began"
+            f"the run {out} keeps no record of its images, so it cannot be checked that {data.path} holds the same "
+            f"ones: give data.path={began}, which it began with"
         )
     opened = open_stream(data) if data.streaming else open_source(data)
     size = None if isinstance(opened, Stream) else len(opened)
@@ -255,8 +256,8 @@ def kept_record(path: Path) -> dict[str, Any]:
             raise ValueError("its record of files is incomplete")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}: {error}): restore it, or remove it to go on with the data "
-            "as they are"
+            f"{path} cannot be read ({type(error).__name__}: {error}): restore it, or remove it to continue "
+            "with the data as they are"
         ) from None
     return record
 
@@ -312,8 +313,8 @@ def _fill_discriminator(task: TokenizerTask, name: str | Path, say: Callable[[st
     if differing:
         own = json.dumps(read_config(folder)["discriminator"]).replace('"', "")
         say(
-            f"--init-from {name}: its discriminator is not taken, {differing}: the run's begins untrained; to go on "
-            f"with it give 'adversary.discriminator={own}' adversary.start=0 adversary.warmup=0"
+            f"--init-from {name}: its discriminator is not taken, {differing}: the run's begins untrained; to "
+            f"continue with it give 'adversary.discriminator={own}' adversary.start=0 adversary.warmup=0"
         )
 
 

@@ -21,9 +21,10 @@ from tokenizers_vq import distributed
 from tokenizers_vq.batch import Batch
 from tokenizers_vq.config import schedule_value
 from tokenizers_vq.data.told import Told
+from tokenizers_vq.images import from_uint8
 from tokenizers_vq.losses.objectives import adaptive_weight
 from tokenizers_vq.losses.record import Record, levels
-from tokenizers_vq.losses.terms import Term
+from tokenizers_vq.losses.terms import Term, placed
 from tokenizers_vq.tokenizer import Tokenizer
 from tokenizers_vq.training import anneal, gradients, modes
 from tokenizers_vq.training.adversary import Adversary
@@ -55,7 +56,10 @@ class TokenizerTask:
         from timm.utils.model_ema import ModelEmaV3
 
         self.recipe, self.tokenizer, self.examples, self.card = recipe, tokenizer, examples, card
-        self.terms: list[Term] = [config.build(tokenizer).to(tokenizer.device) for config in recipe.losses]
+        self.terms: list[Term] = []
+        for i, config in enumerate(recipe.losses):
+            with placed(i, config.kind):
+                self.terms.append(config.build(tokenizer).to(tokenizer.device))
         self.term_parameters = [p for term in self.terms for p in term.parameters() if p.requires_grad]
         self.modules: dict[str, nn.Module] = {"tokenizer": modes.freeze(tokenizer.train(), recipe.train)}
         self.optimizers: dict[str, Any] = {"tokenizer": recipe.optimizer.build(tokenizer, *self.terms)}
@@ -89,6 +93,8 @@ class TokenizerTask:
     def step(self, batch: dict[str, Any], step: int, accelerator: Accelerator) -> dict[str, Tensor]:
         """One micro-batch: one backward through the tokenizer, one through the discriminator."""
         seen = Batch.of(batch)
+        if seen.images.dtype == torch.uint8:  # as it was read: in [-1, 1] here, where it is computed
+            seen = seen._replace(images=from_uint8(seen.images))
         if not self._checked:
             self._check(seen)
         anneal.move(self.recipe.anneal, self.tokenizer, step)
@@ -132,8 +138,11 @@ class TokenizerTask:
         """Raises `ValueError` where a part cannot take the labels, captions or sizes that the data have."""
         if self.told is not None:
             batch = batch._replace(labels=self.told.labels, captions=self.told.captions)
-        for part in (*self.terms, *((self.adversary,) if self.adversary else ())):
-            part.check(batch)
+        for i, term in enumerate(self.terms):
+            with placed(i, term.name):
+                term.check(batch)
+        if self.adversary is not None:
+            self.adversary.check(batch)
         self._checked = True
 
     def _shares(self, output: Tensor, at_output: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -151,10 +160,10 @@ class TokenizerTask:
         summed: Gradients = (torch.zeros_like(record.output), *(None for _ in places[1:]))
         balanced: dict[str, Gradients] = {}
         seen = False  # whether any term looks at the output
-        for term in self.terms:
+        for i, term in enumerate(self.terms):
             weight = schedule_value(term.weight, record.step)
             if weight:
-                with accelerator.autocast():
+                with accelerator.autocast(), placed(i, term.name):
                     loss = term(record)
                 if not loss.requires_grad:
                     raise ValueError(f"the {term.name} loss has no gradient at output or features: take it out")

@@ -124,7 +124,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a log.jsonl. Raises `FileNotFoundError` where there is none."""
     if not path.is_file():
-        raise FileNotFoundError(f"no log at {path}: it is no run, or one that has not logged yet")
+        raise FileNotFoundError(f"no log at {path}: it is not a run, or has not logged yet")
     return _whole_lines(path)
 
 

@@ -35,7 +35,7 @@ def evaluate(
 
     ```python
     result = tvq.evaluate("runs/a", "photos-test/")
-    result.metrics["psnr"].value, result.usage.perplexity
+    result.metrics["psnr"].value, result.usage.streams[0].perplexity
     ```
     """
     reading, judging, computing = split_options(options, Reading, Judging, Computing)

@@ -53,12 +53,12 @@ def choose_data(data: Data | None, model: Model, **options: Any) -> DataConfig:
     if data is not None:
         return DataConfig(path=str(data), **unread, **options)
     if isinstance(model, Tokenizer):
-        raise ValueError("a tokenizer itself does not know its data: give data=PATH")
+        raise ValueError("a tokenizer in memory does not know its data: give data=PATH")
     recipe, folder = Path(model) / "recipe.yaml", local(model)
     if folder is not None:
         read_config(folder)  # of a prior's run, whose recipe is another, it says so
     if not recipe.is_file():
-        raise ValueError(f"{model} is no run that would know its data: give --data PATH")
+        raise ValueError(f"{model} is not a run, so its data are not known: give --data PATH")
     known = parse(DataConfig, read_yaml(recipe).get("data") or {}, str(recipe))
     given = {name: value for name, value in options.items() if value not in (None, False)}
     known = known.replace(**{"limit": None, "split": None, **unread, **given})

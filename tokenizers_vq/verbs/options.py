@@ -38,8 +38,8 @@ class Reading(TypedDict, total=False):
     """read without storing or indexing the data"""
     limit: int | None
     """use this many images, evenly spread"""
-    workers: int
-    """threads that load ahead"""
+    workers: int | None
+    """threads that load ahead; None: by the number of cores"""
     on_broken: Literal["skip", "stop"]
     """what to do about an unreadable image: skip it and name it, or stop"""
 
@@ -111,7 +111,7 @@ def choose_judges(
     if lpips == "auto":
         net = next((net for net in nets if find_trunk(net)), None)  # type: ignore[arg-type]
     elif net is not None and find_trunk(net, trunk) is None:
-        load_trunk(net)  # a download; says what to do where it cannot be had
+        load_trunk(net)  # a download; says what to do where it is not available
     return {
         "lpips": net,
         "lpips_trunk": trunk,
