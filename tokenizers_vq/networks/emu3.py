@@ -29,6 +29,8 @@ class _TimeFields(Config):
 
     @model_validator(mode="after")
     def _check_frames(self) -> Self:
+        if getattr(self, "quant_kernel", 1) == 0:
+            raise ConfigError(("quant_kernel",), "of emu3's networks cannot be 0: they have those convolutions")
         if self.frames & (self.frames - 1):
             raise ConfigError(("frames",), f"must be a power of two, got {self.frames}")
         return self
