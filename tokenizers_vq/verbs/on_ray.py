@@ -83,7 +83,7 @@ def write_on_ray(job: Job, parts: list[int]) -> None:
             "computing": {
                 "device": "cuda" if cuda else "cpu",
                 "precision": job.encoder.precision,
-                "keep": job.encoder.keep,
+                "keep": job.encoder.keep,  # type: ignore[attr-defined]
             },
             "data": {**job.data.to_dict(), "path": _found_everywhere(job.data.path)},
             "info": job.info.to_dict(),
