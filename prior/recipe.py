@@ -104,8 +104,6 @@ class PriorRecipe(LoopConfig):
     """average of the weights, which is what is saved; null = none"""
     anneal: dict[str, Schedule] = Field(default_factory=dict)
     """scalar buffers of the prior that a schedule sets at every step, by name: `network.random_order`"""
-    gradient_checkpointing: bool = False
-    """blocks are computed anew in the backward pass, which takes less memory and a third more time"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

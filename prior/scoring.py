@@ -108,11 +108,15 @@ def bits_per_token(prior: Prior, shards: CodeShards, rows: Numbers, batch_size: 
     was_training = prior.training
     prior.eval()
     nats = torch.zeros((), dtype=torch.float64)
-    for first in range(0, len(mine), batch_size):
-        batch = read_rows(shards, mine[first : first + batch_size])
+    most = -(-len(rows) // distributed.world_size())
+    for first in range(0, most, batch_size):
+        part = mine[first : first + batch_size]
+        # Of a sharded prior all processes compute, also one that has no row left.
+        batch = read_rows(shards, part if len(part) else rows[:1])
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             told = prior.condition.take(batch)
-            nats -= prior.log_likelihood(batch["tokens"].to(device), told).sum().cpu().double()
+            found = prior.log_likelihood(batch["tokens"].to(device), told)
+            nats -= found[: len(part)].sum().cpu().double()
     prior.train(was_training)
     total = distributed.sum(nats.float().to(device))
     return float(total) / (len(rows) * prior.layout.length * math.log(2))

@@ -18,7 +18,7 @@ Path_ = Annotated[
 
 
 def fields(path: Path_ = "") -> None:
-    """Show the fields of a prior's recipe, of a part of it, or of samplers: allowed values, default, meaning."""
+    """Show the fields of a prior's recipe, of a part of it, or of the samplers: allowed values, default, meaning."""
     from prior.recipe import PriorRecipe
 
     if path.split(".")[0] == "sampler":

@@ -18,6 +18,7 @@ from tokenizers_vq.cli.groups import expanded
 from tokenizers_vq.cli.info import info
 from tokenizers_vq.cli.models import models
 from tokenizers_vq.cli.page import app as page
+from tokenizers_vq.cli.plan import plan
 from tokenizers_vq.cli.probe import probe
 from tokenizers_vq.cli.recipes import recipes
 from tokenizers_vq.cli.reconstruct import reconstruct
@@ -30,6 +31,7 @@ _VERBS = (
     info,
     recipes,
     fields,
+    plan,
     train,
     evaluate,
     reconstruct,

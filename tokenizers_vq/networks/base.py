@@ -33,7 +33,7 @@ class Encoder(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.ndim > 1][-1]
 
     def trunk_blocks(self) -> Iterator[nn.Module]:
-        """Modules that compile one by one, in place."""
+        """Modules that compile, or are computed anew in the backward, one by one and in place."""
         yield from ()
 
 
@@ -67,5 +67,5 @@ class Decoder(nn.Module):
         return output if self.distribution == "pixels" else output.chunk(2, dim=1)[0].sigmoid()
 
     def trunk_blocks(self) -> Iterator[nn.Module]:
-        """Modules that compile one by one, in place."""
+        """Modules that compile, or are computed anew in the backward, one by one and in place."""
         yield from ()

@@ -29,6 +29,8 @@ class _TimeFields(Config):
 
     @model_validator(mode="after")
     def _check_frames(self) -> Self:
+        if getattr(self, "quant_kernel", 1) == 0:
+            raise ConfigError(("quant_kernel",), "of emu3's networks cannot be 0: they have those convolutions")
         if self.frames & (self.frames - 1):
             raise ConfigError(("frames",), f"must be a power of two, got {self.frames}")
         return self
@@ -112,7 +114,7 @@ class Emu3Encoder(VqganEncoder):
         self.quant_conv = TimeConvolution(latent, dim, side=config.quant_kernel)
 
     def _to_features(self, h: Tensor) -> Tensor:
-        h = self.conv_out(swish(self.norm(self.middle(h))))
+        h = self.conv_out(swish(self.norm(h)))
         h = h[:, :, None].expand(-1, -1, self.frames, -1, -1)
         for layer in self.time_down:
             h = swish(layer(h))

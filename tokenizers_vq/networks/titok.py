@@ -20,6 +20,7 @@ from tokenizers_vq.networks.base import Decoder, DecoderFields, Encoder
 from tokenizers_vq.networks.blocks import precise, stride_grid
 from tokenizers_vq.networks.linear import use_onednn
 from tokenizers_vq.networks.maskgit import MaskgitDecoderConfig
+from tokenizers_vq.networks.transformer import Attention, Block
 
 
 class _TitokConfig(Config):
@@ -101,10 +102,6 @@ class _Trunk(nn.Module):
     """A class token, patches and latents with learned positions through pre-norm blocks; `norm` is for the caller."""
 
     def __init__(self, config: _TitokConfig, patches: int) -> None:
-        from timm.models.vision_transformer import Block
-
-        from tokenizers_vq.networks.attention import Attention
-
         super().__init__()
         width = config.width
         # As large as what the patches hold, so that attention tells places apart from the first step on.
@@ -113,11 +110,8 @@ class _Trunk(nn.Module):
         self.latent_positions = nn.Parameter(0.5 * torch.randn(config.tokens, width))
         self.norm_in = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, mlp_ratio=(config.mlp or 4 * width) / width, norm_layer=nn.LayerNorm)
-            for _ in range(config.layers)
+            Block(Attention(width, config.heads), width, config.mlp or 4 * width) for _ in range(config.layers)
         )
-        for block in self.blocks:
-            block.attn = Attention(width, config.heads, qkv_bias=True)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, patches: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:

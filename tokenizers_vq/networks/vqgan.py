@@ -23,6 +23,7 @@ from tokenizers_vq.networks.blocks import (
     ResidualBlock,
     Score,
     Upsample,
+    entered,
     group_norm,
     precise,
     stride_grid,
@@ -212,10 +213,10 @@ class VqganEncoder(Encoder):
         return stride_grid(height, width, self.stride)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return precise(self._to_features, self.levels(precise(self.conv_in, pixels)))
+        return precise(self._to_features, self.middle(self.levels(entered(self.conv_in, pixels))))
 
     def _to_features(self, h: Tensor) -> Tensor:
-        return self.quant_conv(self.conv_out(swish(self.norm(self.middle(h)))))
+        return self.quant_conv(self.conv_out(swish(self.norm(h))))
 
     def trunk_blocks(self) -> Iterator[nn.Module]:
         yield from self.levels

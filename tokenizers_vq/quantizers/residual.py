@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from tokenizers_vq.codes import CodeLayout, Quantized
 from tokenizers_vq.config import ConfigError
+from tokenizers_vq.devices import constant
 from tokenizers_vq.quantizers.base import (
     Quantizer,
     as_stored,
@@ -195,8 +196,8 @@ class ResidualQuantizer(BookedQuantizer):
         shape = (-1,) + (1,) * (like.ndim - 2)
         scale = torch.ones(self.dim, device=like.device)
         for book in before:
-            scale = scale * torch.tensor(book.finer, device=like.device)
-        centre = torch.tensor(level.centre, device=like.device).expand(self.dim)
+            scale = scale * constant(book.finer, like.device)
+        centre = constant(level.centre, like.device).expand(self.dim)
         return scale.view(shape), centre.view(shape)
 
 

@@ -80,7 +80,11 @@ def write_on_ray(job: Job, parts: list[int]) -> None:
         ShardEncoder,
         fn_constructor_kwargs={
             "model": _found_everywhere(str(job.encoder.name)),
-            "computing": {"device": "cuda" if cuda else "cpu", "precision": job.encoder.precision},
+            "computing": {
+                "device": "cuda" if cuda else "cpu",
+                "precision": job.encoder.precision,
+                "keep": job.encoder.keep,  # type: ignore[attr-defined]
+            },
             "data": {**job.data.to_dict(), "path": _found_everywhere(job.data.path)},
             "info": job.info.to_dict(),
             "out": str(job.out.resolve()),
