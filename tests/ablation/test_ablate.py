@@ -49,7 +49,7 @@ def plan(table: dict, **changes) -> Plan:
 
 def test_shipped_tables_are_valid_and_their_rows_equal_where_they_can_be() -> None:
     tables = sorted((ROOT / "examples" / "ablations").glob("*.yaml"))
-    assert len(tables) == 14
+    assert len(tables) == 15
     for path in tables:
         made = make_plan(load_table(path), path.parent)
         assert len(made.table.seeds) >= 2 and all(row.recipes[1].seed == 1 for row in made.rows)
@@ -251,7 +251,7 @@ def test_all_runs_begin_with_the_same_weights_which_a_folder_remembers(
     assert run.due_runs(made, tmp_path / "out", device="cpu") == ["nothing is due"]
     other = TableConfig(**{**made.table.to_dict(), "init_from": str(second)})
     with pytest.raises(
-        ValueError, match=r"began with another model, and init_from is now .*second: give another --out"
+        ValueError, match=r"began with another model, but init_from is now .*second: give another --out"
     ):
         run.due_runs(make_plan(other), tmp_path / "out", device="cpu")
     untrained = TableConfig(**{**made.table.to_dict(), "init_from": None})
