@@ -131,6 +131,8 @@ Results go to stdout, notes and errors to stderr. These options stand anywhere i
 | `--quiet` | results and errors only: no notes, no progress |
 | `--debug` | show the traceback of an error |
 
+`tvq --version` prints the version, and `--help` behind any command its options.
+
 Commands that have a result take `--json`, which prints it as one line of JSON. `tvq --install-completion` lets the
 shell complete commands and options (`--show-completion` prints the script instead); `tvq-prior` has its own.
 

@@ -1,4 +1,4 @@
-"""`python -m prior` is `tvq-prior`."""
+"""`python -m prior` is `tvq-prior`, as torchrun starts it."""
 
 from prior.cli import main
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from prior.conditions import ClassCondition
 from prior.data import Data, read_rows
 from prior.decoding import decode, open_tokenizer, refuse_part
+from prior.identity import OtherOrder, check_order
 from prior.measures import (
     Judge,
     Seen,
@@ -308,7 +310,8 @@ def _add_training(
     elif (recipe := own_recipe(model)) is not None:
         try:
             kept = Data(recipe)
-        except FileNotFoundError as error:
+            check_order(Path(model), kept)
+        except (FileNotFoundError, OtherOrder) as error:
             skipped["copies"] = skipped["nearest_training"] = str(error)
             return ()
         measures["copies"] = Judged(_copies(codes, kept), None, "lower", "share whose codes are a training image's")
@@ -331,9 +334,10 @@ def _copies(codes: Tensor, kept: Data) -> float:
     """Share of samples all of whose codes are those of a training row."""
     wanted = {row.tobytes() for row in codes.numpy()}
     found: set[bytes] = set()
-    for first in range(0, len(kept.rows), 4096):
-        tokens = read_rows(kept.shards, kept.rows[first : first + 4096])["tokens"]
-        found |= wanted & {row.tobytes() for row in tokens.numpy()}
+    for part in kept.parts:
+        for first in range(0, len(part.rows), 4096):
+            tokens = part.shards[part.rows[first : first + 4096]]
+            found |= wanted & {row.tobytes() for row in tokens.numpy()}
     return sum(row.tobytes() in found for row in codes.numpy()) / len(codes)
 
 

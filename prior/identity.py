@@ -18,6 +18,10 @@ from tokenizers_vq.writing import write_atomically
 FOLDERS = ("codes", "held_out_codes")
 
 
+class OtherOrder(ValueError):  # noqa: N818 (says what is there, not that it is wrong)
+    """A run that split and shuffled its codes otherwise than is done now."""
+
+
 def check_codes(recipe: PriorRecipe, data: Data, out: Path) -> tuple[str, ...]:
     """The fields that name folders of codes and may differ from the kept recipe's, since they hold the same codes.
 
@@ -47,13 +51,13 @@ def check_codes(recipe: PriorRecipe, data: Data, out: Path) -> tuple[str, ...]:
 
 
 def check_order(out: Path, data: Data) -> None:
-    """Raises `ValueError` where the run `out` has split and shuffled its codes otherwise than is done now.
+    """Raises `OtherOrder` where the run `out` has split and shuffled its codes otherwise than is done now.
 
     What it held out, it would be trained on.
     """
     path = out / "data.json"
     if path.exists() and has_checkpoint(out) and kept_record(path).get("order") != _order(data):
-        raise ValueError(
+        raise OtherOrder(
             f"the run {out} began before so many codes were shuffled in blocks: its order and what it held out are no "
             f"longer known; begin anew with its weights (--init-from {out} --out ANOTHER)"
         )

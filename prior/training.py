@@ -26,6 +26,7 @@ from prior.sampling import Sampler
 from prior.scoring import Measured, bits_per_token, entropies, unigram
 from prior.sequences import LayoutConfig
 from prior.views import Views, with_folders
+from tokenizers_vq import checks
 from tokenizers_vq.config import read_yaml, schedule_value
 from tokenizers_vq.folders import lasting_name
 from tokenizers_vq.tokenizer import Tokenizer
@@ -78,6 +79,8 @@ class PriorTask:
         self.recipe, self.prior, self.data, self.tokenizer = recipe, prior, data, tokenizer
         self.modules: dict[str, nn.Module] = {"prior": prior.train()}
         self.bits = _Bits()
+        self.bits.register_load_state_dict_post_hook(lambda bits, keys: self._resumed())
+        self._measured = False
         held = frequencies(data.held, data.held_rows)
         self.unigram, self.entropies = unigram(data.frequencies(), held), entropies(held)
         self.state: dict[str, nn.Module] = {"bits": self.bits}
@@ -119,11 +122,15 @@ class PriorTask:
                     group["lr"] = lr
             optimizer.step()
             optimizer.zero_grad()  # after the step: accelerate ignores it between micro-batches
-        if self._due(step) or not self.bits.value.isnan():
+        self._measured = self._measured or self._due(step)
+        if self._measured:
             # The buffer itself: `after_step` fills it before the loop reads the figures.
             figures["held_out/bits_per_token"] = self.bits.value
             figures["unigram/bits_per_token"] = loss.new_tensor(self.unigram)
         return figures
+
+    def _resumed(self) -> None:
+        self._measured = not bool(self.bits.value.isnan())
 
     def _due(self, step: int) -> bool:
         return (step + 1) % self.recipe.evaluate_every == 0 or step + 1 == self.recipe.steps
@@ -135,7 +142,8 @@ class PriorTask:
         if not self._due(step):
             return []
         size, bf16 = self.recipe.batch_size, self.recipe.precision == "bf16"
-        self.bits.value.fill_(bits_per_token(self.trained, self.data.held, self.data.held_rows, size, bf16))
+        with checks.at_once():
+            self.bits.value.fill_(bits_per_token(self.trained, self.data.held, self.data.held_rows, size, bf16))
         return [] if step + 1 == self.recipe.steps else [f"step {step + 1}: {self.measured.words()}"]
 
     @property

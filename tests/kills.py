@@ -1,4 +1,6 @@
-"""kill -9 at random moments: `python -m tests.kills train|encode --kills 10`.
+"""kill -9 at random moments: `python -m tests.kills train|encode|ray --kills 10`.
+
+`ray`: workers of `tvq encode --on ray` are killed while it goes on, and all files are compared with one machine's.
 
 Runs `tvq train` (or `tvq encode`) once undisturbed, and once killed again and again, each time going on with the same
 command; then compares the final weights (the rows of codes) bitwise.
@@ -7,7 +9,9 @@ command; then compares the final weights (the rows of codes) bitwise.
 from __future__ import annotations
 
 import argparse
+import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -115,20 +119,64 @@ def encode(folder: Path, kills: int, seed: int, images: int) -> tuple[int, bool]
     return killed, same and len(set(a.keys)) == len(a.keys) == images
 
 
+def kill_workers(mark: str) -> int:
+    """Kill the workers of Ray that hold a `ShardEncoder` and have `mark`, NAME=VALUE, in their environment."""
+    killed = 0
+    for process in Path("/proc").iterdir():
+        try:
+            name = (process / "cmdline").read_bytes()
+            its = name.startswith(b"ray::") and b"ShardEncoder" in name
+            if its and mark.encode() in (process / "environ").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGKILL)
+                killed += 1
+        except (OSError, ValueError):
+            continue
+    return killed
+
+
+def ray(folder: Path, kills: int, seed: int, images: int) -> tuple[int, bool]:
+    """(workers killed, whether every file is that of one machine, byte for byte)."""
+    import tokenizers_vq as tvq
+
+    data, shards = pictures(folder / "pictures", images), 16
+    torch.manual_seed(0)
+    tvq.create("vqvae-tiny-64").save_pretrained(folder / "model")
+
+    def command(out: Path, *more: str) -> list[str]:
+        options = ["--out", str(out), "--shards", str(shards), "--device", "cpu", *more]
+        return [*TVQ, "encode", str(folder / "model"), str(data), *options]
+
+    subprocess.run(command(folder / "whole"), check=True, stdout=subprocess.DEVNULL)
+    moments, killed, mark = random.Random(seed), 0, f"TVQ_KILLS={folder}"
+    name, _, value = mark.partition("=")
+    process = subprocess.Popen(command(folder / "killed", "--on", "ray"), env={**os.environ, name: value})
+    due = 1
+    while process.poll() is None:
+        done = len(list((folder / "killed").glob("codes-*.parquet")))
+        if killed < kills and due <= done < shards:
+            killed += kill_workers(mark)
+            due = done + moments.randint(1, 3)
+        time.sleep(0.02)
+    if process.returncode:
+        raise SystemExit("tvq encode --on ray failed")
+    a, b = ({path.name: path.read_bytes() for path in (folder / part).iterdir()} for part in ("whole", "killed"))
+    return killed, a == b
+
+
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a, b) or (a.is_floating_point() and torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["train", "encode"])
+    parser.add_argument("what", choices=["train", "encode", "ray"])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, help="steps of training, or images to encode")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        run, size = (train, options.size or 400) if options.what == "train" else (encode, options.size or 3000)
-        killed, same = run(Path(folder), options.kills, options.seed, size)
+        run, size = {"train": (train, 400), "encode": (encode, 3000), "ray": (ray, 2000)}[options.what]
+        killed, same = run(Path(folder), options.kills, options.seed, options.size or size)
     print(f"{options.what}: killed {killed} times, result {'bitwise equal' if same else 'DIFFERS'}")
     sys.exit(not same)
 

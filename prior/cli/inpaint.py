@@ -42,8 +42,7 @@ def inpaint(
         ),
     ] = None,
     text: Annotated[
-        str | None,
-        typer.Option(help="what the picture shows, for a prior that takes a text", rich_help_panel=WHAT),
+        str | None, typer.Option(help="what the picture shows, for a prior that takes a text", rich_help_panel=WHAT)
     ] = None,
     ring: Annotated[
         int | None,
@@ -54,8 +53,7 @@ def inpaint(
         ),
     ] = None,
     keep_pixels: Annotated[
-        bool,
-        typer.Option("--keep-pixels", help="keep the picture's own pixels outside the mask", rich_help_panel=WHAT),
+        bool, typer.Option("--keep-pixels", help="keep the picture's own pixels outside the mask", rich_help_panel=WHAT)
     ] = False,
     temperature: Annotated[
         float, typer.Option(help="below 1: safer, above 1: wilder; 0: always the likeliest code", rich_help_panel=HOW)

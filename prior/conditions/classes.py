@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from prior.conditions.base import Condition, Context
+from tokenizers_vq import checks
 from tokenizers_vq.config import Config, ConfigError, nearest
 from tokenizers_vq.data.shards import CodeShards
 
@@ -132,12 +133,17 @@ class ClassCondition(Condition):
         if labels.ndim == 1 and labels.shape != (n,):
             raise ValueError(f"{labels.numel()} classes are given for {n} rows: give one for all, or one for each")
         labels = labels.long().expand(n)
-        wrong = (labels < 0) | (labels >= self.num_classes)
-        if not torch.compiler.is_compiling() and wrong.any():
-            first = int(labels[wrong][0])
+        if torch.compiler.is_compiling():
+            return labels
+        within = labels.clamp(0, self.num_classes - 1)
+
+        def refuse() -> None:
+            first = int(labels[labels != within][0])
             what = "-1 says no class, which this prior needs" if first == -1 else f"class {first} is out of range"
             raise ValueError(f"{what}: the classes are 0 to {self.num_classes - 1}")
-        return labels
+
+        checks.check((labels == within).all(), refuse)
+        return within
 
     def nothing(self, n: int) -> tuple[Tensor, ...]:
         """The null class."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_a_code_is_found_where_the_map_shows_it(opened: models.Models, found: lo
     code = drawn.commonest
     one = codes.find_code(codec, seen, 0, code)
     assert (one.places, one.of) == ((grid == code).sum(), 16)
-    assert codes.caption(one, codes.streams(layout), 0).startswith(f"Code {code} stands ")
+    assert codes.caption(one, layout, 0).startswith(f"Code {code} stands ")
     # As bright as the reconstruction where it stands, and there alone.
     where, decoded = np.asarray(one.where), np.asarray(pictures.shown(seen.decoded[0]))
     side = where.shape[0] // 4
@@ -127,6 +128,10 @@ def test_a_row_of_codes_has_a_map_without_places(picture: Path) -> None:
     drawn = codes.code_map(row, layout, 0)
     assert drawn.codes.shape == (2, 16) and drawn.codes[1, 3] == 3 and drawn.codes[1, 4] == -1
     assert drawn.at(drawn.picture.width - 1, drawn.picture.height - 1) is None
+    one = codes.Found(3, 2, 20, drawn.picture, None, drawn.picture)
+    assert codes.caption(one, layout, 0).startswith(
+        "Code 3 stands 2 times among 20 places. Codes of this grid stand in a row"
+    )
 
 
 def test_pictures_are_those_that_the_prior_draws(opened: models.Models) -> None:
@@ -197,3 +202,13 @@ def test_the_command_says_what_is_missing(tvq_command, monkeypatch: pytest.Monke
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     done = tvq_command("app")
     assert done.status == 2 and done.err == "tvq: the page needs gradio: pip install 'tokenizers-vq[app]'\n"
+
+
+def test_a_port_that_is_taken_is_one_line(tvq_command) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = tvq_command("app", "--port", port)
+    assert done.status == 2 and done.err.startswith(f"tvq: --port: cannot listen at 127.0.0.1:{port}")
+    assert len(done.err.splitlines()) == 1

@@ -19,6 +19,7 @@ SMALLEST = {
     "discriminators": ["--only", "dcgan", "--width", "32", "--size", "16", "--batch", "2", "--precision", "bf16"],
     "codes": ["--rows", "100"],
     "determinism": ["--models", "vqvae-tiny-64", "--backends", "eager", "--data", "skimage", "--count", "8"],
+    "large": ["--sides", "64"],
     "endless": ["--rows", "100"],
     "families": ["--pair", "vit-vqgan-tiny-64", "vqgan-tiny-64"],
     "files": ["--count", "10"],

@@ -68,7 +68,7 @@ def test_the_best_candidate_of_each_sample_is_kept(tok: Tokenizer) -> None:
     assert str(found).startswith("kept 3 of 15 candidates (acceptance 20.0 %): mean score")
     for call, says in (
         (lambda: best_of(prior, tok, brightness, 1, 0, 0), "1 candidate or more"),
-        (lambda: best_of(prior, tok, lambda images, told: images[:, 0, 0, 0] / 0, 1, 2, 0), "no numbers"),
+        (lambda: best_of(prior, tok, lambda images, told: images[:, 0, 0, 0] / 0, 1, 2, 0), "not numbers"),
     ):
         with pytest.raises(ValueError, match=says):
             call()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,8 +146,10 @@ def _alone(codec: TokenizerCodec, seen: Seen, layout: CodeLayout, stream: int, c
     return codec.decode((codes, layout.bits)).cpu()
 
 
-def caption(found: Found, streams: Sequence[str], stream: int) -> str:
+def caption(found: Found, layout: CodeLayout, stream: int) -> str:
     """One line on a code."""
     times = "once" if found.places == 1 else f"{found.places} times"
-    where = f" ({streams[stream]})" if len(streams) > 1 else ""
-    return f"Code {found.code} stands {times} among {found.of} places{where}."
+    where = f" ({stream_name(layout, stream)})" if len(layout.sizes) > 1 else ""
+    placeless = len(layout.grids[stream // layout.levels]) == 1
+    note = " Codes of this grid stand in a row, and for no place in the picture." if placeless else ""
+    return f"Code {found.code} stands {times} among {found.of} places{where}.{note}"

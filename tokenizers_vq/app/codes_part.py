@@ -59,7 +59,7 @@ class CodesPart:
 
     def _code(self, found: Look, name: str, stream: int, code: int) -> list[Any]:
         one = codes.find_code(self.models.tokenizers[name], found.seen[name], stream, code)
-        told = codes.caption(one, codes.streams(self._layout(found, name)), stream)
+        told = codes.caption(one, self._layout(found, name), stream)
         return [f"{told} Click another on the map.", one.where, one.alone, one.patches]
 
     def _layout(self, found: Look, name: str) -> CodeLayout:

@@ -12,6 +12,8 @@ from tokenizers_vq.app.look_tab import look_tab
 from tokenizers_vq.app.models import Models
 from tokenizers_vq.app.sample_tab import sample_tab
 
+_KEPT = (3600, 3600)
+"""seconds that pictures stay on disk, and between clearings; at the end all go"""
 CSS = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto; }
 .shown img, .shown canvas { image-rendering: pixelated; }
@@ -27,7 +29,7 @@ footer { display: none !important; }
 
 def build(models: Models) -> gr.Blocks:
     """The page of these models."""
-    with gr.Blocks(title="tokenizers-vq", analytics_enabled=False) as page:
+    with gr.Blocks(title="tokenizers-vq", analytics_enabled=False, delete_cache=_KEPT) as page:
         names = ", ".join([*models.tokenizers, *models.priors])
         gr.Markdown(f"# tokenizers-vq\n\nPictures as codes, and codes as pictures. Open here: {names}.")
         with gr.Tab("Take apart"):

@@ -16,6 +16,12 @@ def decode(
     tokenizer: Annotated[str | None, typer.Option(metavar="RUN|MODEL", help="the tokenizer, if it has moved")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="decode only this many, from the first on")] = None,
     batch_size: common.BatchSize = 32,
+    tile: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|PIXELS", help="side of overlapping tiles for large images; auto: where it pays"
+        ),
+    ] = "auto",
     *,
     computing: groups.Computing,
 ) -> None:
@@ -36,6 +42,7 @@ def decode(
             device=computing.device,
             precision=computing.precision,
             image_size=tuple(size) if isinstance(size, list) else size,
+            tile=None if tile == "none" else int(tile) if tile.isdecimal() else tile,  # type: ignore[arg-type]
         )
     except FileNotFoundError as error:
         raise FileNotFoundError(f"the tokenizer of {codes}: {error}; say where it is now with --tokenizer") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 from typing import Annotated
 
 import typer
@@ -33,9 +34,24 @@ def app(
     """Open a page to play with: pictures through tokenizers, their codes, new pictures from priors."""
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("the page needs gradio: pip install 'tokenizers-vq[app]'")
+    if port is not None:
+        _check(host, port)
     from tokenizers_vq.app.models import open_models
 
     opened = open_models(models or (), device=device, precision=precision)
     from tokenizers_vq.app.page import serve  # once the names are known to be right: gradio takes seconds to import
 
     serve(opened, host, port, started=lambda address: print(address, flush=True))
+
+
+def _check(host: str, port: int) -> None:
+    """Raises `ValueError` where nothing can listen, before models are opened."""
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            trial.bind((host, port))
+        except OSError as error:
+            raise ValueError(
+                f"--port: cannot listen at {host}:{port} ({error.strerror or error}): give another port, or none for "
+                "the first free one"
+            ) from None

@@ -98,7 +98,7 @@ def find(url: str, peek: Peek) -> Found:
         }
     shown = {name: size for name, size in found.items() if name and not _is_hidden(name)}
     if "codes.json" in shown or "report.json" in shown:
-        raise ValueError(f"{readable(url)} was written by this package (run, codes or report): it is no data")
+        raise ValueError(f"{readable(url)} was written by this package (run, codes or report): it is not data")
     root = Place(system.unstrip_protocol(base))
     return of_one_kind(root, by_kind(shown), peek)._replace(sizes=shown)
 

@@ -83,10 +83,11 @@ class TokenizerCodec:
     `tokenizer`: `encode`, `decode`, `code_layout` (a `Tokenizer`, or anything with these verbs), in eval mode.
     """
 
-    family = "tokenizer"
-
-    def __init__(self, tokenizer: Any, name: str, autocast: torch.dtype | None = None) -> None:
-        self.tokenizer, self.name, self.autocast = tokenizer, name, autocast
+    def __init__(
+        self, tokenizer: Any, name: str, autocast: torch.dtype | None = None, family: str = "tokenizer"
+    ) -> None:
+        """`family`: joins the rows of one tokenizer that keeps so many codes or so many."""
+        self.tokenizer, self.name, self.autocast, self.family = tokenizer, name, autocast, family
         self.device: torch.device = getattr(tokenizer, "device", torch.device("cpu"))
         self.precision = str(autocast or getattr(tokenizer, "dtype", torch.float32)).removeprefix("torch.")
 

@@ -55,6 +55,8 @@ class Decoder(nn.Module):
     """the last linear map; its `weight` is the last layer of the adaptive weight; stays uncompiled"""
     distribution: Distribution = "pixels"
     """what the output is"""
+    prefixes: bool = False
+    """of codes in a row: it decodes any first ones by themselves"""
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor:

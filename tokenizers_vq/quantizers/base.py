@@ -84,6 +84,8 @@ class Quantizer(nn.Module):
     """buffers that neither `encode` nor `lookup` reads; left out of the fingerprint"""
     depth: int = 1
     """levels, groups or scales, of which `partial` takes the first and `addend` one"""
+    nested: ClassVar[bool] = False
+    """the first of its levels or scales stand for the whole features, only coarser"""
     straight: bool = False
     """as a book: behind `confine` its estimator is the identity, so that the sum of several levels' is the identity"""
     finer: float | tuple[float, ...] = 1.0
@@ -157,6 +159,41 @@ class Quantizer(nn.Module):
     def forward_confined(self, vectors: Tensor) -> Quantized:
         """`forward` of what `confine` gave, or of a residual of it."""
         return self(vectors)
+
+
+def copy_folded(source: nn.Module, made: nn.Module) -> None:
+    """Fill `made`, built from a folded config, from `source`: what its outer quantizers fold to, the rest as it is."""
+    inner: dict[str, Quantizer] = {}
+    for name, part in source.named_modules():  # outer ones first
+        if isinstance(part, Quantizer) and part is not source and not _below(name, inner):
+            inner[name] = part
+    made.load_state_dict(
+        {key: tensor for key, tensor in source.state_dict().items() if not _below(key, inner)}, strict=False
+    )
+    for name, part in inner.items():
+        made.get_submodule(name).load_state_dict(part.folded().state_dict())
+
+
+def _below(name: str, outer: Mapping[str, Any]) -> bool:
+    return any(name.startswith(f"{other}.") for other in outer)
+
+
+def first_steps(codes: Codes, layout: CodeLayout) -> tuple[Any, int] | None:
+    """Codes of the first levels or scales of `layout` and their number, as `Quantizer.partial` takes both.
+
+    None for whole ones. One level alone has no axis of levels (`CodeLayout.prefix`), so it counts as such on the
+    layout's own grid, and where it cannot be the codes of one image without a batch.
+    """
+    if len(layout.grids) > 1:
+        parts = codes if isinstance(codes, tuple) else (codes,)
+        return (parts, len(parts)) if len(parts) < len(layout.grids) else None
+    if layout.levels == 1 or not isinstance(codes, Tensor):
+        return None
+    ndim = 2 + len(layout.grids[0])
+    if codes.ndim == ndim and codes.shape[-1] < layout.levels:
+        return codes, codes.shape[-1]
+    alone = codes.ndim == ndim - 1 and tuple(codes.shape[1:]) == layout.grids[0]
+    return (codes[..., None], 1) if alone and codes.shape[-1] != layout.levels else None
 
 
 def straight_through(quantized: Tensor, features: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import nn
 
 from tokenizers_vq.config import ConfigError
 from tokenizers_vq.devices import without_memory
-from tokenizers_vq.quantizers.base import Quantizer, QuantizerFields, Remedy
+from tokenizers_vq.quantizers.base import Quantizer, QuantizerFields, Remedy, copy_folded
 from tokenizers_vq.quantizers.bsq import BsqQuantizerConfig
 from tokenizers_vq.quantizers.diveq import DiveqQuantizerConfig
 from tokenizers_vq.quantizers.fsq import FsqQuantizerConfig
@@ -204,15 +204,7 @@ class BookedQuantizer(Quantizer):
         if config is self.config:
             return self
         made = config.build()
-        inner = {name: book for name, book in self.named_modules() if isinstance(book, Quantizer) and book is not self}
-        own = {
-            key: tensor
-            for key, tensor in self.state_dict().items()
-            if not any(key.startswith(f"{name}.") for name in inner)
-        }
-        made.load_state_dict(own, strict=False)
-        for name, book in inner.items():
-            made.get_submodule(name).load_state_dict(book.folded().state_dict())
+        copy_folded(self, made)
         return made.to(next(self.parameters()).device).train(self.training)
 
 

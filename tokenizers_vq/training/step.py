@@ -67,6 +67,7 @@ class TokenizerTask:
         anneal.check(recipe.anneal, tokenizer, "tokenizer")
         self.state: dict[str, nn.Module] = {}
         self.usage: Tensor | None = None  # the last step's
+        self._asked: tuple[int, Tensor] | None = None  # after how many steps, and the usage then, until it is told
         self.ema: ModelEmaV3 | None = None
         if recipe.ema is not None:
             self.ema = ModelEmaV3(tokenizer, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup, exclude_buffers=True)
@@ -255,7 +256,10 @@ class TokenizerTask:
             self.ema.update(self.tokenizer, step=step)
         messages = [] if self.adversary is None else self.adversary.start.after_step(step)
         if self.usage is not None and looks_at_usage(self.recipe, step + 1):
-            messages += usage_warning(self.recipe, step + 1, float(self.usage))
+            self._asked = step + 1, self.usage
+        if self._asked is not None and self.recipe.logs(step):
+            messages += usage_warning(self.recipe, self._asked[0], float(self._asked[1]))
+            self._asked = None
         return messages
 
     @property

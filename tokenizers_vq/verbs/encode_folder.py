@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from typing_extensions import Unpack
 
@@ -43,14 +43,16 @@ def encode_folder(
     *,
     shards: int | None = None,
     views: str = "center",
+    keep: int | None = None,
     batch_size: int = 32,
     progress: Progress | None = None,
-    on: Literal["ray"] | None = None,
+    on: str | None = None,
     **options: Unpack[Encoding],
 ) -> Encoded:
     """Encode images to parquet shards of codes in the folder `out`, one row a view; called again it goes on.
 
     `shards`: number of files; None: one for 8,192 images. `views`: center, flip or ten-crop, the rows of an image.
+    `keep`: of each image only the first codes, as `CodeLayout.prefix` counts them.
     `progress` is called with (images encoded by this call, None). `options`: of `verbs.options.Encoding`, such as
     `split="train"`, `caption_column="text"`, `device="cpu"`. Under several processes (RANK and WORLD_SIZE, as launchers
     set them) each writes its share of the shards. `on="ray"`: the workers of a Ray cluster write them, the same files.
@@ -67,7 +69,7 @@ def encode_folder(
     config = data.replace(**reading) if isinstance(data, DataConfig) else DataConfig(path=str(data), **reading)
     if computing.get("precision", "auto") == "auto":
         computing["precision"] = recorded_precision(out) or "auto"
-    encoder = open_encoder(model, **computing)
+    encoder = open_encoder(model, keep=keep, **computing)
     done = 0
 
     def count(images: int) -> None:

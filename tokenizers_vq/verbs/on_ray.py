@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,8 +71,8 @@ def write_on_ray(job: Job, parts: list[int]) -> None:
     _start()
     import ray.data
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     cuda = job.encoder.device.type == "cuda"  # type: ignore[attr-defined]
     workers = int(ray.cluster_resources().get("GPU" if cuda else "CPU", 1))
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(workers, len(parts))))
@@ -79,7 +80,11 @@ def write_on_ray(job: Job, parts: list[int]) -> None:
         ShardEncoder,
         fn_constructor_kwargs={
             "model": _found_everywhere(str(job.encoder.name)),
-            "computing": {"device": "cuda" if cuda else "cpu", "precision": job.encoder.precision},
+            "computing": {
+                "device": "cuda" if cuda else "cpu",
+                "precision": job.encoder.precision,
+                "keep": job.encoder.keep,
+            },
             "data": {**job.data.to_dict(), "path": _found_everywhere(job.data.path)},
             "info": job.info.to_dict(),
             "out": str(job.out.resolve()),

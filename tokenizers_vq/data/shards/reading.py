@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -221,10 +222,10 @@ class CodeShards:
         """All captions of every row's image, none of some perhaps; None where the images have no captions."""
         return self.captions_of(np.arange(len(self)))
 
-    @property
+    @cached_property
     def has_captions(self) -> bool:
         """Whether the images have captions: as `codes.json` says, or the first shard of a folder of before."""
-        return self.info["captions"] or (
+        return bool(self.info["captions"]) or (
             len(self._stored.rows) > 0 and self._stored.open(0).columns.get_field_index("captions") >= 0
         )
 

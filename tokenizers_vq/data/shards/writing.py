@@ -119,6 +119,7 @@ def write_codes(
             write_parts(job, parts, opened)
         elif parts:
             elsewhere(job, parts)
+            clear(out)  # of what workers that died had begun
         return _complete(out, known, alone=world == 1).to_dict()
 
 
