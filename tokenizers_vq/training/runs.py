@@ -9,6 +9,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import torch
 import yaml
 from torch import Tensor
 
@@ -36,10 +37,22 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+class LostProcessError(OSError):
+    """One of several processes that train together is gone."""
+
+
+def _left_alone(error: RuntimeError) -> bool:
+    """Whether an error is that of a collective whose other side is gone; gloo's have no class of their own."""
+    if processes().world == 1:
+        return False
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error) or "by peer" in str(error)
+
+
 def alone(command: Callable[Concatenate[C, Path, P], R]) -> Callable[Concatenate[C, Path, P], R]:
     """`command(what, out, ...)` with the folder `out` for itself: a second one into it is refused by a `ValueError`.
 
-    A run that could not begin (its data are not there, say) leaves no folder that was not there before.
+    A run that could not begin (its data are not there, say) leaves no folder that was not there before. Where one of
+    several processes dies, the others raise `LostProcessError`.
     """
 
     @wraps(command)
@@ -48,6 +61,15 @@ def alone(command: Callable[Concatenate[C, Path, P], R]) -> Callable[Concatenate
         try:
             with lock(out) if first else nullcontext():
                 return command(what, out, *args, **kwargs)
+        except RuntimeError as error:
+            if not _left_alone(error):
+                raise
+            steps = saved_steps(out / "checkpoints")
+            kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "nothing was saved yet"
+            raise LostProcessError(
+                f"another process of this run has ended or cannot be reached; {kept}: see what it says, then start all "
+                "of them with the same command"
+            ) from None
         except (ValueError, OSError):
             if first and new:
                 _take_back(out)
