@@ -82,7 +82,7 @@ def write_on_ray(job: Job, parts: list[int]) -> None:
             "computing": {
                 "device": "cuda" if cuda else "cpu",
                 "precision": job.encoder.precision,
-                "keep": job.encoder.keep,
+                "keep": getattr(job.encoder, "keep", None),
             },
             "data": {**job.data.to_dict(), "path": _found_everywhere(job.data.path)},
             "info": job.info.to_dict(),
