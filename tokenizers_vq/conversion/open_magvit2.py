@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_vq.conversion.checkpoint import expect
-from tokenizers_vq.conversion.given import number
+from tokenizers_vq.conversion.given import number, whole
 from tokenizers_vq.conversion.keys import fill, rekey, rename
 from tokenizers_vq.conversion.seed_voken import CONFIGURED, convert_discriminator, read, resolution, settings
 from tokenizers_vq.conversion.vqgan_keys import shape
@@ -44,6 +44,8 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     """
     arguments = settings(config)
     expect(config, arguments, CONFIGURED, path)
+    if whole(arguments, "num_codebooks", 1) > 1:
+        raise ValueError(f"{path}: its config has several codebooks at a position: it is WeTok's, give source 'wetok'")
 
     def quantizer(bits: int) -> LfqQuantizerConfig:
         weights: dict[str, Any] = dict(entropy_weights(arguments))

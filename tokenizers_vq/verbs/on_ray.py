@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,8 +70,8 @@ def write_on_ray(job: Job, parts: list[int]) -> None:
     _start()
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
     cuda = job.encoder.device.type == "cuda"  # type: ignore[attr-defined]
     workers = int(ray.cluster_resources().get("GPU" if cuda else "CPU", 1))
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(workers, len(parts))))
@@ -83,7 +82,7 @@ def write_on_ray(job: Job, parts: list[int]) -> None:
             "computing": {
                 "device": "cuda" if cuda else "cpu",
                 "precision": job.encoder.precision,
-                "keep": job.encoder.keep,  # type: ignore[attr-defined]
+                "keep": getattr(job.encoder, "keep", None),
             },
             "data": {**job.data.to_dict(), "path": _found_everywhere(job.data.path)},
             "info": job.info.to_dict(),
