@@ -87,7 +87,7 @@ def test_the_tokenizer_s_discriminator_judges(tok: Tokenizer, tmp_path: Path) ->
     best = best_of(prior_of(tok), tok, open_judge("discriminator", prior_of(tok), str(tmp_path)), 2, 3, 0)
     assert best.images.shape == (2, 3, 16, 16)
     saved.save(ProjectionConfig(discriminator=critic.config, num_classes=3).build(3, (16, 16)), tmp_path / saved.FOLDER)
-    with pytest.raises(ValueError, match="is asked more than the image"):
+    with pytest.raises(ValueError, match="judges more than the image"):
         discriminator(tmp_path)
 
 
@@ -108,7 +108,7 @@ def test_a_classifier_judges(tok: Tokenizer) -> None:
     for call, says in (
         (lambda: classifier("tf_efficientnet_lite0", prior), "knows 1000 classes, the prior 3: give classes"),
         (lambda: classifier("tf_efficientnet_lite0", prior, [0, 1, 1000]), "0 to 999"),
-        (lambda: classifier("tf_efficientnet_lite0", prior_of(tok, NoneConfig())), "told none"),
+        (lambda: classifier("tf_efficientnet_lite0", prior_of(tok, NoneConfig())), "takes none"),
         (lambda: judge(images, None), "give one"),
     ):
         with pytest.raises(ValueError, match=says) as caught:
