@@ -6,6 +6,7 @@ MkDocs calls `on_config`, `on_files` and `on_post_build` (`hooks` in mkdocs.yml)
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +79,10 @@ def _pages() -> Iterator[tuple[str, str]]:
     yield "reference/commands.md", _commands()
     yield from _fields()
     yield "models/published.md", _published()
+    yield "models/priors.md", _published_priors()
     yield "models/shipped.md", _shipped()
+    for path in sorted((ROOT / "examples" / "notebooks").glob("*.ipynb")):
+        yield f"notebooks/{path.stem}.md", _notebook(path)
 
 
 def _python() -> str:
@@ -126,6 +130,8 @@ Results go to stdout, notes and errors to stderr. These options stand anywhere i
 | --- | --- |
 | `--quiet` | results and errors only: no notes, no progress |
 | `--debug` | show the traceback of an error |
+
+`tvq --version` prints the version, and `--help` behind any command its options.
 
 Commands that have a result take `--json`, which prints it as one line of JSON. `tvq --install-completion` lets the
 shell complete commands and options (`--show-completion` prints the script instead); `tvq-prior` has its own.
@@ -225,20 +231,51 @@ def _published() -> str:
     from tokenizers_vq.conversion import catalogue
 
     rows = []
-    for name, one in catalogue.entries().items():
-        scores = "<br>".join(_cell(f"{score.value:g} ({score.protocol}; {score.said_by})") for score in one.rfid)
+    for one in catalogue.entries().values():
         grid = " + ".join(catalogue.grid_texts(one)) or "not known"
         size = f"{one.image_size} px" if one.image_size else "not known"
         codes = f"{one.codes:,}" if one.codes else "not known"
-        licence = f"code: {one.code_licence or 'not known'}<br>weights: {one.weights_licence or 'not known'}"
-        cells = (f"`{name}`<br>{_cell(one.about)}", f"{size}, {grid} of {codes}", one.parameters or "not known")
-        rows.append(f"| {' | '.join(cells)} | {licence} | {scores or 'not known'} |")
+        rows.append(_row(one, f"{size}, {grid} of {codes}", _scores(one.rfid)))
     return (
-        "# Published tokenizers\n\n`tvq.load(NAME)` downloads the weights, converts them and keeps the result. "
-        "`tvq info NAME` also prints files, checksums and papers. Figures are those that authors or users published; "
-        "what no source says is not known.\n\n| tokenizer | codes | parameters | licences | rFID |\n"
-        "| --- | --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
+        f"# Published tokenizers\n\nThe {len(rows)} tokenizers below are known by name. `tvq.load(NAME)` downloads the "
+        "weights, converts them and keeps the result. `tvq info NAME` also prints files, checksums and papers. Figures "
+        "are those that authors or users published; what no source says is not known.\n\n"
+        "| tokenizer | codes | parameters | licences | rFID |\n| --- | --- | --- | --- | --- |\n"
+        + "\n".join(rows)
+        + "\n"
     )
+
+
+def _published_priors() -> str:
+    from prior.conversion import catalogue
+
+    rows = []
+    for one in catalogue.entries().values():
+        told = _cell(one.told) + ("" if one.trained else "<br>no weights are published, only code")
+        rows.append(_row(one, f"{told}<br>tokenizer: {one.tokenizer or 'its own'}", _scores(one.gfid)))
+    return (
+        f"# Published priors\n\nThe {len(rows)} priors below are known by name. `prior.load(NAME)` downloads the "
+        "weights and the tokenizer's, converts them and keeps the result. `tvq-prior info NAME` also prints files and "
+        "papers, and the command with the published settings.\n\n"
+        "| prior | told | parameters | licences | gFID |\n| --- | --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
+    )
+
+
+def _row(one: Any, what: str, scores: str) -> str:
+    """A published model's row: its name, what its codes are, size, licences and figures."""
+    licences = f"code: {one.code_licence or 'not known'}<br>weights: {one.weights_licence or 'not known'}"
+    cells = (
+        f"`{one.name}`<br>{_cell(one.about)}",
+        what,
+        one.parameters or "not known",
+        licences,
+        scores or "not known",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _scores(scores: Any) -> str:
+    return "<br>".join(_cell(f"{score.value:g} ({score.protocol}; {score.said_by})") for score in scores)
 
 
 def _shipped() -> str:
@@ -255,3 +292,24 @@ def _shipped() -> str:
             body = re.sub(r"^#", "##", text.strip(), flags=re.MULTILINE)
             parts.append(f"{body}\n\nSize on disk: {size:.1f} MiB.\n")
     return "\n".join(parts)
+
+
+def _notebook(path: Path) -> str:
+    """A notebook as a page: its text, its code, and what it showed when it was last run."""
+    parts = [f"The notebook is `examples/notebooks/{path.name}`.\n"]
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(re.sub(r"\((\w+)\.ipynb\)", r"(\1.md)", source) + "\n")
+            continue
+        parts.append(f"```python\n{source}\n```\n")
+        for output in cell["outputs"]:
+            data = {kind: "".join(text) for kind, text in output.get("data", {}).items()}
+            if "image/png" in data:
+                parts.append(f'<img alt="" src="data:image/png;base64,{data["image/png"].strip()}">\n')
+            elif "text/html" in data:
+                parts.append(f"<div>{data['text/html'].strip()}</div>\n")
+            elif text := "".join(output.get("text", ())) or data.get("text/plain", ""):
+                parts.append(f"```text\n{text.rstrip()}\n```\n")
+    title, *rest = parts[1].split("\n", 1)
+    return "\n".join([title, "", parts[0], *rest, *parts[2:]])

@@ -86,19 +86,23 @@ def summarise(out: Path) -> None:
         for name, metric in metrics.items()
         if name in ("psnr", "ssim") or name.startswith("lpips")  # there where weights of its trunk are at hand
     )
-    lines = {
-        "the run": out / "tokenizer",
-        "the report": out / "report" / "report.html",
-        "reconstructions": out / "reconstructions" / "grid.png",
-        "new images": out / "samples" / "grid.png",
+    told = {
         "held-out images": f"{figures} ({evaluation['data']['images']} windows of the photographs' right parts)",
         "codes used": f"{usage['usage']:.1%} of them occur in the held-out images",
         "prior": f"{prior['bits_per_token']:.2f} bits per token on held-out codes, unigram {prior['unigram']:.2f}",
+        "the run": out / "tokenizer",
+    }
+    made = {
+        "the report": out / "report" / "report.html",
+        "reconstructions": out / "reconstructions" / "grid.png",
+        "new images": out / "samples" / "grid.png",
     }
     print()
-    for name, value in lines.items():
+    for name, value in told.items():
         print(f"{name + ':':<18}{value}")
-    print("Photographs inside scikit-image: a demonstration, no benchmark.")
+    print("Photographs inside scikit-image: a demonstration, no benchmark.\n\nOpen what it made:")
+    for name, path in made.items():
+        print(f"  {name + ':':<18}{path.resolve().as_uri()}")
 
 
 if __name__ == "__main__":

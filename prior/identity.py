@@ -35,17 +35,37 @@ def check_codes(recipe: PriorRecipe, data: Data, out: Path) -> tuple[str, ...]:
             files = _files(folder, shards)
             if other := identity.changed(then, identity.record(files, shards.label_names), files):
                 raise ValueError(f"{folder} holds other codes than the run {out} began with: {other}: {remedy}")
-    if before["size"] != len(data.rows):
+    if before["size"] != data.length:
         raise ValueError(
-            f"{recipe.codes} has {len(data.rows)} rows to train on, the run {out} began with {before['size']}: {remedy}"
+            f"{recipe.codes} has {data.length} rows to train on, the run {out} began with {before['size']}: {remedy}"
         )
+    check_order(out, data)
     kept = read_yaml(out / "recipe.yaml") if (out / "recipe.yaml").is_file() else {}
-    return tuple(name for name in FOLDERS if name in before or _same_place(kept.get(name), getattr(recipe, name)))
+    more = [name for name in _folders(recipe, data) if name not in FOLDERS and name in before]
+    same = [name for name in FOLDERS if name in before or _same_place(kept.get(name), getattr(recipe, name))]
+    return (*same, *more)
+
+
+def check_order(out: Path, data: Data) -> None:
+    """Raises `ValueError` where the run `out` has split and shuffled its codes otherwise than is done now.
+
+    What it held out, it would be trained on.
+    """
+    path = out / "data.json"
+    if path.exists() and has_checkpoint(out) and kept_record(path).get("order") != _order(data):
+        raise ValueError(
+            f"the run {out} began before so many codes were shuffled in blocks: its order and what it held out are no "
+            f"longer known; begin anew with its weights (--init-from {out} --out ANOTHER)"
+        )
+
+
+def _order(data: Data) -> list[int] | None:
+    return None if data.blocks is None else list(data.blocks)
 
 
 def keep_codes(recipe: PriorRecipe, data: Data, out: Path) -> None:
     """Write `data.json`: how many rows the run is trained on, and a record of each folder's shards."""
-    record: dict[str, Any] = {"size": len(data.rows)}
+    record: dict[str, Any] = {"size": data.length, "order": _order(data)}
     for name, (folder, shards) in _folders(recipe, data).items():
         kept = None if shards is None else identity.record(_files(folder, shards), shards.label_names)
         record[name] = kept
@@ -54,7 +74,11 @@ def keep_codes(recipe: PriorRecipe, data: Data, out: Path) -> None:
 
 def _folders(recipe: PriorRecipe, data: Data) -> dict[str, tuple[str, CodeShards | None]]:
     held = None if recipe.held_out_codes is None else data.held
-    return {"codes": (recipe.codes, data.shards), "held_out_codes": (recipe.held_out_codes or "", held)}
+    more = {
+        f"more_codes.{number}.codes": (folder.codes, one.shards)
+        for number, (folder, one) in enumerate(zip(recipe.more_codes, data.parts[1:], strict=True))
+    }
+    return {"codes": (recipe.codes, data.shards), "held_out_codes": (recipe.held_out_codes or "", held), **more}
 
 
 def _files(folder: str, shards: CodeShards) -> list[tuple[str, str]]:

@@ -142,7 +142,7 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
 
         Raises `ValueError` for tokens of another length or range, or a condition that cannot be told.
         """
-        self.sequence.check(tokens)
+        tokens = self.sequence.checked(tokens)
         return self.network.loss(tokens, self.context(condition, tokens.shape[0]))
 
     def logits(self, tokens: Tensor, condition: Any = None) -> Tensor:
@@ -193,7 +193,7 @@ class Prior(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["image-pr
 
         def noise(draw: int, count: int) -> Tensor:
             rows = [uniforms(each.n, count, each.seed, each.first, draw) for each in draws]
-            return torch.cat(rows).to(given.device)
+            return torch.cat(rows).to(given.device, non_blocking=True)
 
         was_training = self.training
         self.eval()

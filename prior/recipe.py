@@ -66,6 +66,15 @@ class ModelConfig(Config):
         return NoneConfig()
 
 
+class MoreCodes(Config):
+    """A further folder of codes that a prior is trained on."""
+
+    codes: str
+    """folder that `tvq encode` wrote, by the same tokenizer"""
+    weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    """how often each of its rows comes, where one of the first folder comes once"""
+
+
 class PriorRecipe(LoopConfig):
     """A prior's training run."""
 
@@ -73,6 +82,8 @@ class PriorRecipe(LoopConfig):
     """the prior; in a recipe file also a preset's name"""
     codes: str
     """folder of codes that `tvq encode` wrote; of a run on images, where it keeps those of their centres"""
+    more_codes: tuple[MoreCodes, ...] = ()
+    """further folders that are trained on beside `codes`, each with a weight"""
     data: DataConfig | None = None
     """images that are augmented and encoded as the prior trains; null: `codes` alone"""
     held_out_codes: str | None = None
@@ -93,8 +104,6 @@ class PriorRecipe(LoopConfig):
     """average of the weights, which is what is saved; null = none"""
     anneal: dict[str, Schedule] = Field(default_factory=dict)
     """scalar buffers of the prior that a schedule sets at every step, by name: `network.random_order`"""
-    gradient_checkpointing: bool = False
-    """blocks are computed anew in the backward pass, which takes less memory and a third more time"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -102,6 +111,8 @@ class PriorRecipe(LoopConfig):
             raise ConfigError(("accumulate",), f"{self.accumulate} does not divide batch_size {self.batch_size}")
         if self.data is not None and self.data.streaming:
             raise ConfigError(("data", "streaming"), "images that a prior is trained on need an index; set it to false")
+        if self.data is not None and self.more_codes:
+            raise ConfigError(("more_codes",), "a run on images has the codes of these alone; leave it out")
         if not self.held_out and self.held_out_codes is None:
             raise ConfigError(("held_out",), "0 leaves nothing to measure on; give a share, or held_out_codes")
         return self

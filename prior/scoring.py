@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from prior.conditions import ClassCondition
-from prior.data import Data, check_layout, frequencies, part, read_rows
+from prior.data import AllBut, Data, Numbers, check_layout, frequencies, part, read_rows
 from prior.decoding import short
+from prior.identity import check_order
 from prior.model import Prior
 from prior.models import load
 from prior.networks.masked import Masked
@@ -98,7 +99,7 @@ def entropies(counts: list[np.ndarray]) -> tuple[float, ...]:
 
 
 @torch.no_grad()
-def bits_per_token(prior: Prior, shards: CodeShards, rows: np.ndarray, batch_size: int, bf16: bool = False) -> float:
+def bits_per_token(prior: Prior, shards: CodeShards, rows: Numbers, batch_size: int, bf16: bool = False) -> float:
     """Mean bits of the codes in `rows` under the prior in eval mode; processes share the rows.
 
     Raises `ValueError` for codes or labels that are not the prior's.
@@ -107,11 +108,15 @@ def bits_per_token(prior: Prior, shards: CodeShards, rows: np.ndarray, batch_siz
     was_training = prior.training
     prior.eval()
     nats = torch.zeros((), dtype=torch.float64)
-    for first in range(0, len(mine), batch_size):
-        batch = read_rows(shards, mine[first : first + batch_size])
+    most = -(-len(rows) // distributed.world_size())
+    for first in range(0, most, batch_size):
+        part = mine[first : first + batch_size]
+        # Of a sharded prior all processes compute, also one that has no row left.
+        batch = read_rows(shards, part if len(part) else rows[:1])
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             told = prior.condition.take(batch)
-            nats -= prior.log_likelihood(batch["tokens"].to(device), told).sum().cpu().double()
+            found = prior.log_likelihood(batch["tokens"].to(device), told)
+            nats -= found[: len(part)].sum().cpu().double()
     prior.train(was_training)
     total = distributed.sum(nats.float().to(device))
     return float(total) / (len(rows) * prior.layout.length * math.log(2))
@@ -235,11 +240,13 @@ def score(
         if own:
             raise
     with tempfile.TemporaryDirectory() as scratch:
+        rows: Numbers
         if own and data is not None:
             shards, rows = data.held, data.held_rows
+            check_order(Path(model), data)
         else:
             shards = open_codes(prior, str(source), Path(scratch), model, (device, batch_size, limit))
-            rows = np.arange(len(shards))
+            rows = AllBut(len(shards))
         if not len(rows):
             raise ValueError(f"{shards.folder} holds no codes: encode some images")
         prior.condition.prepare({str(shards.folder): shards})
@@ -250,7 +257,7 @@ def score(
     total, length = tally.total(), prior.layout.length
     return Measured(
         total.bits,
-        None if data is None else unigram(frequencies(data.shards, data.rows), counts),
+        None if data is None else unigram(data.frequencies(), counts),
         entropies(counts),
         len(rows),
         len(rows) * length,

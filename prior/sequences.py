@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from tokenizers_vq import checks
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.config import Config, ConfigError
 
@@ -93,6 +94,17 @@ class Sequence(nn.Module):
                 f"token {place} of row {row} is {int(tokens[row, place])}, outside [0, {int(self.bounds[place])}): "
                 "these codes come from another tokenizer"
             )
+
+    def checked(self, tokens: Tensor) -> Tensor:
+        """The tokens; raises as `check`, and where checks are noted gives possible codes in place of wrong ones."""
+        if not checks.noting() or torch.compiler.is_compiling() or tokens.dtype != torch.int64:
+            self.check(tokens)
+            return tokens
+        if tokens.shape[1:] != (self.length,):
+            self.check(tokens)
+        possible = torch.minimum(tokens.clamp(min=0), self.bounds - 1)
+        checks.check((possible == tokens).all(), lambda: self.check(tokens))
+        return possible
 
     def mask(self, logits: Tensor, first: int = 0) -> Tensor:
         """Logits `(B, n, K)` of tokens `first, first + 1, ...` with -inf at the codes that their streams lack."""

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from prior.book import book_config, fill_book
 from prior.conditions import ClassCondition
@@ -27,10 +26,12 @@ from prior.sampling import Sampler
 from prior.scoring import Measured, bits_per_token, entropies, unigram
 from prior.sequences import LayoutConfig
 from prior.views import Views, with_folders
+from tokenizers_vq import checks
 from tokenizers_vq.config import read_yaml, schedule_value
 from tokenizers_vq.folders import lasting_name
 from tokenizers_vq.tokenizer import Tokenizer
-from tokenizers_vq.training import anneal, loop
+from tokenizers_vq.training import anneal, loop, sharding
+from tokenizers_vq.training.recompute import compute_anew
 from tokenizers_vq.training.runs import alone, claim, has_checkpoint
 from tokenizers_vq.training.tracking import tell
 
@@ -46,7 +47,7 @@ def configure(recipe: PriorRecipe, data: Data, tokenizer: Tokenizer | None = Non
     Raises `ValueError` where the codes lack what the condition needs.
     """
     shards, sets = data.shards, data.folders(recipe)
-    labelled = all(bool((codes.labels >= 0).all()) for codes in sets.values())
+    labelled = all(codes.labels_info().bare == 0 for codes in sets.values())
     return PriorConfig(
         network=recipe.model.network,
         condition=recipe.model.told(labelled).fit(sets),
@@ -77,28 +78,35 @@ class PriorTask:
 
         self.recipe, self.prior, self.data, self.tokenizer = recipe, prior, data, tokenizer
         self.modules: dict[str, nn.Module] = {"prior": prior.train()}
-        self.optimizers: dict[str, Any] = {"prior": _spare_vectors(recipe.optimizer.build(prior))}
         self.bits = _Bits()
+        self.bits.register_load_state_dict_post_hook(lambda bits, keys: self._resumed())
+        self._measured = False
         held = frequencies(data.held, data.held_rows)
-        self.unigram, self.entropies = unigram(frequencies(data.shards, data.rows), held), entropies(held)
+        self.unigram, self.entropies = unigram(data.frequencies(), held), entropies(held)
         self.state: dict[str, nn.Module] = {"bits": self.bits}
         self.ema: ModelEmaV3 | None = None
         if recipe.ema is not None:
             self.ema = ModelEmaV3(prior, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup, exclude_buffers=True)
             self.state["ema"] = self.ema
         anneal.check(recipe.anneal, prior, "prior")
-        for block in prior.network.trunk_blocks():
-            if recipe.compile:
+        blocks = prior.network.trunk_blocks()
+        if recipe.compile:
+            for block in blocks:
                 block.compile()
-            if recipe.gradient_checkpointing:
-                _compute_anew(block)
+        if recipe.gradient_checkpointing:
+            compute_anew(blocks)
+        if sharding.asked():  # copies are made by now, and what follows is of parts
+            for each in (prior, *(() if self.ema is None else (self.ema.module,))):
+                sharding.shard(each, each.network.trunk_blocks(), ("log_likelihood",))
+        self.optimizers: dict[str, Any] = {"prior": _spare_vectors(recipe.optimizer.build(prior))}
 
     def step(self, batch: dict[str, Any], step: int, accelerator: Accelerator) -> dict[str, Tensor]:
         """One micro-batch `{tokens (B, N), labels (B,), captions}`."""
         model, optimizer = self.modules["prior"], self.optimizers["prior"]
         anneal.move(self.recipe.anneal, self.prior, step)
         with accelerator.accumulate(model):
-            loss = model(batch["tokens"], self.prior.condition.take(batch, draw=True))
+            with accelerator.autocast():  # a sharded prior has no wrapper that would
+                loss = model(batch["tokens"], self.prior.condition.take(batch, draw=True))
             loop.check_finite(step, {"the loss": loss})
             accelerator.backward(loss)
             lr = schedule_value(self.recipe.optimizer.lr, step)
@@ -107,18 +115,22 @@ class PriorTask:
             figures = {name: loss.detach() / math.log(2), "lr/prior": loss.new_tensor(lr)}
             if accelerator.sync_gradients:
                 clip = self.recipe.optimizer.clip or float("inf")
-                norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), clip)).detach()
+                norm = sharding.norm(accelerator.clip_grad_norm_(model.parameters(), clip))
                 loop.check_finite(step, {"the prior's gradient": norm})
                 figures["gradient/prior"] = norm.to(loss.device)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
             optimizer.step()
             optimizer.zero_grad()  # after the step: accelerate ignores it between micro-batches
-        if self._due(step) or not self.bits.value.isnan():
+        self._measured = self._measured or self._due(step)
+        if self._measured:
             # The buffer itself: `after_step` fills it before the loop reads the figures.
             figures["held_out/bits_per_token"] = self.bits.value
             figures["unigram/bits_per_token"] = loss.new_tensor(self.unigram)
         return figures
+
+    def _resumed(self) -> None:
+        self._measured = not bool(self.bits.value.isnan())
 
     def _due(self, step: int) -> bool:
         return (step + 1) % self.recipe.evaluate_every == 0 or step + 1 == self.recipe.steps
@@ -130,7 +142,8 @@ class PriorTask:
         if not self._due(step):
             return []
         size, bf16 = self.recipe.batch_size, self.recipe.precision == "bf16"
-        self.bits.value.fill_(bits_per_token(self.trained, self.data.held, self.data.held_rows, size, bf16))
+        with checks.at_once():
+            self.bits.value.fill_(bits_per_token(self.trained, self.data.held, self.data.held_rows, size, bf16))
         return [] if step + 1 == self.recipe.steps else [f"step {step + 1}: {self.measured.words()}"]
 
     @property
@@ -145,31 +158,39 @@ class PriorTask:
         """The prior that is saved: the weight average where there is one."""
         return self.ema.module if self.ema is not None else self.prior
 
+    def _whole(self) -> Prior | None:
+        """`trained`; of a sharded one a whole copy in the first process, None in the others."""
+        config = self.prior.config
+        return sharding.whole(self.trained, lambda: Prior(config))
+
     def picture(self) -> Tensor | None:
         """`(3, H, W)`: samples of one seed, classes in turn or held-out captions; None without the tokenizer."""
-        if self.tokenizer is None:
+        if self.tokenizer is None or (trained := self._whole()) is None:
             return None
-        condition, config = self.trained.condition, self.trained.config
+        condition, config = trained.condition, trained.config
+        if trained is not self.trained:
+            trained.to(self.prior.device)
+            condition.adopt(self.tokenizer)
         if config.grids is not None:
-            return self._completed()
+            return self._completed(trained)
         if isinstance(condition, ClassCondition):
             told = spread(condition.every(), PICTURED)
         else:
             rows = np.resize(self.data.held_rows, PICTURED)
-            told = condition.take(read_rows(self.data.held, rows))
-        tokens = self.trained.sample(PICTURED, told, Sampler(seed=self.recipe.seed))
+            told = self.trained.condition.take(read_rows(self.data.held, rows))
+        tokens = trained.sample(PICTURED, told, Sampler(seed=self.recipe.seed))
         return grid(decode(self.tokenizer, self.prior, tokens), columns=4)
 
-    def _completed(self) -> Tensor | None:
+    def _completed(self, trained: Prior) -> Tensor | None:
         """Held-out images with the modelled grids drawn, where all the others are told."""
-        config, held = self.trained.config, self.data.held
+        config, held = trained.config, self.data.held
         assert config.grids is not None and held.whole is not None and self.tokenizer is not None
         whole = held.whole.layout
         if len({*config.grids, *config.given}) < len(whole.grids):
             return None
         batch = read_rows(held, np.resize(self.data.held_rows, PICTURED))
         told, codes = self.trained.condition.take(batch), batch["whole"].clone()
-        drawn = self.trained.sample(PICTURED, told, Sampler(seed=self.recipe.seed))
+        drawn = trained.sample(PICTURED, told, Sampler(seed=self.recipe.seed))
         codes[:, whole.places_of(config.grids)] = drawn.cpu()
         images = self.tokenizer.decode(whole.unflatten(codes.to(self.tokenizer.device)))
         return grid(images.float().clamp(-1, 1).cpu(), columns=4)
@@ -178,24 +199,13 @@ class PriorTask:
         """Write the prior as a loadable folder, with a card."""
         figures = {"bits per token, held out": float(self.bits.value), "the same, unigram": self.unigram}
         card = {
-            "data": f"codes of {len(self.data.rows)} images, {self.recipe.batch_size} a step, {step} steps",
+            "data": f"codes of {self.data.length} images, {self.recipe.batch_size} a step, {step} steps",
             "command": f"tvq-prior train recipe.yaml CODES --out {folder.parent.name}",
             "seed": self.recipe.seed,
             "figures": {} if self.bits.value.isnan() else figures,
         }
-        self.trained.save_pretrained(folder, card=card)
-
-
-def _compute_anew(block: nn.Module) -> None:
-    """Keep of a block's forward its inputs alone (arXiv 1604.06174); gradients and what is dropped stay the same."""
-    forward = block.forward
-
-    def checkpointed(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    block.forward = checkpointed
+        if (trained := self._whole()) is not None:
+            trained.save_pretrained(folder, card=card)
 
 
 def _spare_vectors(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -246,7 +256,7 @@ def train(recipe: PriorRecipe, out: Path, *, device: str = "auto", init_from: st
         prior.condition.adopt(tokenizer)
     tell(
         accelerator,
-        f"training on {accelerator.device}, {recipe.precision}: {len(data.rows)} rows of {prior.layout.length} "
+        f"training on {accelerator.device}, {recipe.precision}: {data.length} rows of {prior.layout.length} "
         f"codes, {len(data.held_rows)} held out; the run is {out}",
     )
     task = PriorTask(recipe, prior, data, tokenizer if recipe.image_every else None)

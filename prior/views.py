@@ -86,7 +86,7 @@ class Views:
     def batches(self, recipe: PriorRecipe, data: Data, start: int, rank: int, world: int) -> Iterator[dict[str, Any]]:
         """As `Data.batches`, of augmented views: a pure function of images, recipe, seed and step."""
         config = self.data.replace(split=self.data.split or data.shards.info["split"], on_broken="stop")
-        numbers = image_numbers(open_source(config), data.shards.keys, data.shards.info["broken"] or {})[data.rows]
+        numbers = image_numbers(open_source(config), data.shards.keys, data.shards.info["broken"] or {})[data.rows[:]]
         of_run: dict[str, Any] = {
             "batch_size": recipe.batch_size,
             "accumulate": recipe.accumulate,

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -23,7 +24,11 @@ def shared(path: str) -> Path:
     found = SHARED / path
     if found.exists():
         return found
-    reason = f"needs ../shared/{path}, which a clone does not have"
+    missing(f"needs ../shared/{path}, which a clone does not have")
+
+
+def missing(reason: str) -> NoReturn:
+    """Skips for want of something; fails where `TVQ_REQUIRE_SHARED` is set."""
     if os.environ.get("TVQ_REQUIRE_SHARED"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
@@ -34,6 +39,15 @@ def _seed() -> None:
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays_on() -> Iterator[None]:
+    """What a test leaves switched off, those after it wait for in vain."""
+    yield
+    left = logging.root.manager.disable
+    logging.disable(logging.NOTSET)
+    assert not left, "this test left logging disabled"
 
 
 @pytest.fixture

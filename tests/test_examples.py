@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import runpy
@@ -285,14 +284,6 @@ def test_offline(run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.Mon
     for name in ("reconstruction", *(f"goldfish-{number}" for number in range(4))):
         with Image.open(tmp_path / "out" / f"{name}.png") as picture:
             assert picture.size == size
-
-
-def test_encode_with_ray(run: Run, photos: Path, model: Path, tmp_path: Path) -> None:
-    said = run("encode_with_ray.py", model, photos, tmp_path / "codes", 1)
-    if importlib.util.find_spec("ray") is None:
-        assert said.startswith("skipped: Ray is not installed")
-        pytest.skip("needs Ray: pip install 'ray[data]'")
-    assert f"12 images in {tmp_path / 'codes'}, columns" in said
 
 
 def test_encoder_takes_what_ray_passes(photos: Path, model: Path, codes: Path) -> None:

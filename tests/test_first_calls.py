@@ -78,6 +78,12 @@ print(len(calls))
 """
 
 
+def test_loading_a_small_model_imports_nothing_that_takes_longer_than_it() -> None:
+    code = "import sys, tokenizers_vq as tvq; tvq.load('vit-vqgan-tiny-64'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert not {"timm", "torchvision", "accelerate", "datasets", "transformers"} & set(done.stdout.split())
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
 def test_every_public_name_can_be_the_first(tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", CALLS, str(tmp_path / "a.png")]

@@ -7,7 +7,7 @@ import torch
 
 import tokenizers_vq as tvq
 from tokenizers_vq.encoding import BatchEncoder
-from tokenizers_vq.tiling import encode_tiled, spans
+from tokenizers_vq.tiling import auto_tile, encode_tiled, spans
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 12, 13, 31, 64])
@@ -41,3 +41,32 @@ def test_tiles_that_do_not_fit_are_refused() -> None:
         encode_tiled(tokenizer, images, 30)
     with pytest.raises(ValueError, match="leaves no overlap"):
         encode_tiled(tokenizer, images, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "size", "tile"),
+    [
+        ("vit-vqgan-tiny-64", [], (512, 512), None),
+        ("vit-vqgan-tiny-64", [], (64, 1024), 256),
+        ("vqgan-tiny-64", ["image_size=256"], (2048, 2048), 512),
+        ("vqvae-tiny-64", [], (1024, 1024), None),
+        ("vqvae-tiny-64", [], (2048, 64), 1024),
+        ("titok-tiny-64", [], (64, 64), None),
+    ],
+)
+def test_auto_tiles_where_attention_or_memory_would_grow(name, overrides, size, tile) -> None:
+    tokenizer = tvq.create(name, overrides)
+    assert auto_tile(tokenizer, *size) == tile
+    if tile:
+        assert tokenizer.code_layout(tile, tile).grids[0][0] % 4 == 0
+
+
+def test_auto_equals_the_tile_that_it_takes() -> None:
+    tokenizer = tvq.create("vit-vqgan-tiny-64", ["encoder.layers=1", "decoder.layers=1"]).eval()
+    images = torch.rand(1, 3, 64, 1024) * 2 - 1
+    auto, given = (BatchEncoder(tokenizer, device="cpu", image_size=(64, 1024), tile=tile) for tile in ("auto", 256))
+    tokens = auto.encode(images)
+    assert torch.equal(tokens, given.encode(images))
+    assert torch.equal(auto.decode(tokens), given.decode(tokens))
+    with pytest.raises(ValueError, match="side in pixels, auto"):
+        BatchEncoder(tokenizer, device="cpu", tile="some")  # type: ignore[arg-type]

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from tokenizers_vq import checks
+
 
 class Batch(NamedTuple):
     """One micro-batch of B images. What the data do not have is None."""
@@ -51,6 +53,15 @@ def check_labels(labels: Tensor | None, classes: int, user: str, field: str) -> 
     Raises `ValueError`, one line, where the data have none, an image has none, or one is out of range. `user`: what
     asks for them; `field`: where a recipe says how many classes there are.
     """
+    if labels is not None and checks.noting():
+        # An index out of range would end an accelerator's process before anybody is told.
+        within = labels.clamp(0, classes - 1)
+        checks.check((labels == within).all(), lambda: _refuse_labels(labels, classes, user, field))
+        return within
+    return _refuse_labels(labels, classes, user, field)
+
+
+def _refuse_labels(labels: Tensor | None, classes: int, user: str, field: str) -> Tensor:
     if labels is None or (labels.numel() and bool((labels < 0).all())):
         raise ValueError(
             f"{user} needs a label for each image, and the data have none: give data with labels (folders of "

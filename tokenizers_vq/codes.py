@@ -129,6 +129,38 @@ class CodeLayout:
         streams = torch.arange(len(self.sizes)).view(-1, self.levels)
         return torch.cat([row.repeat(math.prod(grid)) for row, grid in zip(streams, self.grids, strict=True)])
 
+    @property
+    def steps(self) -> int:
+        """What `prefix` counts: grids where there are several, else levels, else codes of a row; 0 on one grid."""
+        if len(self.grids) > 1 or self.levels > 1:
+            return len(self.grids) if len(self.grids) > 1 else self.levels
+        return self.grids[0][0] if len(self.grids[0]) == 1 else 0
+
+    def prefix(self, kept: int) -> CodeLayout:
+        """The layout of an image's first codes: the first grids, or levels, or codes of a row (see `steps`).
+
+        Raises `ValueError` for another number, and where codes have no order from coarse to fine.
+        """
+        if not self.steps:
+            raise ValueError("codes on one grid have no first ones that stand for an image: decode them whole")
+        if not isinstance(kept, int) or not 1 <= kept <= self.steps:
+            raise ValueError(f"a prefix of this layout keeps 1 to {self.steps}, got {kept!r}")
+        if len(self.grids) > 1:
+            return self.part(list(range(kept)))
+        if self.levels > 1:
+            return CodeLayout(self.grids, kept, self.sizes[:kept])
+        return CodeLayout(((kept,),), 1, self.sizes)
+
+    def cut(self, codes: Codes, kept: int) -> Codes:
+        """Codes of this layout -> those of `prefix(kept)`. Raises `ValueError` as it does, and as `flatten`."""
+        self.prefix(kept)
+        self.flatten(codes)
+        if isinstance(codes, tuple):
+            return codes[:kept] if kept > 1 else codes[0]
+        if self.levels > 1:
+            return codes[..., :kept] if kept > 1 else codes[..., 0]
+        return codes[:, :kept]
+
     def part(self, grids: Sequence[int]) -> CodeLayout:
         """The layout of some grids alone, by their numbers, which rise. Raises `ValueError` for others."""
         numbers = _numbers(grids, "grids")

@@ -48,7 +48,12 @@ class Config(BaseModel):
     """Base of every config: strict types, unknown fields refused, immutable. Lists become tuples."""
 
     model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+        # Deferred: most of them are parts of another, which builds them itself.
+        defer_build=True,
+        strict=True,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
     )
 
     def __init__(self, /, **data: Any) -> None:  # of strangers' data, a field may be called `self`

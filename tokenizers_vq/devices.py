@@ -114,6 +114,11 @@ def join_processes(device: torch.device) -> Processes:
     return found
 
 
+def constant(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """`torch.tensor` of numbers, on `device`. Made on an accelerator, it would wait for all work there."""
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
 def channels_last(module: M) -> M:
     """The module with its four-dimensional weights in channels_last, in place.
 

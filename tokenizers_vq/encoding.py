@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,15 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenizers_vq import images
+from tokenizers_vq import checks, images
 from tokenizers_vq.codes import CodeLayout, Codes
 from tokenizers_vq.devices import channels_last, computing, resolve_device, resolve_precision
 from tokenizers_vq.folders import lasting_name
 from tokenizers_vq.images import check
 from tokenizers_vq.models import load
 from tokenizers_vq.pixels import check_range, is_numbers
-from tokenizers_vq.tiling import decode_tiled, encode_tiled
+from tokenizers_vq.tiling import Tile, auto_tile, decode_tiled, encode_tiled
 from tokenizers_vq.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 class BatchEncoder:
@@ -40,30 +43,40 @@ class BatchEncoder:
         on_broken: Literal["skip", "stop"] = "stop",
         range: images.Range | None = None,
         max_pixels: int = images.MAX_PIXELS,
-        tile: int | None = None,
+        tile: Tile = None,
+        keep: int | None = None,
     ) -> None:
-        """`tokenizer`: a module (moved to the device as it is), or what `load` takes. `precision`: `fp32` computes as
-        `Tokenizer.encode` does, on CUDA without TF32; `bf16` puts the networks under autocast, channels last, the
+        """`tokenizer`: a module (moved to the device and to channels_last as it is), or what `load` takes. `precision`:
+        `fp32` computes as `Tokenizer.encode` does, on CUDA without TF32; `bf16` puts the networks under autocast, the
         quantizer stays float32; `auto` is bf16 where the device has it in hardware. `image_size`: of the images, unset
         the tokenizer's. `on_broken="skip"` drops the rows of unreadable images and counts them in `broken`. `range`:
         values of black and white in arrays, `max_pixels`: a bound on files, see `images.read` for both. `tile`: side in
         pixels of the overlapping tiles in which larger images are computed, see `tiling` for what that costs in
-        exactness.
+        exactness; `auto`: where it pays, as `tiling.auto_tile` says. `keep`: of each image the first codes alone, as
+        `CodeLayout.prefix` counts them.
 
-        Raises `ValueError` for unknown or absent devices and precisions, and what `load` raises.
+        Raises `ValueError` for unknown or absent devices and precisions, for `keep` where the tokenizer decodes no such
+        prefix, and what `load` raises.
         """
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
         self.tokenizer = (tokenizer if isinstance(tokenizer, Tokenizer) else load(tokenizer)).to(self.device).eval()
-        if self.precision == "bf16":
-            channels_last(self.tokenizer)
+        channels_last(self.tokenizer)  # the layout of the fast convolutions, on a CPU and in float32 too
         self.name = None if isinstance(tokenizer, Tokenizer) else lasting_name(tokenizer)
         self.image_column, self.on_broken, self.tile = image_column, on_broken, tile
         self.range, self.max_pixels = range, max_pixels
         if range is not None:
             check_range(range)
+        if isinstance(tile, str) and tile != "auto":
+            raise ValueError(f"tile {tile!r}: give a side in pixels, auto, or None")
         self.image_size = self.tokenizer.config.image_size if image_size is None else image_size
-        self.layout: CodeLayout = self.tokenizer.code_layout(*_pair(self.image_size))
+        size = _pair(self.image_size)
+        if tile is None and (better := auto_tile(self.tokenizer, *size)):
+            logger.info(
+                "images of %dx%d cost less memory, and mostly time, in tiles: tile='auto' takes %d", *size, better
+            )
+        self.keep = None if keep is None else check_keep(self.tokenizer, keep)
+        self.layout: CodeLayout = self._kept(self.tokenizer.code_layout(*size))
         self.fingerprint = self.tokenizer.fingerprint
         self.broken: dict[str, str] = {}
 
@@ -117,16 +130,28 @@ class BatchEncoder:
         """`(B, C, H, W)` in [-1, 1] on any device -> int64 `(B, N)` on the CPU. Raises as `Tokenizer.encode`."""
         if not isinstance(images, Tensor) or not len(images):
             check(images, self.channels)
-            return torch.empty(0, self.tokenizer.code_layout(*images.shape[-2:]).length, dtype=torch.int64)
+            layout = self._kept(self.tokenizer.code_layout(*images.shape[-2:]))
+            return torch.empty(0, layout.length, dtype=torch.int64)
         moved = images.to(self.device, non_blocking=True)
         height, width = images.shape[-2:]
-        with computing(self.device, self.autocast):
+        with checks.together(), computing(self.device, self.autocast):  # of several tiles too
             codes: Codes
-            if self.tile is not None and max(height, width) > self.tile:
-                codes = encode_tiled(self.tokenizer, moved, self.tile)
+            if tile := self._tile(height, width):
+                codes = encode_tiled(self.tokenizer, moved, tile)
             else:
                 codes = self.tokenizer.encode(moved)
-        return self.tokenizer.code_layout(height, width).flatten(codes).cpu()
+        layout = self.tokenizer.code_layout(height, width)
+        codes = codes if self.keep is None else layout.cut(codes, self.keep)
+        return self._kept(layout).flatten(codes).cpu()
+
+    def _kept(self, layout: CodeLayout) -> CodeLayout:
+        return layout if self.keep is None else layout.prefix(self.keep)
+
+    def _tile(self, height: int, width: int) -> int | None:
+        """The tile for images of this size; None where they are computed whole."""
+        if self.tile == "auto":
+            return auto_tile(self.tokenizer, height, width)
+        return self.tile if self.tile is not None and max(height, width) > self.tile else None
 
     def decode(self, tokens: Tensor | np.ndarray | Sequence[Sequence[int]]) -> Tensor:
         """Whole numbers `(B, N)` of the encoder's image size -> float32 images `(B, C, H, W)` in [-1, 1] on the CPU.
@@ -138,12 +163,24 @@ class BatchEncoder:
             return torch.empty(0, self.channels, *_pair(self.image_size))
         codes = self.layout.unflatten(rows.to(self.device))
         with computing(self.device, self.autocast):
-            if self.tile is not None and max(_pair(self.image_size)) > self.tile:
+            if tile := self._tile(*_pair(self.image_size)):
                 assert isinstance(codes, Tensor)
-                decoded = decode_tiled(self.tokenizer, codes, self.tile)
+                decoded = decode_tiled(self.tokenizer, codes, tile)
             else:
                 decoded = self.tokenizer.decode(codes)
         return decoded.float().clamp(-1, 1).cpu()
+
+
+def check_keep(tokenizer: Tokenizer, keep: int) -> int:
+    """`keep`. Raises `ValueError` where the tokenizer does not decode so many first codes by themselves."""
+    if not tokenizer.prefixes:
+        raise ValueError(
+            f"keep={keep}: this tokenizer's codes stand for an image only together; those of residual and multi-scale "
+            "quantizers, and rows trained with tails dropped (one-d-piece), have first ones that decode by themselves"
+        )
+    if not 1 <= keep <= tokenizer.prefixes:
+        raise ValueError(f"keep={keep}: give 1 to {tokenizer.prefixes} for this tokenizer")
+    return keep
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import json
+import sys
 import types
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import yaml
@@ -65,9 +70,10 @@ def sections(config: type[Config], path: str = "") -> list[Section]:
 def commented(config: Config, indent: int = 0) -> str:
     """`config` as YAML, every field with its help behind it: a file that can be read again."""
     lines: list[str] = []
-    for name, field in type(config).model_fields.items():
+    for name in type(config).model_fields:
         value = getattr(config, name)
-        comment = f"  # {_help(field)}" if field.description else ""
+        said = _help(type(config), name)
+        comment = f"  # {said}" if said else ""
         lines += _lines(name, value, comment, indent)
     return "".join(lines)
 
@@ -103,7 +109,9 @@ def section(config: type[Config], only: str | None = None) -> Section:
     """What `config` is and what its fields are; `only`: of one field."""
     about = (config.__doc__ or "").strip().splitlines()
     shown = {name: field for name, field in config.model_fields.items() if name != "kind" and only in (None, name)}
-    fields = [Field(name, _words(field.annotation), _default(field), _help(field)) for name, field in shown.items()]
+    fields = [
+        Field(name, _words(field.annotation), _default(field), _help(config, name)) for name, field in shown.items()
+    ]
     return Section(_kind(config), about[0] if about else "", fields)
 
 
@@ -114,8 +122,35 @@ def _default(field: Any) -> str:
     return "required" if value is PydanticUndefined else _plain(value)
 
 
-def _help(field: Any) -> str:
-    return " ".join((field.description or "").split())
+def _help(config: type[Config], name: str) -> str:
+    """What the config says of its field: `Field(description=)`, else the text below it, in it or in a base."""
+    said = config.model_fields[name].description
+    texts = (_texts(base.__module__).get(f"{base.__qualname__}.{name}") for base in config.__mro__)
+    return " ".join((said or next((text for text in texts if text), "")).split())
+
+
+@cache
+def _texts(module: str) -> dict[str, str]:
+    """The text below each annotated name in the classes of a module, by `Class.name`.
+
+    Read when asked for: pydantic would read the sources of all configs at import, a tenth of a second.
+    """
+    source = inspect.getsource(sys.modules[module]) if getattr(sys.modules[module], "__file__", None) else ""
+    found: dict[str, str] = {}
+    waiting: list[tuple[str, ast.AST]] = [("", ast.parse(source))]
+    while waiting:
+        prefix, node = waiting.pop()
+        body = getattr(node, "body", [])
+        waiting += [(f"{prefix}{part.name}.", part) for part in body if isinstance(part, ast.ClassDef)]
+        for field, below in itertools.pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and (text := _text(below)):
+                found[f"{prefix}{field.target.id}"] = text
+    return found
+
+
+def _text(node: ast.AST) -> str | None:
+    value = node.value if isinstance(node, ast.Expr) else None
+    return inspect.cleandoc(value.value) if isinstance(value, ast.Constant) and isinstance(value.value, str) else None
 
 
 def _kind(config: type[Config]) -> str | None:

@@ -42,7 +42,7 @@ def save(
         write_atomically(folder / CARD, card)
 
 
-_OWN_FIELD = {"tokenizer": "quantizer", "prior": "network"}
+_OWN_FIELD = {"tokenizer": "decoder", "prior": "network"}  # a tokenizer of several grids has `quantizers`
 _LOADED_BY = {
     "tokenizer": "give it to tokenizers_vq.load or `tvq`",
     "prior": "give it to prior.load or `tvq-prior`",

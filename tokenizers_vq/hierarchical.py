@@ -129,8 +129,7 @@ class HierarchicalTokenizer(Tokenizer):
         ]
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Codes:
-        """`(B, C, H, W)` in [-1, 1] -> int64 codes, a tuple. Raises `ValueError` as `encode_features` does."""
+    def _encode(self, images: Tensor) -> Codes:
         _, codes = self._quantize(images, _by_lookup)
         return tuple(codes)
 

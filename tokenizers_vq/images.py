@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tokenizers_vq import checks
 from tokenizers_vq.pictures import MAX_PIXELS as MAX_PIXELS
 from tokenizers_vq.pictures import BrokenImage as BrokenImage
 from tokenizers_vq.pixels import Range as Range
@@ -152,16 +153,24 @@ def check(images: Tensor, channels: int) -> None:
             raise ValueError(f"{expected}, got channels last {shape}; use x.permute(0, 3, 1, 2)")
         raise ValueError(f"{expected} as the config's channels={channels} says, got {shape[1]} channels: {shape}")
     if images.numel() and not torch.compiler.is_compiling():
-        low, high = (float(bound) for bound in images.detach().aminmax())
-        if not (low >= -LIMIT and high <= LIMIT):
-            if not (abs(low) < float("inf") and abs(high) < float("inf")):
-                raise ValueError("images hold NaN or infinite values; find them with x.isfinite()")
+        _check_range(images.detach())
+
+
+def _check_range(images: Tensor) -> None:
+    low, high = images.aminmax()
+
+    def refuse() -> None:
+        least, most = float(low), float(high)
+        if not (abs(least) < float("inf") and abs(most) < float("inf")):
+            raise ValueError("images hold NaN or infinite values; find them with x.isfinite()")
+        if least < -LIMIT or most > LIMIT:
             raise ValueError(
-                f"images must lie in [-1, 1], got values from {low:.4g} to {high:.4g}; "
+                f"images must lie in [-1, 1], got values from {least:.4g} to {most:.4g}; "
                 "convert 0..255 with x / 127.5 - 1, [0, 1] with images.from_float01(x)"
             )
-        if low >= 0 and high <= 1:
-            _ask_for_the_range()
+        _ask_for_the_range()
+
+    checks.check((low >= -LIMIT) & (high <= LIMIT) & ~((low >= 0) & (high <= 1)), refuse)
 
 
 def _way_from(images: Tensor) -> str:

@@ -56,8 +56,8 @@ def find(name: str | Path) -> Path:
     if (
         isinstance(name, (str, Path))
         and folders.local(name) is None
-        and text in catalogue.entries()
         and text not in list_models("shipped")
+        and text in catalogue.entries()  # last: reading it takes longer than loading a small model
     ):
         from tokenizers_vq.conversion.download import fetch  # what converts takes seconds to import
 

@@ -8,11 +8,16 @@ so with them the result is an approximation.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from tokenizers_vq.networks import blocks, transformer
 from tokenizers_vq.tokenizer import Tokenizer
+
+Tile = int | Literal["auto"] | None
+MOST = 1024
+"""largest side in pixels that `auto` computes at once where it need not: a bound on memory"""
 
 
 class Span(NamedTuple):
@@ -31,6 +36,27 @@ def spans(length: int, tile: int) -> Iterator[Span]:
     for first in range(0, length, step):
         low = min(max(first - context, 0), max(length - tile, 0))
         yield Span(low, min(low + tile, length), first, min(first + step, length))
+
+
+def auto_tile(tokenizer: Tokenizer, height: int, width: int) -> int | None:
+    """The tile that `auto` takes for images of this size, or None where they are computed whole.
+
+    Every tile computes about four times the pixels that it keeps. That pays where there is attention over all
+    positions, whose work grows with the square of the pixels: tiles are twice as large as the images that the tokenizer
+    is made for (256 pixels at least, 1024 at most), for images of four times their side and more. Other networks are
+    tiled to bound their memory alone, from 2048 pixels on, in tiles of 1024. Codes that are no single 2-D grid are
+    never tiled.
+    """
+    grids = tokenizer.code_layout().grids
+    if len(grids) != 1 or len(grids[0]) != 2:
+        return None
+    made_for, largest = max(tokenizer.config.size), max(height, width)
+    stride = made_for // max(grids[0])
+    tile = MOST
+    if any(isinstance(module, (blocks.Attention, transformer.Attention)) for module in tokenizer.modules()):
+        tile = min(max(2 * made_for, 256), MOST)
+    tile = -(-tile // (4 * stride)) * 4 * stride
+    return tile if largest >= min(4 * tile, 2 * MOST) else None
 
 
 def encode_tiled(tokenizer: Tokenizer, images: Tensor, tile: int) -> Tensor:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tokenizers_vq import folders, notebooks
+from tokenizers_vq import checks, folders, notebooks
 from tokenizers_vq.codes import CodeLayout, Codes, Output, whole_numbers
 from tokenizers_vq.config import Config, ConfigError, Size, nearest, parse
 from tokenizers_vq.devices import without_memory
@@ -182,21 +182,59 @@ class Tokenizer(nn.Module, Pretrained, library_name="tokenizers-vq", tags=["imag
     @torch.no_grad()
     def encode(self, images: Tensor) -> Codes:
         """`(B, C, H, W)` in [-1, 1] -> int64 codes. Raises `ValueError` as `encode_features` does."""
+        if torch.compiler.is_compiling():
+            return self._encode(images)
+        with checks.together():
+            return self._encode(images)
+
+    def _encode(self, images: Tensor) -> Codes:
         return self.quantizer.encode(self.encode_features(images))
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:
         """Integer codes -> images `(B, C, H, W)` in [-1, 1].
 
+        Where `prefixes` is not 0 also the first codes alone, in the shape that `code_layout().prefix(n)` describes.
         Raises `ValueError` for codes of another type or number of dimensions, or out of range.
         """
         codes, layout = whole_numbers(codes), self.code_layout()
+        if (kept := self._first(codes, layout)) is not None:
+            return self.decode_features(self.quantizer.partial(*kept))
         if isinstance(codes, Tensor) and codes.ndim != 1 + len(layout.grids[0]) + (layout.levels > 1):
             raise ValueError(
                 f"codes must be as `encode` gives them, (B, *grid), got {tuple(codes.shape)}; add the batch dimension "
                 "with codes[None], and give flat rows their grid with code_layout().unflatten(codes)"
             )
         return self.decode_features(self.quantizer.lookup(codes))
+
+    @property
+    def prefixes(self) -> int:
+        """How many prefixes of an image's codes `decode` takes, as `CodeLayout.steps` counts them; 0 = none.
+
+        Those of residual levels and of scales, whose vectors add up, and of rows where the decoder knows them.
+        """
+        layout = self.code_layout()
+        rows = len(layout.grids) == layout.levels == 1
+        knows = getattr(self.decoder if rows else self.quantizers[0], "prefixes" if rows else "nested", False)
+        return layout.steps if knows and len(self.quantizers) == 1 else 0
+
+    def _first(self, codes: Codes, layout: CodeLayout) -> tuple[Any, int] | None:
+        """Codes of the first levels or scales as `Quantizer.partial` takes them; None for whole ones, and for rows."""
+        if not getattr(self.quantizer, "nested", False):
+            return None
+        if len(layout.grids) > 1:
+            parts = codes if isinstance(codes, tuple) else (codes,)
+            return (parts, len(parts)) if len(parts) < len(layout.grids) else None
+        if layout.levels == 1 or not isinstance(codes, Tensor):
+            return None
+        ndim = 2 + len(layout.grids[0])
+        if codes.ndim == ndim and codes.shape[-1] < layout.levels:
+            return codes, codes.shape[-1]
+        # One level stands without an axis of levels, and must not be mistaken for the codes of one image alone.
+        alone = (
+            codes.ndim == ndim - 1 and tuple(codes.shape[1:]) == layout.grids[0] and codes.shape[-1] != layout.levels
+        )
+        return (codes[..., None], 1) if alone else None
 
     def resized(self, image_size: int | tuple[int, int]) -> Tokenizer:
         """A tokenizer of copies of these weights for images of another size (a side, or height and width).

@@ -12,6 +12,7 @@ from prior.cli.fields import fields
 from prior.cli.info import info
 from prior.cli.inpaint import inpaint
 from prior.cli.models import models
+from prior.cli.plan import plan
 from prior.cli.sample import sample
 from prior.cli.score import score
 from prior.cli.train import train
@@ -20,7 +21,21 @@ from tokenizers_vq.cli.groups import expanded
 
 app = make_app(
     "Priors over the codes of an image tokenizer: trained, measured, sampled for new images.",
-    [models, info, fields, train, score, expanded(evaluate), sample, inpaint, compress, decompress, convert, export],
+    [
+        models,
+        info,
+        fields,
+        plan,
+        train,
+        score,
+        expanded(evaluate),
+        sample,
+        inpaint,
+        compress,
+        decompress,
+        convert,
+        export,
+    ],
     open_to=[sample, inpaint],
 )
 

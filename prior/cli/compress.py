@@ -96,7 +96,11 @@ def _about(shards: CodeShards, batch: dict[str, Any]) -> dict[str, Any]:
     about["labels"] = batch["labels"].tolist()
     about["classes"] = {name: shards.classes(name).labels.tolist() for name in shards.label_columns}
     # Which files they were read from is of use to nobody where they are unpacked.
-    info = {key: value for key, value in shards.info.items() if key not in ("data", "record", "folder", "source")}
+    info = {
+        key: value
+        for key, value in shards.info.items()
+        if key not in ("data", "record", "folder", "source", "rows", "labels")
+    }
     return {**about, "info": info}
 
 

@@ -46,9 +46,9 @@ def _print_samplers(below: list[str]) -> None:
         own = section(sampler)
         new = [field for field in own.fields if field not in found["sampler"].fields]
         found[f"sampler of {', '.join(names)}"] = own._replace(fields=new)
-    names = {field.name for one in found.values() for field in one.fields}
-    if below and (len(below) > 1 or below[0] not in names):
-        raise ConfigError((".".join(["sampler", *below]),), f"no such field{nearest(below[0], names)}")
+    known = {field.name for one in found.values() for field in one.fields}
+    if below and (len(below) > 1 or below[0] not in known):
+        raise ConfigError((".".join(["sampler", *below]),), f"no such field{nearest(below[0], known)}")
     for heading, one in found.items():
         shown = [field for field in one.fields if not below or field.name == below[0]]
         if shown:

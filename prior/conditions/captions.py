@@ -11,6 +11,7 @@ import torch
 from pydantic import AfterValidator
 
 from tokenizers_vq.config import Config
+from tokenizers_vq.data.order import evenly
 from tokenizers_vq.data.shards import CodeShards
 
 logger = logging.getLogger(__name__)
@@ -39,10 +40,14 @@ def captions_of(batch: Mapping[str, Any], template: str | None) -> list[tuple[st
     return [made[label] if label >= 0 else () for label in batch["labels"].tolist()]
 
 
-def blocks(codes: CodeShards, template: str | None) -> Iterator[list[tuple[str, ...]] | None]:
-    """All captions of a folder of codes, a block of rows at a time; None for a block of codes without any."""
-    for first in range(0, len(codes), _BLOCK):
-        rows = np.arange(first, min(first + _BLOCK, len(codes)))
+def blocks(codes: CodeShards, template: str | None, most: int | None = None) -> Iterator[list[tuple[str, ...]] | None]:
+    """All captions of a folder of codes, a block of rows at a time; None for a block of codes without any.
+
+    `most`: of so many rows, evenly spread.
+    """
+    some = None if most is None else evenly(len(codes), most, codes.block)
+    for first in range(0, len(codes) if some is None else len(some), _BLOCK):
+        rows = np.arange(first, min(first + _BLOCK, len(codes))) if some is None else some[first : first + _BLOCK]
         batch = {
             "captions": codes.captions_of(rows),
             "labels": codes.labels_of(rows),
@@ -54,13 +59,14 @@ def blocks(codes: CodeShards, template: str | None) -> Iterator[list[tuple[str, 
 def count(
     shards: Mapping[str, CodeShards], template: str | None, kind: str, cut: Callable[[Sequence[str]], int], most: str
 ) -> None:
-    """The log says how many captions are cut, as `cut` counts them, to `most`, and how many images have none.
+    """The log says how many captions are cut, as `cut` counts them, to `most`, and how many images have none; of more
+    codes than stay in memory, among those that are looked at.
 
     Raises `ValueError` for codes without captions.
     """
     for folder, codes in shards.items():
-        captions = shortened = bare = 0
-        for rows in blocks(codes, template):
+        captions = shortened = bare = looked = 0
+        for rows in blocks(codes, template, None if codes.small else _BLOCK):
             if rows is None:
                 columns = ", ".join(["key", *codes.label_columns])
                 raise ValueError(
@@ -69,13 +75,11 @@ def count(
                 )
             texts = [text for row in rows for text in row]
             captions, shortened = captions + len(texts), shortened + cut(texts)
-            bare += sum(not any(row) for row in rows)
+            bare, looked = bare + sum(not any(row) for row in rows), looked + len(rows)
         if shortened:
             logger.warning("%s: %d of %d captions are cut to %s", folder, shortened, captions, most)
         if bare:
-            logger.warning(
-                "%s: %d of %d images have no caption, which counts as no condition", folder, bare, len(codes)
-            )
+            logger.warning("%s: %d of %d images have no caption, which counts as no condition", folder, bare, looked)
 
 
 def remark(value: Any, cut: Callable[[Sequence[str]], int], most: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from prior.conditions.base import Condition, Context
+from tokenizers_vq import checks
 from tokenizers_vq.config import Config, ConfigError, nearest
 from tokenizers_vq.data.shards import CodeShards
 
@@ -46,19 +47,19 @@ class ClassConfig(Config):
 
     def fit(self, shards: Mapping[str, CodeShards]) -> ClassConfig:
         """With the number of classes of the first folder. Raises `ValueError` where images have none, or one beyond."""
-        labels = {folder: codes.classes(self.name).labels for folder, codes in shards.items()}
-        for folder, numbers in labels.items():
-            if bare := int((numbers < 0).sum()):
+        labels = {folder: codes.labels_info(self.name) for folder, codes in shards.items()}
+        for folder, known in labels.items():
+            if known.bare:
                 name = self.name or "class"
-                raise ValueError(f"model.condition={name}: {bare} images of {folder} have no {name}; use none")
+                raise ValueError(f"model.condition={name}: {known.bare} images of {folder} have no {name}; use none")
         own, first = next(iter(shards.items()))
-        names = first.classes(self.name).names
-        found = max(int(labels[own].max()) + 1, len(names or ()))
+        names = first.class_names(self.name)
+        found = max(labels[own].highest + 1, len(names or ()))
         classes = self.num_classes or found
-        for folder, numbers in labels.items():
-            if (beyond := int(numbers.max())) >= classes:
-                known = f"{own} has" if self.num_classes is None else "model.condition.num_classes says"
-                raise ValueError(f"{folder} has class {beyond}, {known} 0 to {classes - 1}")
+        for folder, known in labels.items():
+            if (beyond := known.highest) >= classes:
+                whose = f"{own} has" if self.num_classes is None else "model.condition.num_classes says"
+                raise ValueError(f"{folder} has class {beyond}, {whose} 0 to {classes - 1}")
         return self.replace(num_classes=classes, label_names=names if len(names or ()) == classes else None)
 
 
@@ -132,12 +133,17 @@ class ClassCondition(Condition):
         if labels.ndim == 1 and labels.shape != (n,):
             raise ValueError(f"{labels.numel()} classes are given for {n} rows: give one for all, or one for each")
         labels = labels.long().expand(n)
-        wrong = (labels < 0) | (labels >= self.num_classes)
-        if not torch.compiler.is_compiling() and wrong.any():
-            first = int(labels[wrong][0])
+        if torch.compiler.is_compiling():
+            return labels
+        within = labels.clamp(0, self.num_classes - 1)
+
+        def refuse() -> None:
+            first = int(labels[labels != within][0])
             what = "-1 says no class, which this prior needs" if first == -1 else f"class {first} is out of range"
             raise ValueError(f"{what}: the classes are 0 to {self.num_classes - 1}")
-        return labels
+
+        checks.check((labels == within).all(), refuse)
+        return within
 
     def nothing(self, n: int) -> tuple[Tensor, ...]:
         """The null class."""

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prior.conditions.base import Condition, Context
+from tokenizers_vq import checks
 from tokenizers_vq.config import Config
 from tokenizers_vq.data.shards import CodeShards
 
@@ -62,9 +63,13 @@ class TokensCondition(Condition):
         if found.is_floating_point() or found.dtype == torch.bool or tuple(found.shape) not in ((length,), (n, length)):
             raise ValueError(f"{wanted}, got {str(found.dtype).removeprefix('torch.')} {tuple(found.shape)}")
         found = found.long().expand(n, length)
-        if bool(((found < 0) | (found >= vocabulary)).any()):
+        within = found.clamp(0, vocabulary - 1)
+
+        def refuse() -> None:
             raise ValueError(f"{wanted}, got numbers from {int(found.min())} to {int(found.max())}")
-        return (found,)
+
+        checks.check((found == within).all(), refuse)
+        return (within,)
 
     def nothing(self, n: int) -> tuple[Tensor, ...]:
         """Zeros, which mean nothing: it never did without."""

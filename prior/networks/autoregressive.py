@@ -8,14 +8,16 @@ from collections.abc import Generator
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from prior import sampling
 from prior.conditions.base import Context
 from prior.networks.base import Exact, Noise
 from prior.networks.speculative import report, speculate
 from prior.sampling import draw, guidance_at, guide
+from tokenizers_vq.config import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +25,20 @@ logger = logging.getLogger(__name__)
 class AutoregressiveSampler(sampling.Sampler):
     """How codes are drawn one after the other."""
 
+    graph: bool = False
+    """one by one by operators of fixed shapes, on CUDA as one graph a code, which saves the launches; what is drawn
+    differs by rounding alone"""
     window: Annotated[int, Field(ge=1)] = 1
     """codes that are looked at in one pass of speculative Jacobi decoding, which draws as likely as one by one does;
     1 = one by one. What a seed draws then depends, by rounding, on how many are drawn together"""
+
+    @model_validator(mode="after")
+    def _check_graph(self) -> Self:
+        if self.graph and self.window > 1:
+            raise ConfigError(
+                ("graph",), f"draws one by one, where window={self.window} looks at several: leave one out"
+            )
+        return self
 
 
 class State(ABC):
@@ -52,6 +65,10 @@ class Autoregressive(Exact):
     def start(self, tokens: Tensor, context: Context) -> State:
         """Read the first codes `(B, n)`, 0 <= n < N, in eval mode."""
 
+    def fixed(self, state: State) -> State:
+        """The state going on by operators of fixed shapes. Raises `ValueError` for a network that has none such."""
+        raise ValueError("graph: this kind of network draws without: a gpt network has it")
+
     def look(self, state: State, codes: Tensor, context: Context, first: Tensor, count: int) -> Tensor:
         """Logits `(B, count, K)` of places `first, first + 1, ...` of each row of codes `(B, N)`; `first` >= 1.
 
@@ -77,6 +94,8 @@ class Autoregressive(Exact):
         state = self.start(codes[:, :start].repeat(copies, 1), context)
         if sampler.window > 1:
             return self._speculate(known, context, sampler, noise, state, start)
+        if sampler.graph:
+            state = self.fixed(state)
         uniforms, partly = noise(0, length), given.any(dim=0).tolist()
         for place in range(start, length):
             if place > start:

@@ -18,6 +18,7 @@ from prior.networks.autoregressive import Autoregressive, State
 from prior.networks.base import BaseNetworkConfig
 from prior.networks.blocks import Block, BlockConfig, EntryFields, LastNorm, initialise, make_norm, tell
 from prior.networks.cache import Cache
+from prior.networks.fixed import FixedState
 from prior.networks.rotary import rotary_angles, row_angles, turns_of
 from prior.networks.stepping import BlocksState, Trunk
 from prior.sequences import Sequence
@@ -182,11 +183,14 @@ class Gpt(Autoregressive):
         angles = rotary_angles(positions, config.dim // config.heads, config.base, config.rotary_scale)
         return F.pad(angles, (0, 0, lead, 0))
 
-    def embed(self, tokens: Tensor, first: int = 0, order: Tensor | None = None) -> Tensor:
+    def embed(self, tokens: Tensor, first: int | Tensor = 0, order: Tensor | None = None) -> Tensor:
         """Codes `(B, n)` at places `first, ...` of the row -> `(B, n, D)`.
 
-        `order`: int64 `(B, N)`, the position of each place; None: raster order.
+        `first` may be int64 `(1,)`, for a host that does not know it; then the last code is none of these. `order`:
+        int64 `(B, N)`, the position of each place; None: raster order.
         """
+        if isinstance(first, Tensor):
+            return self._embed_at(tokens, first + torch.arange(tokens.shape[1], device=tokens.device))
         x, last = self.tokens(tokens), first + tokens.shape[1]
         here = slice(first, last) if order is None else order[:, first:last]
         if self.streams is not None:
@@ -197,6 +201,14 @@ class Gpt(Autoregressive):
             after = self.targets[slice(first + 1, last + 1) if order is None else order[:, first + 1 : last + 1]]
             x = x + F.pad(after, (0, 0, 0, x.shape[1] - after.shape[-2]))  # nothing comes after the last code
         return x
+
+    def _embed_at(self, tokens: Tensor, here: Tensor) -> Tensor:
+        x = self.tokens(tokens)
+        if self.streams is not None:
+            x = x + self.streams(self.sequence.streams[here])
+        if self.positions is not None:
+            x = x + self.positions[here]
+        return x if self.targets is None else x + self.targets[here + 1]
 
     def lead(self, context: Context, order: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """What stands before the codes `(B, P, D)`, and where it is no padding: bool `(B, P)`, None for everywhere."""
@@ -304,6 +316,11 @@ class Gpt(Autoregressive):
         else:
             state.logits = logits
         return state
+
+    def fixed(self, state: State) -> FixedState:
+        """As `Autoregressive.fixed`."""
+        assert isinstance(state, BlocksState)
+        return FixedState(state)
 
     def look(self, state: State, codes: Tensor, context: Context, first: Tensor, count: int) -> Tensor:
         """As `Autoregressive.look`, from the keys and values of the state."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prior.conditions.base import Context
 from prior.networks.maskgit import Trunk, TrunkConfig
 from prior.sequences import Sequence
+from tokenizers_vq.devices import constant
 from tokenizers_vq.quantizers import Quantizer
 from tokenizers_vq.quantizers.bits import unpack
 
@@ -66,7 +67,7 @@ class MaskBit(Trunk):
 
     def join(self, parts: Tensor) -> Tensor:
         """The inverse of `split`."""
-        powers = torch.tensor([2 ** (self.width * group) for group in range(self.parts)], device=parts.device)
+        powers = constant([2 ** (self.width * group) for group in range(self.parts)], parts.device)
         return (parts.unflatten(1, (-1, self.parts)) * powers).sum(dim=2)
 
     def part_logits(self, parts: Tensor, context: Context) -> Tensor:

@@ -89,7 +89,7 @@ def left_masked(unknown: Tensor, now: Tensor, step: int, sampler: MaskedSampler)
     done = torch.tensor((step + 1) / sampler.steps, dtype=torch.float32 if up else torch.float64)
     share, total = SCHEDULES[sampler.schedule](done), unknown.cpu()
     left = total - (total * (1 - share)).floor().long() if up else (total * share).floor().long()
-    return left.to(now.device).clamp(min=1).minimum(now - 1).clamp(min=0)
+    return left.to(now.device, non_blocking=True).clamp(min=1).minimum(now - 1).clamp(min=0)
 
 
 def halton(count: int, base: int) -> Tensor:
@@ -157,14 +157,15 @@ class Masked(Network):
         shares = SCHEDULES[self.schedule](torch.rand(tokens.shape[0], 1, device=tokens.device))
         count = (shares * tokens.shape[1]).ceil().clamp(min=1)
         hidden = torch.rand(tokens.shape, device=tokens.device).argsort(dim=1).argsort(dim=1) < count
-        logits = self.part_logits(tokens.masked_fill(hidden, -1), context)[hidden].float()
-        told = F.cross_entropy(logits, tokens[hidden])
+        # The others are left out by their targets: to choose rows, an accelerator would be asked how many there are.
+        logits = self.part_logits(tokens.masked_fill(hidden, -1), context).flatten(0, 1).float()
+        told = F.cross_entropy(logits, tokens.masked_fill(~hidden, -100).flatten())
         if not self.label_smoothing:
             return told
         # Spread over possible codes alone: the others' logits are -inf.
         logp = logits.log_softmax(dim=-1)
-        spread = -(logp.masked_fill(logits.isinf(), 0).sum(dim=-1) / logits.isfinite().sum(dim=-1)).mean()
-        return torch.lerp(told, spread, self.label_smoothing)
+        spread = -(logp.masked_fill(logits.isinf(), 0).sum(dim=-1) / logits.isfinite().sum(dim=-1))
+        return torch.lerp(told, (spread * hidden.flatten()).sum() / hidden.sum(), self.label_smoothing)
 
     def judged(self, tokens: Tensor, context: Context) -> Iterator[Judged]:
         """Parts in `BOUND_STEPS` groups of a fixed random order, those of a group independent of each other.
@@ -188,7 +189,7 @@ class Masked(Network):
         (rows, length), copies = known.shape, 1
         if guided := sampler.guidance != 1:
             context, copies = context.guided(), 2
-        codes, unknown = known, (known < 0).sum(dim=1)
+        codes, unknown = known, (known < 0).sum(dim=1).cpu()
         fixed = self._fixed_order(sampler, noise, known)
         for step in range(sampler.steps):
             hidden = codes < 0

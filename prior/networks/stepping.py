@@ -24,8 +24,8 @@ class Trunk(NamedTuple):
     norm: nn.Module
     """RMSNorm, LayerNorm or `LastNorm`"""
     head: nn.Linear
-    embed: Callable[[Tensor, int], Tensor]
-    """codes `(B, n)`, the number of the first -> vectors `(B, n, D)`"""
+    embed: Callable[[Tensor, int | Tensor], Tensor]
+    """codes `(B, n)`, the number of the first (int64 `(1,)`: not known to the host) -> vectors `(B, n, D)`"""
     turn: Tensor | None
     """complex `(P + N, head_dim / 2)`, of rotary positions; None: there are none"""
     lead: int
@@ -104,20 +104,23 @@ class BlocksState(State):
             return trunk.head(trunk.norm(x, told.pooled))
         return trunk.head(trunk.norm(x))
 
-    def _attend(self, layer: int, block: _BlockStep, qkv: Tensor) -> Tensor:
-        """Queries, keys and values `(B, 3 D)` of the next place -> what it sees, `(B, D)`; keeps keys and values."""
-        place, store = self.cache.used, self.stores[layer]
+    def turned(self, block: _BlockStep, qkv: Tensor, turn: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`(B, 3 D)` of one place -> scaled queries `(B, heads, d)`, keys and values `(2, B, heads, d)`, all turned."""
         parts = qkv.view(self.shape)
         if block.qk_norm is not None:
             parts = block.qk_norm(parts)
-        if self.turns is not None:
-            turned = torch.view_as_complex(parts.float().unflatten(-1, (-1, 2))) * self.turns[place]
-            turned = torch.view_as_real(turned).flatten(-2).transpose(0, 1)
-            queries = turned[0]
-        else:
+        if turn is None:
             turned = parts.transpose(0, 1)
-            queries = turned[0] * self.scale
-        self.cache.layers[layer][:, :, :, place] = turned[1:]
+            return turned[0] * self.scale, turned[1:]
+        turned = torch.view_as_complex(parts.float().unflatten(-1, (-1, 2))) * turn
+        turned = torch.view_as_real(turned).flatten(-2).transpose(0, 1)
+        return turned[0], turned[1:]
+
+    def _attend(self, layer: int, block: _BlockStep, qkv: Tensor) -> Tensor:
+        """Queries, keys and values `(B, 3 D)` of the next place -> what it sees, `(B, D)`; keeps keys and values."""
+        place, store = self.cache.used, self.stores[layer]
+        queries, kept = self.turned(block, qkv, None if self.turns is None else self.turns[place])
+        self.cache.layers[layer][:, :, :, place] = kept
         queries = queries.reshape(store.shape[1], 1, -1).to(qkv.dtype)
         keys, values = (store[:, :, : place + 1] if self.slices else store).unbind()
         scores = torch.bmm(queries, keys.transpose(1, 2))

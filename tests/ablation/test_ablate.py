@@ -49,7 +49,7 @@ def plan(table: dict, **changes) -> Plan:
 
 def test_shipped_tables_are_valid_and_their_rows_equal_where_they_can_be() -> None:
     tables = sorted((ROOT / "examples" / "ablations").glob("*.yaml"))
-    assert len(tables) == 12
+    assert len(tables) == 14
     for path in tables:
         made = make_plan(load_table(path), path.parent)
         assert len(made.table.seeds) >= 2 and all(row.recipes[1].seed == 1 for row in made.rows)

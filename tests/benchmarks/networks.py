@@ -27,8 +27,8 @@ from torch import Tensor, nn
 import tokenizers_vq._torchvision  # noqa: F401  (before diffusers, which imports torchvision)
 from tests.benchmarks.bench import compare, measure, parser, start
 from tokenizers_vq import Tokenizer, create
-from tokenizers_vq.networks.attention import Attention as HeadsAttention
 from tokenizers_vq.networks.blocks import Attention
+from tokenizers_vq.networks.transformer import Attention as HeadsAttention
 from tokenizers_vq.training.step import compile_in_place
 
 Run = Callable[[], object]
@@ -83,7 +83,7 @@ def products(network: nn.Module, x: Tensor, layouts: tuple[torch.memory_format, 
     def heads(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, HeadsAttention)
         batch, tokens, _ = inputs[0].shape
-        shape = (batch * layer.num_heads, tokens, layer.head_dim)
+        shape = (batch * layer.heads, tokens, layer.head_width)
         q, k, v = (torch.randn(shape).to(layer.qkv.weight.dtype) for _ in range(3))
         weights = (q @ k.mT).softmax(-1)
         found.append(((shape, "heads"), [in_turn([partial(torch.bmm, q, k.mT), partial(torch.bmm, weights, v)])]))
@@ -180,7 +180,9 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--batch", type=int, nargs="+", default=[1])
     options.add_argument("--size", type=int, default=256, help="pixels of a side (default: 256)")
     options.add_argument("--width", type=int, help="channels of the first level, or of a token (default: the preset's)")
-    options.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    options.add_argument(
+        "--dtype", nargs="+", default=["float32", "bfloat16"], help="autocast: float32 weights, computed in bfloat16"
+    )
     options.add_argument("--part", nargs="+", default=["encode", "decode"], choices=["encode", "decode"])
     options.add_argument("--compile", action="store_true", help="add ours with compiled blocks")
     options.add_argument("--no-peers", action="store_true", help="ours and the bound alone")
@@ -202,17 +204,18 @@ def main(arguments: list[str] | None = None) -> None:
         width = given.width or 128
         others |= {"taming": taming(width, given.size), "diffusers": diffusers(width, given.size)}
     for name, batch, part in itertools.product(given.dtype, given.batch, given.part):
-        dtype = getattr(torch, name)
+        dtype = torch.bfloat16 if name == "autocast" else getattr(torch, name)
         i = ("encode", "decode").index(part)
         grid = tokenizer.code_layout().grids[0]
         features = tokenizer.encoder.quant_conv.weight.shape[0]
         shape = (batch, 3, given.size, given.size) if part == "encode" else (batch, features, *grid)
         x = torch.randn(shape).to(dtype, memory_format=torch.channels_last)
-        ready = partial(_ready, dtype=dtype)
-        ours = ready(tokenizer.encoder if part == "encode" else tokenizer.decoder)
+        ready = partial(_autocast if name == "autocast" else _ready, dtype=dtype)
+        network = tokenizer.encoder if part == "encode" else tokenizer.decoder
+        ours = ready(network)
         # Without channels_last bfloat16 loses by far, and takes its time.
         layouts = LAYOUTS if dtype == torch.float32 else LAYOUTS[1:]
-        runs: dict[str, Run] = {BOUND: in_turn(products(ours, x, layouts)), "ours": partial(ours, x)}
+        runs: dict[str, Run] = {BOUND: in_turn(products(_ready(network, dtype), x, layouts)), "ours": partial(ours, x)}
         if given.compile:
             whole = copy.deepcopy(tokenizer).to(dtype).to(memory_format=torch.channels_last)
             compile_in_place(whole)
@@ -224,6 +227,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _ready(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copy.deepcopy(network).eval().to(dtype).to(memory_format=torch.channels_last)
+
+
+def _autocast(network: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], object]:
+    """As `tvq encode` runs: weights and pixels in float32."""
+    ready = _ready(network, torch.float32)
+
+    def run(x: Tensor) -> object:
+        with torch.autocast("cpu", dtype):
+            return ready(x.float())
+
+    return run
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def test_weights_that_do_not_convert_leave_nothing(hub, monkeypatch, tmp_path) -
 
 def test_what_the_hub_does_not_give_is_one_line(hub, monkeypatch) -> None:
     _publish(monkeypatch, hub="someone/else")
-    with pytest.raises(FileNotFoundError, match=r"Hub repository someone/else, which cannot be had .*network") as error:
+    with pytest.raises(FileNotFoundError, match=r"someone/else, which cannot be reached .*network") as error:
         tvq.load("taming/small")
     assert "\n" not in str(error.value)
     _publish(monkeypatch, files=({"name": "*.bin"},))
@@ -152,7 +152,7 @@ def test_weights_off_the_hub_name_page_and_command(hub, monkeypatch) -> None:
 
 
 def test_other_names_go_on_as_they_did(hub, tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="Hub repository 'someone/unknown' cannot be had"):
+    with pytest.raises(FileNotFoundError, match="Hub repository 'someone/unknown' cannot be reached"):
         tvq.load("someone/unknown")
     with pytest.raises(FileNotFoundError, match="did you mean 'taming/imagenet-f16-16384'"):
         tvq.load("taming/imagenet-f16-1638")

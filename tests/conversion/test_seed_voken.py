@@ -45,7 +45,7 @@ def test_a_missing_a_surplus_and_an_orphaned_key_are_named(
         "missing encoder.norm.bias": {key: value for key, value in plain.items() if key != "encoder.norm_out.bias"},
         "surplus encoder.unheard.weight": {**plain, "encoder.unheard.weight": torch.ones(1)},
         "model_ema.encoderunheardweight": {**plain, "model_ema.encoderunheardweight": torch.ones(1)},
-        "no Open-MAGVIT2 checkpoint": {"weight": torch.ones(1)},
+        "not an Open-MAGVIT2 checkpoint": {"weight": torch.ones(1)},
     }
     for message, tensors in broken.items():
         torch.save({"state_dict": tensors}, tmp_path / "model.ckpt")
@@ -75,5 +75,5 @@ def test_the_discriminator_beside_the_tokenizer_is_kept(tmp_path: Path) -> None:
         assert counted == sum(value.numel() for key, value in tensors.items() if re.search(r"\.(weight|bias)$", key))
         assert convert_discriminator(source, shared("golden/ibq/dot/weights.safetensors")) is None
     torch.save({"state_dict": {"loss.discriminator.block_in.0.weight": torch.ones(8, 3, 5, 5)}}, tmp_path / "blur.ckpt")
-    with pytest.raises(ValueError, match="no PatchGAN"):
+    with pytest.raises(ValueError, match="not a PatchGAN"):
         convert_discriminator("open-magvit2", tmp_path / "blur.ckpt")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.test_shards import Encoder, data, rows
-from tokenizers_vq.data.shards import DamagedCodes, read_codes, shard_name, write_codes
+from tokenizers_vq.data.shards import DamagedCodes, read_codes, shard_name, stored, write_codes
 
 NAME = shard_name(1, 2)
 
@@ -51,13 +51,22 @@ SHARDS: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
     "a label below": (column("label", lambda labels: [-2] * len(labels)), "label -2"),
     "a null fingerprint": (column("fingerprint", first_null), "rows without a 'fingerprint'"),
     "fewer rows": (lambda table: table.slice(1), "holds 11 rows, 12 were written"),
-    "fewer rows, nothing said": (lambda table: table.slice(1).replace_schema_metadata(None), "says 22 images, but"),
+    "fewer rows, nothing said": (
+        lambda table: table.slice(1).replace_schema_metadata(None),
+        "holds 11 rows, codes.json says 12",
+    ),
     "metadata": (
         lambda table: table.replace_schema_metadata({"broken": "["}),
         "metadata .broken. that is not valid JSON",
     ),
     "broken": (lambda table: table.replace_schema_metadata({"broken": '{"a": 1}'}), "'broken' that does not name"),
 }
+
+
+def table_of(path: Path) -> pa.Table:
+    """A shard with what its footer says of it."""
+    metadata = {name: value for name, value in pq.read_metadata(path).metadata.items() if name != b"ARROW:schema"}
+    return pq.read_table(path).replace_schema_metadata(metadata)
 
 
 @pytest.fixture
@@ -76,7 +85,7 @@ def assert_encoded_again(folder: Path, pictures: Path, before: dict[str, list[in
 def test_a_damaged_shard_is_named_and_encoded_again(kind: str, codes: Path, pictures: Path, caplog) -> None:
     change, message = SHARDS[kind]
     before, info = rows(codes), (codes / "codes.json").read_text()
-    pq.write_table(change(pq.read_table(codes / NAME)), codes / NAME)
+    pq.write_table(change(table_of(codes / NAME)), codes / NAME)
     with pytest.raises(DamagedCodes, match=message) as error:
         read_codes(codes)
     assert "\n" not in str(error.value) and str(codes) in str(error.value) and "encode again" in str(error.value)
@@ -84,6 +93,46 @@ def test_a_damaged_shard_is_named_and_encoded_again(kind: str, codes: Path, pict
         return
     assert_encoded_again(codes, pictures, before, info)
     assert any(NAME in line and line.endswith("it is encoded again") for line in caplog.messages)
+
+
+def read_all(folder: Path) -> None:
+    shards = read_codes(folder)
+    some = np.arange(len(shards))[::-1]
+    shards[some], shards.keys_of(some), shards.labels_of(some), shards.captions_of(some)
+
+
+@pytest.mark.parametrize("kind", SHARDS)
+def test_of_more_codes_than_are_looked_at_together_damage_is_named_where_it_is_read(
+    kind: str, codes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "SMALL", 0)
+    read_all(codes)
+    change, message = SHARDS[kind]
+    pq.write_table(change(table_of(codes / NAME)), codes / NAME)
+    whole = read_codes(codes)  # nothing is read yet
+    assert len(whole[np.arange(10)]) == 10 and len(whole.keys_of(np.arange(10))) == 10
+    with pytest.raises(DamagedCodes, match=message):
+        read_all(codes)
+
+
+def test_what_codes_json_says_of_rows_and_classes_is_not_believed(codes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "SMALL", 0)
+    path = codes / "codes.json"
+    info = json.loads(path.read_text())
+    assert info["rows"] == [10, 12] and info["labels"] == {"label": {"bare": 0, "highest": 1}}
+    for change, message in (
+        ({"rows": [22]}, "the rows of 1 shards, where there are 2"),
+        ({"rows": [10, 13]}, "says 22 images, but the shards hold 23 rows"),
+        ({"rows": [11, 11]}, "holds 10 rows, codes.json says 11"),
+        ({"labels": {"label": {"bare": 0, "highest": 0}}}, "the label 1 in 'label', where codes.json says"),
+    ):
+        path.write_text(json.dumps({**info, **change}))
+        with pytest.raises(DamagedCodes, match=message):
+            read_all(codes)
+    path.write_text(json.dumps({**info, "rows": None, "labels": None}))  # of before
+    read_all(codes)
+    known = read_codes(codes).labels_info()
+    assert (known.bare, known.highest) == (0, 1)
 
 
 def test_bytes_that_changed_on_the_disk_are_noticed(codes: Path, pictures: Path) -> None:
@@ -105,12 +154,14 @@ def test_bytes_that_changed_on_the_disk_are_noticed(codes: Path, pictures: Path)
 
 
 def test_few_bytes_that_claim_many_rows_are_refused(codes: Path) -> None:
-    count = 500_000
+    count = 100_000
+    info = json.loads((codes / "codes.json").read_text())
+    (codes / "codes.json").write_text(json.dumps({**info, "rows": None, "images": None}))
     first = pa.array(np.zeros(count, np.int8))
     same = {
         "codes": pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(count * 8, np.uint16)), 8),
         "fingerprint": pa.DictionaryArray.from_arrays(first, pa.array(["a" * 64])),
-        "key": pa.DictionaryArray.from_arrays(first, pa.array(["k" * 10_000])),
+        "key": pa.DictionaryArray.from_arrays(first, pa.array(["k" * 50_000])),
         "label": pa.array(np.zeros(count, np.int64)),
     }
     pq.write_table(pa.table(same), codes / NAME, row_group_size=count)

@@ -159,7 +159,7 @@ def test_five_channels(tmp_path: Path) -> None:
 def test_loader_processes_can_be_spawned(pictures: Path) -> None:
     for path in (str(pictures), "skimage"):
         config = DataConfig(path=path)
-        data = TrainingSet(open_source(config), config, 16, 3, 0)
+        data = TrainingSet(open_source(config), config, 16, 3, 0, False)
         copy = pickle.loads(pickle.dumps(data))
         assert torch.equal(copy[[(0, 1), (0, 2)]]["images"], data[[(0, 1), (0, 2)]]["images"])
 
@@ -256,3 +256,21 @@ def test_closing_an_iterator_ends_its_loaders(pictures: Path, workers: int) -> N
     assert len(multiprocessing.active_children()) == workers
     stream.close()
     assert not multiprocessing.active_children()
+
+
+def test_bytes_are_carried_and_are_the_same_images(pictures: Path) -> None:
+    config, options = DataConfig(path=str(pictures), workers=0), {"image_size": 8, "channels": 3, "batch_size": 4}
+    raw, plain = (iter(training_batches(config, raw=raw, **options)) for raw in (True, False))
+    for _ in range(3):
+        one, other = next(raw), next(plain)
+        assert one["images"].dtype == torch.uint8 and other["images"].dtype == torch.float32
+        assert torch.equal(images.from_uint8(one["images"]), other["images"]) and one["keys"] == other["keys"]
+
+
+def test_loaders_are_as_many_as_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert DataConfig(path="x").loaders == 8 and DataConfig(path="x", workers=3).loaders == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert DataConfig(path="x").loaders == 3
+    assert DataConfig(path="x", streaming=True).loaders == 2  # its order depends on them

@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from tokenizers_vq.data.order import MicroBatches, permutation, place, positions
+from tokenizers_vq.data.order import Blocks, MicroBatches, permutation, place, positions
 
 
 def _batches(steps: int, accumulate: int = 1, start: int = 0, world: int = 1, rank: int = 0, length: int = 10):
@@ -42,3 +42,28 @@ def test_micro_batches_split_a_process_block() -> None:
         ValueError, match="batch_size=8 does not divide by 3 processes x accumulate=1; take a multiple of 3"
     ):
         positions(0, 0, batch_size=8, world=3)
+
+
+@pytest.mark.parametrize("length", [1, 31, 96, 97, 1000, 1003])
+def test_in_blocks_every_index_comes_once_an_epoch(length: int) -> None:
+    blocks = Blocks(8, 4)
+    for epoch in range(3):
+        places = [place(epoch * length + offset, length, 3, blocks) for offset in range(length)]
+        assert {found for found, _ in places} == {epoch}
+        assert sorted(index for _, index in places) == list(range(length))
+        if length <= 32:  # as many as are shuffled together: the order of ever
+            assert places == [place(epoch * length + offset, length, 3) for offset in range(length)]
+    if length < 1000:
+        return
+    order = [index for _, index in places]
+    seen = [{index // 8 for index in order[at : at + 20]} for at in range(0, length - 20, 20)]
+    assert all(2 <= len(found) <= 8 for found in seen)  # few blocks at a time, and mixed
+    others = [[place(offset, length, seed, blocks)[1] for offset in range(length)] for seed in (4, 5)]
+    assert order != others[0] != others[1]
+
+
+def test_in_blocks_a_billion_indices_need_no_memory_of_their_own() -> None:
+    blocks = Blocks(8192, 64)
+    batches = MicroBatches(10**9, batch_size=64, accumulate=1, seed=0, start=10**6, world=1, rank=0, blocks=blocks)
+    found = next(iter(batches))
+    assert len({index for _, index in found}) == 64 and found == next(iter(batches))

@@ -8,11 +8,11 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,14 +20,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.conftest import ROOT
 from tokenizers_vq.codes import CodeLayout
 from tokenizers_vq.data import DataConfig
 from tokenizers_vq.data.loading import batches_by_part, evaluation_batches
-from tokenizers_vq.data.shards import CodesInfo, read_codes, shard_name, write_codes
+from tokenizers_vq.data.shards import CodesInfo, files, read_codes, shard_name, stored, write_codes
 from tokenizers_vq.data.shards.files import write_shard
 from tokenizers_vq.data.shards.info import write_info
-from tokenizers_vq.data.shards.reading import Rows
 from tokenizers_vq.data.sources import open_source
 from tokenizers_vq.data.transforms import cut_views, size_for_views
 
@@ -259,10 +257,39 @@ def test_one_loader_serves_all_shards(workers: int, pictures) -> None:
         assert batches.broken == alone.broken and bool(alone.broken) == (part in (0, 1))
 
 
-def test_rows_are_found_by_shard_and_place() -> None:
+def folder_of(folder: Path, codes: np.ndarray, sizes: Sequence[int], **columns: Any) -> Path:
+    """A folder of shards with `sizes` rows of `codes`, as older versions left it: without their numbers."""
+    folder.mkdir()
+    layout = CodeLayout(((codes.shape[1],),), sizes=(16384,))
+    info = CodesInfo(fingerprint="a" * 64, layout=layout.to_dict(), precision="fp32", shards=len(sizes))
+    write_info(folder, info)
+    ends = np.cumsum(sizes)
+    for part, (first, last) in enumerate(zip(ends - sizes, ends, strict=True)):
+        table = {
+            "codes": pa.FixedSizeListArray.from_arrays(pa.array(codes[first:last].reshape(-1)), codes.shape[1]),
+            "fingerprint": pa.array(["a" * 64] * (last - first), pa.string()),
+            "key": pa.array([str(row) for row in range(first, last)], pa.string()),
+            "label": pa.array(np.arange(first, last) % 7, pa.int64()),
+            **{name: column[first:last] for name, column in columns.items()},
+        }
+        write_shard(folder / shard_name(part, len(sizes)), pa.table(table), info.how(), {})
+    return folder
+
+
+@pytest.mark.parametrize("unit", [2**18, 16])
+def test_rows_are_found_by_shard_and_place(unit: int, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(stored, "UNIT", unit)
+    monkeypatch.setattr(files, "_GROUP", 24)
+    monkeypatch.setattr(stored, "KEPT", 2 * unit)
     whole = np.arange(40, dtype=np.uint16).reshape(10, 4)
-    array = Rows([whole[:3], whole[3:3], whole[3:9], whole[9:]])
+    texts = pa.array([["a"], None, [], ["b", "c"], *[["d"]] * 6], pa.list_(pa.string()))
+    shards = read_codes(folder_of(tmp_path / "c", whole, [3, 0, 6, 1], captions=texts))
+    array = shards.array
     assert len(array) == 10 and array.shape == (10, 4) and array.dtype == np.uint16
+    for rows in ([], [9, 0, 3, 3, 7], list(range(10))[::-1]):
+        assert shards.keys_of(np.array(rows, int)) == [str(row) for row in rows]
+        assert shards.labels_of(np.array(rows, int)).tolist() == [row % 7 for row in rows]
+        assert shards.captions_of(np.array(rows, int)) == [tuple(texts[row].as_py() or ()) for row in rows]
     mask = np.arange(10) % 3 == 0
     indices: list = [
         0,
@@ -283,45 +310,6 @@ def test_rows_are_found_by_shard_and_place() -> None:
     for beyond in (10, -11, [0, 10], np.zeros(9, bool), 0.5, "a"):
         with pytest.raises(IndexError):
             array[beyond]
-
-
-def _peak(folder: Path) -> int:
-    """Bytes by which reading the codes of a folder raises the peak of a process that read none before."""
-    script = (
-        "import sys; from pathlib import Path; from tests.fuzz import harness\n"
-        "from tokenizers_vq.data.shards import read_codes\n"
-        "(found,) = harness.attempts([0], lambda number: Path(sys.argv[1]), read_codes, ())\n"
-        "assert found.fault is None, found.fault\n"
-        "print(found.memory)"
-    )
-    command = [sys.executable, "-c", script, str(folder)]
-    return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
-
-
-def test_codes_are_in_memory_once(tmp_path) -> None:
-    """Of twice as many shards: what is held besides (modules, buffers) is the same. Three copies are over the bound."""
-    pytest.importorskip("resource")
-    megabytes, length, shards = 128, 256, 16
-    each = megabytes * 2**20 // (2 * length * shards)
-    layout = CodeLayout(((16, 16),), sizes=(16384,))
-    codes = np.random.default_rng(0).integers(0, 16384, each * length, dtype=np.uint16)
-    table = {
-        "codes": pa.FixedSizeListArray.from_arrays(pa.array(codes), length),
-        "fingerprint": pa.array(["a" * 64] * each),
-        "key": pa.array([str(row) for row in range(each)]),
-        "label": pa.array(np.zeros(each, np.int64)),
-    }
-    peaks = []
-    for count in (shards, 2 * shards):
-        folder = tmp_path / str(count)
-        folder.mkdir()
-        info = CodesInfo(fingerprint="a" * 64, layout=layout.to_dict(), precision="fp32", shards=count)
-        write_info(folder, info)
-        write_shard(folder / shard_name(0, count), pa.table(table), info.how(), {})
-        for part in range(1, count):
-            os.link(folder / shard_name(0, count), folder / shard_name(part, count))
-        peaks.append(_peak(folder))
-    assert 0.9 * megabytes * 2**20 < peaks[1] - peaks[0] < 1.7 * megabytes * 2**20
 
 
 def test_datasets_reads_the_shards(pictures, tmp_path) -> None:

@@ -28,10 +28,19 @@ _BLOCK = re.compile(
 )
 _NETWORK = "{kind: vqgan, width: 8, multipliers: [1, 2, 2], blocks: 1, attention: [], groups: 4, latent_width: 8}"
 _VIT = ["encoder.width=16", "encoder.layers=1", "decoder.width=24", "decoder.layers=1"]
+_SNAIL = [f"model.network.{field}" for field in ("layers=1", "residuals=1", "dim=16", "hidden=8", "heads=2")]
 _LOOP = ["steps=2", "batch_size=2", "log_every=1", "image_every=0", "precision=fp32"]
 TINY = {
     "tvq": ["model.image_size=32", f"model.encoder={_NETWORK}", f"model.decoder={_NETWORK}", *_LOOP, "data.workers=0"],
     "vit-vqgan-tiny-64": [*(f"model.{field}" for field in _VIT), *_LOOP, "data.workers=0"],
+    "vqvae2-tiny-64": [
+        "model.image_size=32",
+        "model.encoder.width=16",
+        "model.decoder.width=16",
+        *_LOOP,
+        "data.workers=0",
+    ],
+    **{f"pixelsnail-{grid}-tiny": [*_SNAIL, *_LOOP] for grid in ("top", "bottom")},
     "tvq-prior": ["model.network.layers=1", "model.network.dim=16", "model.network.heads=2", *_LOOP],
 }
 

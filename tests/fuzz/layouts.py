@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import logging
 import os
 import random
 import re
@@ -75,7 +74,6 @@ def prepare() -> None:
 def seeds() -> tuple[Seed, ...]:
     """Small checkpoints of layouts that tests write; where a `shared` folder is, of every recorded one."""
     prepare()
-    logging.disable(logging.WARNING)
     cosmos = test_cosmos.tokenizer()
     levels = list(cosmos.config.quantizer.levels)
     made = [

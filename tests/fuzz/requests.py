@@ -63,6 +63,7 @@ def _field(rng: random.Random, length: int, picture: bytes) -> Ask:
             ("/decode", "codes", [[[junk] * length] for junk in JUNK]),
             ("/decode", "codes", [[[0] * other] for other in (0, 1, length - 1, length + 1, 3 * length)]),
             ("/decode", "codes", [[[0] * length] * 4000]),
+            ("/decode", "fingerprint", [1, "", "x", ["x"]]),
             ("/decode", "format", [None, 1, "jpg", "../x", ["png"]]),
             ("/sample", "n", [None, True, 0, -1, 1.5, "1", 10**6, 2**70, [1]]),
             ("/sample", "first", [None, True, -1, 1.5, "1", 2**70]),

@@ -1,6 +1,6 @@
-"""`python -m tests.laws.table [quantizers | terms ...]`: every part x every law, as Markdown.
+"""`python -m tests.laws.table [--list] [quantizers | terms ...]`: every part x every law, as Markdown.
 
-Exits 1 where a law failed or was not tried.
+Exits 1 where a law failed or was not tried. `--list` tries none and says which there are; the tests try them all.
 """
 
 from __future__ import annotations
@@ -62,9 +62,28 @@ def table(role: Role, outcomes: dict[tuple[str, str], set[str]]) -> tuple[str, b
     return "\n".join([*lines, *(["", "Not applicable:", "", *notes] if notes else []), "", "Laws:", "", *laws]), good
 
 
+def listing(role: Role) -> str:
+    """Parts, laws, and which do not apply to which, without trying any."""
+    names = ", ".join(f"`{case.name}`" for case in role.cases)
+    reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for case in role.cases:
+        for law, reason in case.exempt.items():
+            reasons[law, reason].append(f"`{case.name}`")
+    lines = [f"{len(role.cases)} cases, {len(role.laws)} laws each: {names}.", ""]
+    lines += [f"- *{law}*: {title}" for law, title in role.laws.items()]
+    if reasons:
+        lines += ["", "Not applicable:", ""]
+        lines += [f"- *{law}* to {', '.join(cases)}: {reason}" for (law, reason), cases in reasons.items()]
+    return "\n".join(lines)
+
+
 def main() -> int:
     good, recorders = True, {}
-    for name in sys.argv[1:] or ROLES:
+    names = [name for name in sys.argv[1:] if name != "--list"] or list(ROLES)
+    if "--list" in sys.argv:
+        print("\n\n".join(listing(ROLES[name]) for name in names))
+        return 0
+    for name in names:
         role = ROLES[name]
         if role.tests not in recorders:
             recorders[role.tests] = Recorder()

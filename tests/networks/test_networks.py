@@ -179,10 +179,10 @@ def test_fused_attention_is_left_where_a_cpu_computes_in_bfloat16(half: bool) ->
     attention = VitEncoder(dim=4, image_size=(16, 16), patch=4, width=16, layers=1, heads=2).trunk.blocks[0].attn
     tokens = torch.randn(2, 16, 16)
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        assert attention.fused_attn is not half
+        assert attention.fused is not half
         ours = attention(tokens)
-        attention.fused_attn = False
-        assert not attention.fused_attn
+        attention.may_fuse = False
+        assert not attention.fused
         assert torch.allclose(attention(tokens), ours, atol=1e-5)
 
 

@@ -172,10 +172,10 @@ def test_a_prior_of_another_tokenizer_or_a_lost_one_leaves_nothing(hub, monkeypa
     ):
         prior.load("titok/small")
     publish(monkeypatch, tokenizer="someone/else")
-    with pytest.raises(FileNotFoundError, match="Hub repository 'someone/else' cannot be had"):
+    with pytest.raises(FileNotFoundError, match="Hub repository 'someone/else' cannot be reached"):
         prior.load("titok/small")
     publish(monkeypatch, hub="someone/nobody")
-    with pytest.raises(FileNotFoundError, match=r"lies in the Hub repository someone/nobody, which cannot be had"):
+    with pytest.raises(FileNotFoundError, match=r"lies in the Hub repository someone/nobody, which cannot be reached"):
         prior.load("titok/small")
     assert not list((tmp_path / "cache").rglob("*small*"))
 

@@ -118,7 +118,7 @@ def test_what_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
         (lambda: build(folders["clip"], length=11).sample(1, "a cat"), "reads at most 10 tokens"),
         (lambda: open_encoder(str(tmp_path / "bert")), "is a bert, where a text encoder is a T5 or a CLIP"),
         (lambda: open_encoder(str(tmp_path / "none")), "no text encoder at"),
-        (lambda: open_encoder(str(tmp_path / "empty")), "cannot be had"),
+        (lambda: open_encoder(str(tmp_path / "empty")), "cannot be loaded"),
         (lambda: TextConfig(template="a photo"), "needs one {} where the class's name goes"),
     ):
         with pytest.raises((ValueError, FileNotFoundError)) as caught:

@@ -65,7 +65,8 @@ def test_factors_are_of_losses_that_the_quantizer_has(name: str) -> None:
     recipe = load_recipe(name, ["data=photos"])
     if recipe.quantizer_losses:
         quantizer = recipe.model.quantizer.build()
-        losses = quantizer.train()(torch.randn(1, quantizer.in_dim, 2, 2)).losses
+        grid = getattr(recipe.model.quantizer, "grids", ((2, 2),))[-1]
+        losses = quantizer.train()(torch.randn(1, quantizer.in_dim, *grid)).losses
         assert recipe.quantizer_losses.keys() <= losses.keys()
 
 

@@ -17,6 +17,8 @@ from tokenizers_vq.cli.fields import fields
 from tokenizers_vq.cli.groups import expanded
 from tokenizers_vq.cli.info import info
 from tokenizers_vq.cli.models import models
+from tokenizers_vq.cli.page import app as page
+from tokenizers_vq.cli.plan import plan
 from tokenizers_vq.cli.probe import probe
 from tokenizers_vq.cli.recipes import recipes
 from tokenizers_vq.cli.reconstruct import reconstruct
@@ -29,6 +31,7 @@ _VERBS = (
     info,
     recipes,
     fields,
+    plan,
     train,
     evaluate,
     reconstruct,
@@ -39,6 +42,7 @@ _VERBS = (
     compare,
     probe,
     ablate,
+    page,
     convert,
     export,
     serve,

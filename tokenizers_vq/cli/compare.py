@@ -29,6 +29,12 @@ def compare(
     jpeg: Annotated[str | None, typer.Option(metavar="Q,...", help=_QUALITIES)] = None,
     webp: Annotated[str | None, typer.Option(metavar="Q,...", help=_QUALITIES)] = None,
     avif: Annotated[str | None, typer.Option(metavar="Q,...", help=_QUALITIES)] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,...", help="also decode from the first codes alone: so many of a row, levels or scales of it"
+        ),
+    ] = None,
     examples: Annotated[
         int, typer.Option(min=0, help="how many images the page shows, evenly spread over the data")
     ] = 8,
@@ -50,6 +56,7 @@ def compare(
         out,
         size=size,
         codecs=_choose_qualities(codecs, {"jpeg": jpeg, "webp": webp, "avif": avif}),
+        keep=_lengths(keep or ""),
         examples=examples,
         batch_size=batch_size,
         progress=common.progress("compared"),
@@ -75,6 +82,13 @@ def _choose_qualities(codecs: str, given: dict[str, str | None]) -> dict[str, Se
         if text is not None and name not in chosen:
             raise ValueError(f"--{name}: --codecs {codecs} leaves it out")
     return {name: QUALITIES[name] if given[name] is None else _numbers(name, str(given[name])) for name in chosen}
+
+
+def _lengths(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if bad := next((part for part in parts if not part.isdecimal() or int(part) < 1), None):
+        raise ValueError(f"--keep: '{bad}' is no number of codes; give whole numbers from 1 on, such as 8,16,32")
+    return [int(part) for part in parts]
 
 
 def _numbers(name: str, text: str) -> list[int]:

@@ -16,10 +16,18 @@ def decode(
     tokenizer: Annotated[str | None, typer.Option(metavar="RUN|MODEL", help="the tokenizer, if it has moved")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="decode only this many, from the first on")] = None,
     batch_size: common.BatchSize = 32,
+    tile: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|PIXELS", help="side of overlapping tiles for large images; auto: where it pays"
+        ),
+    ] = "auto",
     *,
     computing: groups.Computing,
 ) -> None:
     """Decode shards of codes: one PNG for each row, named after its image (.npy where the data were arrays)."""
+    import numpy as np
+
     from tokenizers_vq.data.shards import read_codes
     from tokenizers_vq.encoding import BatchEncoder
 
@@ -34,6 +42,7 @@ def decode(
             device=computing.device,
             precision=computing.precision,
             image_size=tuple(size) if isinstance(size, list) else size,
+            tile=None if tile == "none" else int(tile) if tile.isdecimal() else tile,  # type: ignore[arg-type]
         )
     except FileNotFoundError as error:
         raise FileNotFoundError(f"the tokenizer of {codes}: {error}; say where it is now with --tokenizer") from None
@@ -45,7 +54,7 @@ def decode(
     count = len(shards) if limit is None else min(limit, len(shards))
     span = shards.info["data"]["range"]
     arrays = span is not None or encoder.channels not in (1, 3)
-    names = common.file_names(shards.names[:count], ".npy" if arrays else ".png")
+    names = common.file_names(shards.names_of(np.arange(count)), ".npy" if arrays else ".png")
     for first in range(0, count, batch_size):
         decoded = encoder.decode(shards[first : min(first + batch_size, count)])
         for image, file in zip(decoded, names[first:], strict=False):

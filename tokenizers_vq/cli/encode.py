@@ -30,11 +30,17 @@ def encode(
             help="views of each image to encode: its centre; the centre and its mirror image; LlamaGen's ten crops",
         ),
     ] = "center",
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="keep the first codes alone: of a row, levels or scales, so many")
+    ] = None,
     label_column: Annotated[str | None, typer.Option(help="column of the classes; none: no classes")] = None,
     class_column: Annotated[
         list[str] | None, typer.Option(help="a further column of classes to keep; may be given several times")
     ] = None,
     caption_column: Annotated[str | None, typer.Option(help="column of the captions; none: no captions")] = None,
+    on: Annotated[
+        str | None, typer.Option(metavar="ray", help="let the workers of a Ray cluster write the shards")
+    ] = None,
     batch_size: common.BatchSize = 32,
     as_json: common.AsJson = False,
     *,
@@ -55,8 +61,10 @@ def encode(
             out,
             shards=shards,
             views=views,
+            keep=keep,
             batch_size=batch_size,
             progress=progress,
+            on=on,
             **options,
         )
     if done.images is None:

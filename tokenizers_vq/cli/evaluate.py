@@ -17,6 +17,10 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
     fid: Annotated[bool, typer.Option("--fid", help="also measure FID (needs Inception's weights)")] = False,
+    keep: Annotated[
+        int | None,
+        typer.Option(min=1, help="decode from the first codes alone: so many of a row, levels or scales of it"),
+    ] = None,
     batch_size: common.BatchSize = 32,
     as_json: common.AsJson = False,
     *,
@@ -30,7 +34,8 @@ def evaluate(
     from tokenizers_vq.verbs.evaluate import evaluate as measure
 
     options = {**judging._asdict(), **reading._asdict(), **computing._asdict()}
-    result = measure(model, data, fid=fid, batch_size=batch_size, progress=common.progress("evaluated"), **options)
+    options |= {"fid": fid, "keep": keep}
+    result = measure(model, data, batch_size=batch_size, progress=common.progress("evaluated"), **options)
     if processes().rank:
         return
     if as_json:

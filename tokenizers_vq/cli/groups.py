@@ -35,7 +35,9 @@ class Reading(NamedTuple):
         bool, typer.Option("--streaming", help="read the data as they come, without storing or indexing them")
     ] = False
     limit: Annotated[int | None, typer.Option(help="use only this many images, evenly spread over the data")] = None
-    workers: Annotated[int, typer.Option(help="how many threads load images ahead")] = 2
+    workers: Annotated[
+        int | None, typer.Option(help="how many threads load images ahead; unset: by the number of cores")
+    ] = None
     on_broken: Annotated[
         str, typer.Option(metavar="skip|stop", help="what to do with unreadable images: skip and name them, or stop")
     ] = "skip"

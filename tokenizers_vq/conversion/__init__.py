@@ -16,16 +16,20 @@ if TYPE_CHECKING:
     from tokenizers_vq.tokenizer import Tokenizer
 
 SOURCES: dict[str, str] = {
+    "bitdance": "bitdance",
     "emu3": "emu3",
     "chameleon": "chameleon",
     "janus": "janus",
     "diffusers": "diffusers",
     "cosmos": "cosmos",
     "dalle": "dalle",
+    "fvq": "fvq",
     "ibq": "ibq",
+    "infinity": "infinity",
     "latent-diffusion": "latent_diffusion",
     "llamagen": "llamagen",
     "maskgit": "maskgit",
+    "one-d-piece": "one_d_piece",
     "rqvae": "rqvae",
     "taming": "taming",
     "open-magvit2": "open_magvit2",
@@ -33,6 +37,7 @@ SOURCES: dict[str, str] = {
     "var": "var",
     "vitvqgan": "vitvqgan",
     "vqvae2": "vqvae2",
+    "wetok": "wetok",
 }
 """`convert`'s source -> the module of this package that reads it"""
 

@@ -15,6 +15,7 @@ from tokenizers_vq.conversion.checkpoint import unwrapped_key
 from tokenizers_vq.text import printable
 
 _MARKS = {
+    "infinity": r"(?:en|de)coder\.conv_in\.conv\.",
     "llamagen": r"encoder\.conv_blocks\.",
     "var": r"quantize\.quant_resi\.",
     "rqvae": r"quantizer\.codebooks\.\d+\.(?:weight|embed_ema)",
@@ -30,7 +31,12 @@ _MARKS = {
 _BEHIND = r"((?:[^.]+\.){1,3}?)"
 _MOST, _LONGEST = 20_000, 500
 _DEEPEST = 4  # a trainer's part, its module, its state dict, tensors
-_ALIKE = {"latent-diffusion": "taming", "ibq": "taming", "chameleon": "taming"}
+_ALIKE = {"latent-diffusion": "taming", "ibq": "taming", "chameleon": "taming"} | {
+    "fvq": "llamagen",
+    "wetok": "open-magvit2",
+    "bitdance": "open-magvit2",
+    "one-d-piece": "titok",
+}
 
 
 def guess(path: Path) -> str | None:

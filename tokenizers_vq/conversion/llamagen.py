@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +24,51 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     training checkpoint's `args` do. Pixels are [-1, 1], not clamped. Raises `ValueError` for another layout, and for a
     config that contradicts the keys.
     """
-    given = {**_arguments(path), **(config or {})}
+    given = {**arguments_of(path), **(config or {})}
+    distance: Any = "cosine" if given.get("codebook_l2_norm", True) else "euclidean"
+
+    def quantizer(codes: int, dim: int) -> VectorQuantizerConfig:
+        return VectorQuantizerConfig(num_codes=codes, dim=dim, distance=distance)
+
+    return tokenizer(path, config, given, quantizer)
+
+
+def tokenizer(
+    path: Path,
+    config: Mapping[str, Any] | None,
+    given: Mapping[str, Any],
+    quantizer: Callable[[int, int], Any],
+    rules: Sequence[tuple[str, str]] = (),
+    flat: Sequence[str] = (),
+) -> Tokenizer:
+    """Of LlamaGen's networks; `quantizer`: the config of so many codes of a width.
+
+    `rules`: for its keys; `flat`: convolutions of it, by our keys, that are linear layers here. Raises as `convert`.
+    """
     names = ("codebook_size", "codebook_embed_dim", "codebook_l2_norm", "encoder_ch_mult", "z_channels", "image_size")
     expect(config, config or {}, names, path)
     tensors = read_tensors(path, "ema", "model", "state_dict")
     if not any(key.startswith("encoder.conv_blocks.") for key in tensors):
         raise ValueError(f"{path} has no encoder.conv_blocks: it is not a tokenizer of LlamaGen")
     tensors = skip(tensors, r"quantize\.codebook_used$", "statistics of training")
-    ours = rename(our_keys(tensors), [(r"^quantize\.embedding\.weight$", "quantizer.weight")])
+    ours = rename(our_keys(tensors), [(r"^quantize\.embedding\.weight$", "quantizer.weight"), *rules])
+    ours.update({key: ours[key].flatten(1) for key in flat if key in ours})
     codes, dim = shape(ours, "quantizer.weight", path)
     encoder, decoder = (network_fields(ours, part, path) for part in ("encoder", "decoder"))
     said = {"encoder_ch_mult": encoder["multipliers"], "z_channels": encoder["latent_width"]}
     agree(config, {"codebook_size": codes, "codebook_embed_dim": dim, **said}, path)
-    normalised = given.get("codebook_l2_norm", True)
     described = TokenizerConfig(
         image_size=image_side(given.get("image_size"), len(encoder["multipliers"])),
         channels=shape(ours, "encoder.conv_in.weight", path)[1],
         pixels=PixelRange(clamp=False),
         encoder=VqganEncoderConfig(**encoder),
-        quantizer=VectorQuantizerConfig(num_codes=codes, dim=dim, distance="cosine" if normalised else "euclidean"),
+        quantizer=quantizer(codes, dim),
         decoder=VqganDecoderConfig(**decoder),
     )
     return fill(described.build, ours, path)
 
 
-def _arguments(path: Path) -> dict[str, Any]:
+def arguments_of(path: Path) -> dict[str, Any]:
     """What the trainer's command line says in a checkpoint of the two things that its tensors do not tell."""
     content = pickles.read(path) if path.suffix != ".safetensors" else {}
     arguments = content.get("args") if isinstance(content, Mapping) else None

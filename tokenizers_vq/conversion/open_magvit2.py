@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,33 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     """
     arguments = settings(config)
     expect(config, arguments, CONFIGURED, path)
-    tensors = read(path, arguments)
+
+    def quantizer(bits: int) -> LfqQuantizerConfig:
+        weights: dict[str, Any] = dict(entropy_weights(arguments))
+        return LfqQuantizerConfig(bits=bits, entropy_group=min(bits, 18), **weights)
+
+    return tokenizer(read(path, arguments), path, resolution(arguments), quantizer)
+
+
+def entropy_weights(arguments: Mapping[str, Any]) -> dict[str, float]:
+    """Weights inside the entropy term, as far as the config says them."""
+    return {
+        name: number(arguments, theirs, 0.0)
+        for name, theirs in [
+            ("sample_entropy", "sample_minimization_weight"),
+            ("batch_entropy", "batch_maximization_weight"),
+        ]
+        if arguments.get(theirs) is not None
+    }
+
+
+def tokenizer(
+    tensors: Mapping[str, Tensor], path: Path, image_size: int, quantizer: Callable[[int], LfqQuantizerConfig]
+) -> Tokenizer:
+    """Of Open-MAGVIT2's networks with sign bits, as many as the encoder's features are wide; `quantizer`: of so many.
+
+    Raises `ValueError` for keys that are missing or surplus, and for a decoder that takes noise beside the code.
+    """
     finest = _count(tensors, r"decoder\.up\.(\d+)\.") - 1
 
     def counted(key: str) -> str:
@@ -61,20 +87,17 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
                 f"{path} has no tensor for {key}: it is not an Open-MAGVIT2 checkpoint, give its own source"
             )
     bits, channels = shape(ours, "encoder.conv_out.weight", path)[0], shape(ours, "encoder.conv_in.weight", path)[1]
-    weights: dict[str, Any] = {
-        name: number(arguments, theirs, 0.0)
-        for name, theirs in [
-            ("sample_entropy", "sample_minimization_weight"),
-            ("batch_entropy", "batch_maximization_weight"),
-        ]
-        if arguments.get(theirs) is not None
-    }
+    if shape(ours, "decoder.conv_in.weight", path)[1] == 2 * bits:
+        raise ValueError(
+            f"{path}: its decoder takes noise beside the {bits} channels of a code, so a code has many images: only "
+            "models whose decoder draws nothing are converted"
+        )
     described = TokenizerConfig(
-        image_size=resolution(arguments),
+        image_size=image_size,
         channels=channels,
         pixels=PixelRange(clamp=False),
         encoder=Magvit2EncoderConfig(**_fields(ours, "encoder", path)),
-        quantizer=LfqQuantizerConfig(bits=bits, entropy_group=min(bits, 18), **weights),
+        quantizer=quantizer(bits),
         decoder=Magvit2DecoderConfig(**_fields(ours, "decoder", path)),
     )
     return fill(described.build, ours, path)

@@ -23,12 +23,13 @@ from tokenizers_vq.tokenizer import PixelRange, Tokenizer, TokenizerConfig
 HEAD_WIDTH = 64  # of all three published sizes
 
 
-def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
+def convert(path: Path, config: Mapping[str, Any] | None = None, prefixes: bool = False) -> Tokenizer:
     """The tokenizer of a .bin or .safetensors file, or of a folder that holds one with its `config.json`.
 
     Sizes are read from the keys, whether one stage or two as well. From the config (`model.vq_model`): `use_l2_norm`,
     `is_legacy`, `commitment_cost`, the decoder's patch; without, they are those of the published models: two-stage ones
-    are legacy and L2-normalised, single-stage ones neither. Pixels are [0, 1], clamped on decoding. Raises `ValueError`
+    are legacy and L2-normalised, single-stage ones neither. Pixels are [0, 1], clamped on decoding. `prefixes`: they
+    were trained with tails dropped (One-D-Piece), and are legacy and L2-normalised in either stage. Raises `ValueError`
     for keys that are missing or surplus, for a config that contradicts them, and for a file of stage 1 alone.
     """
     config = folder_config(path, config)
@@ -44,8 +45,8 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
         raise ValueError(
             f"{path} predicts MaskGIT's codes but holds no pixel_decoder: it is of stage 1, give one of stage 2"
         )
-    legacy = bool(given.get("is_legacy", two_stage))
-    if legacy != two_stage:
+    legacy = bool(given.get("is_legacy", two_stage or prefixes))
+    if legacy != (two_stage or prefixes):
         raise ValueError(
             f"{path}: the config says is_legacy: {str(legacy).lower()}, but its decoder "
             f"{'predicts codes' if two_stage else 'gives pixels'}: give the config that belongs to these weights"
@@ -56,7 +57,7 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
     channels, patch = embed.shape[1:3]
     size = _image_size(tensors, patch, config, path)
     decoder_patch = _decoder_patch(tensors, size, path)
-    trunk = _trunk_fields(below(tensors, "decoder."), decoder_patch, path)
+    trunk = _trunk_fields(below(tensors, "decoder."), decoder_patch, path) | ({"tail_dropout": 1.0} if prefixes else {})
     decoder: TitokDecoderConfig | TitokProxyDecoderConfig = TitokDecoderConfig(**trunk)
     if two_stage:
         codes, dim = wanted(tensors, "pixel_quantize.embedding.weight", path).shape
@@ -68,11 +69,11 @@ def convert(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
         image_size=size,
         channels=channels,
         pixels=PixelRange(low=0.0, high=1.0),
-        encoder=TitokEncoderConfig(**_trunk_fields(below(tensors, "encoder."), patch, path), legacy_reshape=two_stage),
+        encoder=TitokEncoderConfig(**_trunk_fields(below(tensors, "encoder."), patch, path), legacy_reshape=legacy),
         quantizer=VectorQuantizerConfig(
             num_codes=book.shape[0],
             dim=book.shape[1],
-            distance="cosine" if given.get("use_l2_norm", two_stage) else "euclidean",
+            distance="cosine" if given.get("use_l2_norm", legacy) else "euclidean",
             beta=number(given, "commitment_cost", 0.25),
         ),
         decoder=decoder,

@@ -15,7 +15,7 @@ from tokenizers_vq.data.columns import NONE, caption_column
 from tokenizers_vq.data.files import parquet_file, readable
 
 
-def read(root: Path, metadata: Sequence[str], column: str | None) -> dict[str, tuple[str, ...]] | None:
+def read(root: Any, metadata: Sequence[str], column: str | None) -> dict[str, tuple[str, ...]] | None:
     """Captions by a picture's path below `root`; None where there are none at all, or `column` is none.
 
     `metadata`: paths of the files below `root`; a picture is named relative to the file's folder. Raises `ValueError`
@@ -102,7 +102,7 @@ def _texts(value: Any) -> tuple[str, ...] | None:
     return tuple(text for text in texts if text)
 
 
-def _rows(path: Path, where: str) -> Iterator[Mapping[str, Any]]:
+def _rows(path: Any, where: str) -> Iterator[Mapping[str, Any]]:
     try:
         if path.suffix == ".csv":
             with path.open(encoding="utf-8-sig", newline="") as file:

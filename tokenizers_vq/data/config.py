@@ -43,8 +43,8 @@ class DataConfig(Config):
     """aspect ratio of a random_resized window, relative to the output's"""
     flip: bool = True
     """mirror every other training view"""
-    workers: int = 2
-    """loader processes; 0 loads in the main process"""
+    workers: int | None = None
+    """loader processes; 0 loads in the main process; unset: one a core, 8 at most; of a stream 2"""
     on_broken: Literal["skip", "stop"] = "skip"
     """an unreadable image: skip it and name it, or stop the run"""
     limit: int | None = None
@@ -70,10 +70,23 @@ class DataConfig(Config):
                 raise ConfigError(("range",), f"needs black below white, got {list(self.range)}")
         if self.max_pixels is not None and self.max_pixels < 1:
             raise ConfigError(("max_pixels",), f"must be 1 or more, got {self.max_pixels}")
-        if not 0 <= self.workers <= _MOST_WORKERS:
+        if self.workers is not None and not 0 <= self.workers <= _MOST_WORKERS:
             raise ConfigError(("workers",), f"must be from 0 to {_MOST_WORKERS}, got {self.workers}")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(("limit",), f"must be 1 or more, got {self.limit}")
         if self.shuffle_buffer < 1:
             raise ConfigError(("shuffle_buffer",), f"must be 1 or more, got {self.shuffle_buffer}")
         return self
+
+    @property
+    def loaders(self) -> int:
+        """`workers`, or their number where it is unset. The order of a stream depends on it: there it is the same
+        everywhere.
+        """
+        if self.workers is not None:
+            return self.workers
+        if self.streaming:
+            return 2
+        known = getattr(os, "sched_getaffinity", None)
+        cores = len(known(0)) if known else os.cpu_count() or 1
+        return max(1, min(8, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))))

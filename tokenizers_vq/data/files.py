@@ -9,7 +9,7 @@ import difflib
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -43,17 +43,21 @@ _OWN = (
 class Found(NamedTuple):
     """The files of one kind below `root`, as relative paths in order, and in words what else lies there.
 
-    `metadata`: files with captions of pictures.
+    `root` is a `Path`, or a `remote.Place` of a URL; `metadata`: files with captions of pictures.
     """
 
     kind: Kind
-    root: Path
+    root: Any
     names: list[str]
     left_out: str = ""
     metadata: tuple[str, ...] = ()
+    sizes: Mapping[str, int] | None = None
+    """bytes of each file at a URL"""
 
 
-class _Walked(NamedTuple):
+class Walked(NamedTuple):
+    """What lies in a folder: paths by kind, what this package wrote, files with captions."""
+
     pictures: list[str]
     parquets: list[str]
     tars: list[str]
@@ -81,12 +85,21 @@ def kind_of(name: str) -> Kind | None:
 
 
 @contextmanager
-def parquet_file(path: str | os.PathLike[str]) -> Iterator[Any]:
+def parquet_file(path: Any) -> Iterator[Any]:
     """The `pyarrow.parquet.ParquetFile` at `path`, opened by Python: Arrow takes no name that is not UTF-8."""
     import pyarrow.parquet as pq
 
-    with open(path, "rb") as file:  # noqa: PTH123
+    with open_binary(path) as file:
         yield pq.ParquetFile(file)
+
+
+def open_binary(path: Any) -> Any:
+    """A file, by its path or URL."""
+    if "://" in str(path):
+        import fsspec
+
+        return fsspec.open(str(path), "rb").open()
+    return open(path, "rb")  # noqa: PTH123 (closed by the caller; a path as it is)
 
 
 def local_path(text: str) -> Path:
@@ -102,8 +115,8 @@ class Peek(NamedTuple):
     """What has to be known of tables before they are opened: has a parquet file a column of images, and how many
     pictures, counted up to a number, are in a tar."""
 
-    holds_images: Callable[[Path], bool]
-    count_pictures: Callable[[Path, int], int]
+    holds_images: Callable[[Any], bool]
+    count_pictures: Callable[[Any, int], int]
 
 
 def find(text: str, peek: Peek) -> Found | None:
@@ -128,7 +141,7 @@ def find(text: str, peek: Peek) -> Found | None:
         return None
     root = Path(os.path.commonpath([os.path.dirname(name) or "." for name in files]))  # noqa: PTH120 (str)
     names = [os.path.relpath(name, root).replace(os.sep, "/") for name in files]
-    return _of_one_kind(root, _Walked(*_by_kind(names)), peek)
+    return of_one_kind(root, by_kind(names), peek)
 
 
 def _listdir(folder: Path) -> list[str]:
@@ -162,10 +175,10 @@ def _in_folder(root: Path, peek: Peek) -> Found:
     around = list(Path(os.path.realpath(root)).parents)[:2]
     if "" in walked.own or any(_is_own(_listdir(folder)) for folder in around):
         raise ValueError(f"{readable(str(root))} was written by this package (run, codes or report): it is not data")
-    return _of_one_kind(root, walked, peek)
+    return of_one_kind(root, walked, peek)
 
 
-def _of_one_kind(root: Path, walked: _Walked, peek: Peek) -> Found:
+def of_one_kind(root: Any, walked: Walked, peek: Peek) -> Found:
     """One kind of files out of all that lie there: tables of images before their figures, else nobody can know."""
     where, metadata = readable(str(root)), set(walked.metadata if walked.pictures else ())
     tables = _tables_of_images(root, [name for name in walked.parquets if name not in metadata], peek)
@@ -204,7 +217,7 @@ def _without_few_arrays(pictures: list[str]) -> list[str]:
     return others if _FEW * (len(pictures) - len(others)) <= len(others) else pictures
 
 
-def _tables_of_images(root: Path, names: Sequence[str], peek: Peek) -> list[str]:
+def _tables_of_images(root: Any, names: Sequence[str], peek: Peek) -> list[str]:
     """The parquet files that hold images, not indexes or statistics: one of each series of names is looked into."""
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -212,7 +225,7 @@ def _tables_of_images(root: Path, names: Sequence[str], peek: Peek) -> list[str]
     return sorted(name for group in groups.values() if peek.holds_images(root / group[0]) for name in group)
 
 
-def _count(root: Path, kind: Kind, names: Sequence[str], enough: int, peek: Peek) -> int:
+def _count(root: Any, kind: Kind, names: Sequence[str], enough: int, peek: Peek) -> int:
     """About how many images the tables hold, counted until there are `enough`."""
     total = 0
     for name in names:
@@ -226,14 +239,16 @@ def _count(root: Path, kind: Kind, names: Sequence[str], enough: int, peek: Peek
     return total
 
 
-def _by_kind(names: Iterable[str]) -> tuple[list[str], list[str], list[str], list[str]]:
+def by_kind(names: Iterable[str]) -> Walked:
+    """The files of a folder, sorted by what they are."""
     groups: dict[Kind | None, list[str]] = {"pictures": [], "parquet": [], "tar": [], None: []}
     for name in sorted(names):
         groups[kind_of(name)].append(name)
-    return groups["pictures"], groups["parquet"], groups["tar"], groups[None]
+    metadata = [name for name in (*groups[None], *groups["parquet"]) if name.rsplit("/", 1)[-1] in METADATA]
+    return Walked(groups["pictures"], groups["parquet"], groups["tar"], groups[None], metadata=metadata)
 
 
-def _walk(root: Path) -> _Walked:
+def _walk(root: Path) -> Walked:
     """All files below `root`, hidden ones passed over; a linked folder is read where it leads to another place.
 
     A link back into the folder, or to one around it, leads to what is read anyway: circles end there.
@@ -249,9 +264,7 @@ def _walk(root: Path) -> _Walked:
                 inner = _walk_real(place, f"{name}/", frozenset(seen))
                 seen |= inner.places
                 files, own, queue = files + inner.files, own + inner.own, queue + inner.links
-    pictures, parquets, tars, others = _by_kind(files)
-    metadata = [name for name in (*others, *parquets) if name.rsplit("/", 1)[-1] in METADATA]
-    return _Walked(pictures, parquets, tars, others, own, metadata)
+    return by_kind(files)._replace(own=own)
 
 
 def _is_own(*names: Sequence[str]) -> bool:

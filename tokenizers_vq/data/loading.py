@@ -104,10 +104,13 @@ def _decode(item: Item, channels: int, config: DataConfig) -> Tensor | str:
         return str(error)
 
 
-def _stack(views: Sequence[Tensor], items: Sequence[Item], broken: dict[str, str], captions: bool) -> Batch:
+def _stack(
+    views: Sequence[Tensor], items: Sequence[Item], broken: dict[str, str], captions: bool, raw: bool = False
+) -> Batch:
     stacked = torch.empty(0)
     if views and all(view.dtype == torch.uint8 for view in views):
-        stacked = images.from_uint8(torch.stack(list(views)))
+        stacked = torch.stack(list(views))
+        stacked = stacked if raw else images.from_uint8(stacked)
     elif views:
         stacked = torch.stack([view if view.is_floating_point() else images.from_uint8(view) for view in views])
     return {
@@ -124,9 +127,10 @@ class TrainingSet(Dataset):
     """`[(epoch, index), ...]` to a batch; an unreadable image gives its place to the next index that decodes."""
 
     def __init__(
-        self, source: Source, config: DataConfig, size: int | tuple[int, int], channels: int, seed: int
+        self, source: Source, config: DataConfig, size: int | tuple[int, int], channels: int, seed: int, raw: bool
     ) -> None:
         self.source, self.config, self.size, self.channels, self.seed = source, config, size, channels, seed
+        self.raw = raw
 
     def __getitem__(self, places: list[tuple[int, int]]) -> Batch:
         try:
@@ -152,7 +156,7 @@ class TrainingSet(Dataset):
                 raise _nothing_readable(self.config, broken)
             items[slot] = item
             views.append(augment(image, self.config, self.size, f"{self.seed}/{epoch}/{index}"))
-        return _stack(views, items, broken, self.source.has_captions)
+        return _stack(views, items, broken, self.source.has_captions, self.raw)
 
 
 class TrainingStream(IterableDataset):
@@ -166,15 +170,16 @@ class TrainingStream(IterableDataset):
 
     def __init__(
         self, config: DataConfig, size: int | tuple[int, int], channels: int, batch: int, seed: int, skip: int,
-        world: int, rank: int,
+        world: int, rank: int, raw: bool,
     ) -> None:  # fmt: skip
+        self.raw = raw
         self.config, self.size, self.channels, self.batch, self.seed = config, size, channels, batch, seed
         self.skip, self.world, self.rank = skip, world, rank
         self.opened = open_stream(config)
         self.stream, self.columns = self.opened.dataset, self.opened.columns
         if config.limit is not None:
             self.stream = self.stream.take(config.limit)
-        self.workers = min(config.workers, max(1, self.stream.n_shards // world))
+        self.workers = min(config.loaders, max(1, self.stream.n_shards // world))
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
@@ -213,7 +218,7 @@ class TrainingStream(IterableDataset):
             assert isinstance(image, Tensor)
             views.append(augment(image, self.config, self.size, keys[slot]))
         filled = [good[slot % len(good)] for slot in range(self.batch)]
-        return _stack(views, filled, broken, self.columns.captions is not None)
+        return _stack(views, filled, broken, self.columns.captions is not None, self.raw)
 
 
 def _endless(stream: Any, config: DataConfig, seed: int, consumer: int, consumers: int) -> Iterator[Any]:
@@ -253,24 +258,26 @@ def training_batches(
     world: int = 1,
     rank: int = 0,
     images: Sequence[int] | np.ndarray | None = None,
+    raw: bool = False,
 ) -> Batches:
     """Endless micro-batches of process `rank` from optimizer step `start` on, `accumulate` of them a step.
 
-    `batch_size` is the global one, `images` the numbers of those to train on, unset all. What comes is a pure function
-    of data, config, seed, step and micro-batch: any number of workers, and the processes' batches in turn are one
-    process's. Streams: the same only for equal processes and workers. Raises as `open_source` does, and `ValueError`
-    where `batch_size` does not divide.
+    `batch_size` is the global one, `images` the numbers of those to train on, unset all. `raw`: images of 8 bits stay
+    uint8, a quarter of the bytes to carry; `images.from_uint8` makes of them, on any device, what comes otherwise.
+    What comes is a pure function of data, config, seed, step and micro-batch: any number of workers, and the processes'
+    batches in turn are one process's. Streams: the same only for equal processes and workers. Raises as `open_source`
+    does, and `ValueError` where `batch_size` does not divide.
     """
     size = micro_batch_size(batch_size, accumulate, world)
     if config.streaming:
-        stream = TrainingStream(config, image_size, channels, size, seed, start * accumulate, world, rank)
+        stream = TrainingStream(config, image_size, channels, size, seed, start * accumulate, world, rank, raw)
         return Batches(lambda: _loader(stream, stream.workers), config, stream.opened)
     source = open_source(config) if images is None else Chosen(open_source(config), images)
     sampler = MicroBatches(
         len(source), batch_size=batch_size, accumulate=accumulate, seed=seed, start=start, world=world, rank=rank
     )
-    dataset = TrainingSet(source, config, image_size, channels, seed)
-    return Batches(lambda: _loader(dataset, config.workers, sampler), config, source)
+    dataset = TrainingSet(source, config, image_size, channels, seed, raw)
+    return Batches(lambda: _loader(dataset, config.loaders, sampler), config, source)
 
 
 def _loader(dataset: Any, workers: int, sampler: Any = None) -> DataLoader:
@@ -338,7 +345,7 @@ def evaluation_batches(
     `shard` (i, n) is the i-th of n contiguous parts, for processes or files of output (of a stream: every n-th item).
     `image_size=None` keeps every image's own size and needs `batch_size=1`. `prefer`: the split to take where none is
     set. A batch of broken images only is passed over; iterate to the end and `broken` names them all; where no image of
-    the whole split can be read, the end raises `ValueError`. `config.workers` threads load ahead. Raises as
+    the whole split can be read, the end raises `ValueError`. `config.loaders` threads load ahead. Raises as
     `open_source` does.
     """
     if image_size is None and batch_size != 1:
@@ -355,22 +362,32 @@ def evaluation_batches(
             while chunk := [columns.item(row, number) for number, row in islice(rows, batch_size)]:
                 yield partial(_evaluation_batch, chunk, image_size, channels, config, captions)
 
-        return Batches(lambda: ahead(read(), config.workers), config, stream, whole=whole)
+        return Batches(lambda: ahead(read(), config.loaders), config, stream, whole=whole)
     source = open_source(config, prefer)
     tasks = _evaluation_tasks(source, config, image_size, channels, batch_size, shard)
-    return Batches(lambda: ahead(tasks, config.workers), config, source, whole=whole)
+    return Batches(lambda: ahead(tasks(), config.loaders), config, source, whole=whole)
 
 
 def _evaluation_tasks(
     source: Source, config: DataConfig, size: Size, channels: int, batch_size: int, shard: tuple[int, int]
-) -> list[Callable[[], Batch]]:
-    first, last = (len(source) * part // shard[1] for part in (shard[0], shard[0] + 1))
-    ranges = [range(at, min(at + batch_size, last)) for at in range(first, last, batch_size)]
+) -> Callable[[], Iterator[Callable[[], Batch]]]:
+    """What makes the batches of a part, one after the other; they are too many to be listed."""
 
     def make(indices: range) -> Batch:
         return _evaluation_batch(source.items(indices), size, channels, config, source.has_captions)
 
-    return [partial(make, indices) for indices in ranges]
+    def tasks() -> Iterator[Callable[[], Batch]]:
+        first, last = _bounds(source, shard)
+        for at in range(first, last, batch_size):
+            yield partial(make, range(at, min(at + batch_size, last)))
+
+    return tasks
+
+
+def _bounds(source: Source, shard: tuple[int, int]) -> tuple[int, int]:
+    """The first image of a part, and the one behind its last."""
+    first, last = (len(source) * part // shard[1] for part in (shard[0], shard[0] + 1))
+    return first, last
 
 
 def batches_by_part(
@@ -394,7 +411,9 @@ def batches_by_part(
         shared = {**sizes, "prefer": prefer}
         yield from ((part, evaluation_batches(config, shard=(part, of), **shared)) for part in parts)
         return
-    tasks = {part: _evaluation_tasks(opened, config, image_size, channels, batch_size, (part, of)) for part in parts}
-    with closing(ahead(chain.from_iterable(tasks.values()), config.workers)) as loaded:
+    tasks = (_evaluation_tasks(opened, config, image_size, channels, batch_size, (part, of))() for part in parts)
+    with closing(ahead(chain.from_iterable(tasks), config.loaders)) as loaded:
         for part in parts:
-            yield part, Batches(partial(islice, loaded, len(tasks[part])), config, opened, whole=of == 1)
+            first, last = _bounds(opened, (part, of))
+            count = -(-(last - first) // batch_size)
+            yield part, Batches(partial(islice, loaded, count), config, opened, whole=of == 1)

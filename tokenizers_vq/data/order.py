@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,16 +18,64 @@ from torch.utils.data import Sampler
 
 
 @lru_cache(maxsize=2)
-def permutation(length: int, seed: int, epoch: int) -> Tensor:
+def permutation(length: int, seed: int, epoch: int, *more: int) -> Tensor:
     """The indices 0..length-1 in the order of one epoch, `(length,)` int64; pure in its arguments."""
-    mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    mixed = int(np.random.SeedSequence((seed, epoch, *more)).generate_state(1, np.uint64)[0] >> np.uint64(1))
     return torch.randperm(length, generator=torch.Generator().manual_seed(mixed))
 
 
-def place(position: int, length: int, seed: int) -> tuple[int, int]:
-    """`(epoch, index)` of a position: every index once an epoch."""
+class Blocks(NamedTuple):
+    """How more indices than fit into memory are shuffled: `size` neighbours are a block; the blocks of all come in
+    random order, `together` of them at a time, and all indices of these are shuffled as one.
+
+    An epoch still has every index once. Indices of one block come near each other, in random order among those of
+    `together` blocks from all over.
+    """
+
+    size: int
+    together: int
+
+
+def place(position: int, length: int, seed: int, blocks: Blocks | None = None) -> tuple[int, int]:
+    """`(epoch, index)` of a position: every index once an epoch; in `blocks`, without them all shuffled as one."""
     epoch, offset = divmod(position, length)
-    return epoch, int(permutation(length, seed, epoch)[offset])
+    if blocks is None or length <= blocks.size * blocks.together:
+        return epoch, int(permutation(length, seed, epoch)[offset])
+    order, ends, starts = _order_of_blocks(length, seed, epoch, blocks)
+    window = int(np.searchsorted(starts, offset, side="right")) - 1
+    inner = int(
+        permutation(int(starts[window + 1] - starts[window]), seed, epoch, window)[offset - int(starts[window])]
+    )
+    at = int(starts[window]) + inner
+    number = int(np.searchsorted(ends, at, side="right"))
+    within = at - (int(ends[number - 1]) if number else 0)
+    return epoch, int(order[number]) * blocks.size + within
+
+
+@lru_cache(maxsize=2)
+def _order_of_blocks(length: int, seed: int, epoch: int, blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Blocks in the order of an epoch; how many indices there are up to the end of each; where those begin that are
+    shuffled together.
+    """
+    size = blocks.size
+    count = -(-length // size)
+    order = permutation(count, seed, epoch).numpy()
+    sizes = np.full(count, size)
+    sizes[order == count - 1] = length - (count - 1) * size
+    ends, windows = np.cumsum(sizes), -(-count // blocks.together)
+    edges = np.arange(1, windows + 1) * count // windows  # windows of nearly one size: the last would else be a rest
+    return order, ends, np.concatenate([[0], ends[edges - 1]])
+
+
+def evenly(count: int, wanted: int, together: int) -> np.ndarray:
+    """About `wanted` of the numbers 0 to count - 1, int64 rising: runs of `together` neighbours, evenly spread."""
+    if wanted >= count:
+        return np.arange(count)
+    whole = max(1, count // together)
+    runs = min(-(-wanted // together), whole)
+    starts = np.arange(runs, dtype=np.int64) * whole // runs * together
+    found: np.ndarray = (starts[:, None] + np.arange(min(together, wanted))).reshape(-1)
+    return found[found < count]
 
 
 def micro_batch_size(batch_size: int, accumulate: int, world: int) -> int:
@@ -50,9 +99,18 @@ class MicroBatches(Sampler):
     """Endless `[(epoch, index), ...]` of one process's micro-batches, from optimizer step `start` on."""
 
     def __init__(
-        self, length: int, *, batch_size: int, accumulate: int, seed: int, start: int, world: int, rank: int
+        self,
+        length: int,
+        *,
+        batch_size: int,
+        accumulate: int,
+        seed: int,
+        start: int,
+        world: int,
+        rank: int,
+        blocks: Blocks | None = None,
     ) -> None:
-        self.length, self.seed, self.start = length, seed, start
+        self.length, self.seed, self.start, self.blocks = length, seed, start, blocks
         self.batch_size, self.accumulate, self.world, self.rank = batch_size, accumulate, world, rank
         micro_batch_size(batch_size, accumulate, world)
 
@@ -68,5 +126,5 @@ class MicroBatches(Sampler):
                     world=self.world,
                     rank=self.rank,
                 )
-                yield [place(position, self.length, self.seed) for position in block]
+                yield [place(position, self.length, self.seed, self.blocks) for position in block]
             step += 1

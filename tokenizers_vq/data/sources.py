@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from tokenizers_vq.data import captions, photos, splits
+from tokenizers_vq.data import captions, photos, remote, splits
 from tokenizers_vq.data.columns import NONE, Columns, Item
 from tokenizers_vq.data.config import DataConfig
 from tokenizers_vq.data.files import Found, parquet_file, readable
@@ -107,6 +106,7 @@ class FolderSource(_Described):
     def __init__(self, found: Found, config: DataConfig, prefer: Sequence[str]) -> None:
         import pyarrow as pa
 
+        self.sizes = found.sizes
         where = readable(config.path)
         if config.image_column not in (None, "image") or config.label_column not in (None, "label", NONE):
             name = config.label_column if config.image_column in (None, "image") else config.image_column
@@ -134,7 +134,11 @@ class FolderSource(_Described):
                 texts = None  # they are of another split
         if texts is not None:
             columns["captions"] = pa.array([texts.get(part.name, ()) for part in parts], pa.list_(pa.string()))
-        self.root, self.inside, self.table = str(found.root), os.path.relpath(folder, found.root), pa.table(columns)
+        self.root, self.inside, self.table = (
+            str(found.root),
+            os.path.relpath(str(folder), str(found.root)),
+            pa.table(columns),
+        )
         self.label_names = None if names is None else tuple(readable(name) for name in names)
         self.further = {name: captions.classes(found.root, found.metadata, name) for name in config.class_columns}
         self.has_captions = texts is not None
@@ -156,15 +160,19 @@ class FolderSource(_Described):
 
     def items(self, indices: Sequence[int]) -> list[Item]:
         rows = self.table.take(list(indices)).to_pylist()
+        names = [os.fsdecode(row["path"]) for row in rows]
+        images: Iterable[Any] = (os.path.join(self.root, name) for name in names)  # noqa: PTH118 (speed)
+        if self.sizes is not None:
+            images = remote.fetch(self.root, names, [self.sizes[name] for name in names])
         return [
             Item(
-                os.path.join(self.root, os.fsdecode(row["path"])),  # noqa: PTH118 (speed)
+                image,
                 row["key"],
                 row.get("label", -1),
                 tuple(row.get("captions", ())),
                 tuple(one.numbers.get(os.fsdecode(row["path"]), -1) for one in self.further.values()),
             )
-            for row in rows
+            for row, image in zip(rows, images, strict=True)
         ]
 
     def told(self) -> Told:
@@ -176,6 +184,8 @@ class FolderSource(_Described):
     def files(self) -> list[tuple[str, str]]:
         names = [os.fsdecode(name) for name in self.table["path"].to_pylist()]
         cut = 0 if self.inside == "." else len(self.inside) + 1
+        if self.sizes is not None:  # what is known of a file at a URL stands in its name
+            return [(f"{name[cut:]}, {self.sizes[name]} bytes", "") for name in names]
         return [(name[cut:], os.path.join(self.root, name)) for name in names]  # noqa: PTH118 (speed)
 
 
@@ -200,7 +210,7 @@ def _are_shards(found: Found, parts: dict[str | None, list[splits.Part]]) -> boo
     return numbered and all((found.root / f"{folder}_stats.json").is_file() for folder in folders)
 
 
-def _folder_of(root: Path, parts: Sequence[splits.Part], split: str | None) -> Path:
+def _folder_of(root: Any, parts: Sequence[splits.Part], split: str | None) -> Any:
     """The folder `split` where all its pictures lie in one of that name, else `root`."""
     folders = parts[0].name.split("/")[:-1]
     inside = "/".join(folders[: folders.index(split) + 1]) if split in folders else ""

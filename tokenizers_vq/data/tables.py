@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenizers_vq.data import splits, tars
+from tokenizers_vq.data import remote, splits, tars
 from tokenizers_vq.data.columns import Columns, holds_images
 from tokenizers_vq.data.files import Found, Peek, find, kind_of, missing, parquet_file, readable
 
@@ -48,7 +48,7 @@ def open_table(config: DataConfig, prefer: Sequence[str], found: Found | None, s
         return _saved(config, prefer, found.root, streaming)
     if found is not None:
         return _local(config, prefer, found, streaming)
-    if "://" in config.path:
+    if remote.is_url(config.path):
         return _remote(config, streaming)
     if (error := missing(config.path)) is not None:
         raise error
@@ -67,10 +67,13 @@ def look(config: DataConfig) -> Found | None:
     def with_images(file: Path) -> bool:
         return holds_images(_features(file), config.image_column)
 
-    return None if "://" in config.path else find(config.path, Peek(with_images, tars.count_pictures))
+    peek = Peek(with_images, tars.count_pictures)
+    if not remote.is_url(config.path):
+        return find(config.path, peek)
+    return None if kind_of(config.path) in ("parquet", "tar") else remote.find(config.path, peek)
 
 
-def _features(file: Path) -> dict[str, Any]:
+def _features(file: Any) -> dict[str, Any]:
     """What each column of a parquet file is to `datasets`; columns of kinds that it does not know are left out."""
     import datasets
     import pyarrow as pa
@@ -112,7 +115,7 @@ def _local(config: DataConfig, prefer: Sequence[str], found: Found, streaming: b
             rows = tars.read_samples([str(found.root / name) for name in others], [""] * len(others), how)
             return [row["label"] for row in rows if row["label"] is not None]
     else:
-        columns = _columns(_features(Path(paths[0])), config, where, [str(found.root)])
+        columns = _columns(_features(paths[0]), config, where, [str(found.root)])
         _refuse_other_columns(files, columns, config)
         dataset = ask(where, "parquet", lambda: _parquet(paths, columns, streaming))
 
@@ -143,7 +146,7 @@ def _refuse_other_columns(files: Sequence[tuple[str, str]], columns: Columns, co
         if any(schema.equals(known, check_metadata=True) for known in schemas):
             continue
         schemas.append(schema)
-        found = _columns(_features(Path(path)), config, readable(path), columns.roots)
+        found = _columns(_features(path), config, readable(path), columns.roots)
         columns.refuse_other(found, readable(files[0][0]), readable(name))
 
 
@@ -160,10 +163,11 @@ def _parquet(paths: Sequence[str], columns: Columns, streaming: bool) -> Any:
     for path in paths:
         if "::" in path:
             raise ValueError(f"{readable(path)}: a path with '::' cannot be read; rename it")
-    wanted = _features(Path(paths[0]))
+    wanted = _features(paths[0])
+    places = [path if remote.is_url(path) else str(Path(path).absolute()) for path in paths]
     return _load(
         "parquet",
-        data_files={"train": [glob.escape(str(Path(path).absolute())) for path in paths]},
+        data_files={"train": [glob.escape(path) for path in places]},
         columns=columns.used,
         features=datasets.Features({name: wanted[name] for name in columns.used}),
         batch_size=_rows_at_a_time(paths, columns.image),
@@ -301,7 +305,7 @@ def undecoded(dataset: Any, columns: Columns) -> Any:
     return dataset
 
 
-def _texts(files: Sequence[Path], column: str) -> list[str]:
+def _texts(files: Sequence[Any], column: str) -> list[str]:
     found: set[str] = set()
     for file in files:
         with parquet_file(file) as opened:
@@ -333,6 +337,8 @@ def ask(what: str, kind: str, call: Callable[[], Any], hub: bool = False) -> Any
     except Exception as error:  # network, permission, a damaged file
         while error.__cause__ is not None and isinstance(error.__cause__, Exception):
             error = error.__cause__
+        if remote.is_url(what) and (told := remote.explained(what, error)) is not None:
+            raise told from None
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if "corresponds to no data" in reason:  # a table without rows
             raise ValueError(f"{readable(what)}: holds no images") from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
-import os
 import re
 import tarfile
 import zlib
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenizers_vq.config import nearest
 from tokenizers_vq.data.columns import CAPTIONS, LARGEST, NONE, too_large
-from tokenizers_vq.data.files import EXTENSIONS, readable
+from tokenizers_vq.data.files import EXTENSIONS, open_binary, readable
 from tokenizers_vq.data.splits import role
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class Member(NamedTuple):
 def members(path: str) -> Iterator[Member]:
     """The files in a tar in order, hidden ones passed over. Raises `UnreadableTar` where it is damaged."""
     try:
-        with _opened(path) as file, _unpacked(file) as inside, _tar(_Bounded(inside)) as tar:
+        with open_binary(path) as file, _unpacked(file) as inside, _tar(_Bounded(inside)) as tar:
             while (info := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # they would pile up, a kilobyte each
                 name = info.name.removeprefix("./")
@@ -104,17 +103,9 @@ def _unpacked(file: Any) -> Any:
     return lzma.LZMAFile(file) if head.startswith(b"\xfd7zXZ") else file
 
 
-def _opened(path: str) -> Any:
-    if "://" in path:
-        import fsspec
-
-        return fsspec.open(path, "rb").open()
-    return open(path, "rb")  # noqa: PTH123 (closed by the caller; a path as it is)
-
-
-def count_pictures(path: os.PathLike[str], most: int) -> int:
+def count_pictures(path: Any, most: int) -> int:
     """How many pictures a tar holds, counted up to `most`."""
-    return sum(1 for _ in islice((m for m in members(os.fspath(path)) if _is_picture(_last(m.name)[1])), most))
+    return sum(1 for _ in islice((m for m in members(str(path)) if _is_picture(_last(m.name)[1])), most))
 
 
 def _first(name: str) -> tuple[str, str]:

@@ -47,16 +47,16 @@ class ClassHead(Wrapper):
         """The inner one's alone: labels do not reach the logits."""
         return self.inner.conditional
 
-    def _check_labels(self, batch: Batch) -> None:
+    def _check_labels(self, batch: Batch) -> Tensor:
         where = "adversary.discriminator"
-        check_labels(batch.labels, self.config.num_classes, f"{where}: class_head", f"{where}.num_classes")
+        return check_labels(batch.labels, self.config.num_classes, f"{where}: class_head", f"{where}.num_classes")
 
     def inputs(self, record: Any, images: Tensor) -> tuple[Any, ...]:
         """Images, labels, then what the inner discriminator asks for."""
         # Data may be labelled here and not there: the first batch says nothing of the others.
-        record.once(("class_head", id(self)), lambda: self._check_labels(record.batch))
+        labels = record.once(("class_head", id(self)), lambda: self._check_labels(record.batch))
         images, *others = self.inner_inputs(record, images)
-        return (images, record.batch.labels, *others)
+        return (images, labels, *others)
 
     def forward(self, images: Tensor, labels: Tensor, *others: Any) -> Judgement:
         """Images `(B, C, H, W)`, labels `(B,)`."""

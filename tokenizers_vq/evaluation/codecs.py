@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -82,10 +83,11 @@ class TokenizerCodec:
     `tokenizer`: `encode`, `decode`, `code_layout` (a `Tokenizer`, or anything with these verbs), in eval mode.
     """
 
-    family = "tokenizer"
-
-    def __init__(self, tokenizer: Any, name: str, autocast: torch.dtype | None = None) -> None:
-        self.tokenizer, self.name, self.autocast = tokenizer, name, autocast
+    def __init__(
+        self, tokenizer: Any, name: str, autocast: torch.dtype | None = None, family: str = "tokenizer"
+    ) -> None:
+        """`family`: joins the rows of one tokenizer that keeps so many codes or so many."""
+        self.tokenizer, self.name, self.autocast, self.family = tokenizer, name, autocast, family
         self.device: torch.device = getattr(tokenizer, "device", torch.device("cpu"))
         self.precision = str(autocast or getattr(tokenizer, "dtype", torch.float32)).removeprefix("torch.")
 
@@ -235,6 +237,23 @@ def pillow_codecs(
         else:
             found += [PillowCodec(format, quality) for quality in sorted(set(values))]
     return found, left_out
+
+
+def nearest_quality(format: str, images: Tensor, bits: float) -> int:
+    """The quality at which files of `images` `(B, C, H, W)` come nearest to `bits` an image, by ratio.
+
+    Found by bisection: files grow with the quality. Raises `ValueError` as `PillowCodec` does.
+    """
+
+    def apart(quality: int) -> float:
+        codec = PillowCodec(format, quality)
+        return math.log(codec.bits(codec.encode(images)).mean().item() / bits)
+
+    low, high = 1 if format == "jpeg" else 0, 100
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if apart(middle) < 0 else (low, middle)
+    return min((low, high), key=lambda quality: abs(apart(quality)))
 
 
 def versions() -> dict[str, str]:

@@ -134,7 +134,7 @@ def panels(comparison: Comparison) -> list[tuple[str, list[figures.Curve]]]:
         better, unit = rows[0].metrics[name].better, rows[0].metrics[name].unit
         groups: dict[str, list[Row]] = {}
         for row in rows:
-            groups.setdefault(row.name if row.usage is not None else row.family, []).append(row)
+            groups.setdefault(row.name if row.family == "tokenizer" else row.family, []).append(row)
         curves = []
         for title, group in groups.items():
             group = sorted(group, key=lambda row: row.bits_per_pixel)

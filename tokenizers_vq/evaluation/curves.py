@@ -91,6 +91,7 @@ def draw_history(history: History, theme: figures.Theme) -> Figure:
         if title in OF_ONE:
             axes.set_ylim(0, 1.05)
         figures.style(axes, theme, "step", "", title)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if len(curves) > 1:
             figures.legend(axes, theme)
     for axes in grid[len(shown) :]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import NamedTuple
 
@@ -43,18 +44,31 @@ class Sample:
         return [(original, made) for _, original, made in sorted(self._kept, key=lambda kept: kept[0])]
 
 
+def finest(layout: CodeLayout) -> int:
+    """The first level of the finest two-dimensional grid, of the last grid where none is, as a number of a stream."""
+    areas = [math.prod(grid) if len(grid) == 2 else 0 for grid in layout.grids]
+    return (areas.index(max(areas)) if max(areas) else len(areas) - 1) * layout.levels
+
+
 class Exemplars:
-    """The first `per_code` patches of each code of one stream: the first level of the finest two-dimensional grid.
+    """The first `per_code` patches of each code of one stream, by default the first level of the finest grid in 2-d.
 
     A patch is the image around the code's cell, twice the cell's side and at least 16 pixels. Codes of
     one-dimensional grids have no place in the image: their patches are whole images. `budget`: bytes of pixels kept;
     once it is spent only codes already met stay. Above 2^20 codes nothing is kept.
     """
 
-    def __init__(self, layout: CodeLayout, height: int, width: int, per_code: int = 9, budget: int = 2**27) -> None:
-        areas = [len(grid) == 2 and grid[0] * grid[1] for grid in layout.grids]
-        grid = areas.index(max(areas)) if max(areas) else len(areas) - 1
-        self.stream, self.grid, self.size = grid * layout.levels, layout.grids[grid], (height, width)
+    def __init__(
+        self,
+        layout: CodeLayout,
+        height: int,
+        width: int,
+        per_code: int = 9,
+        budget: int = 2**27,
+        stream: int | None = None,
+    ) -> None:
+        self.stream, self.size = finest(layout) if stream is None else stream, (height, width)
+        self.grid = layout.grids[self.stream // layout.levels]
         self._layout, self.located = layout, len(self.grid) == 2
         self.enabled = layout.sizes[self.stream] <= DENSE_LIMIT
         self.window = (height, width)
@@ -95,6 +109,10 @@ class Exemplars:
             centre = (index + 0.5) * side / cells
             starts.append(int(min(max(centre - window / 2, 0), side - window)))
         return pixels[starts[0] : starts[0] + self.window[0], starts[1] : starts[1] + self.window[1]].clone()
+
+    def patches(self, code: int) -> list[Tensor]:
+        """Those of one code, uint8 `(h, w, 3)`."""
+        return self._patches.get(code, [])
 
     def extremes(self, usage: Usage, codes: int = 8) -> tuple[list[Exemplar], list[Exemplar]]:
         """The most used codes, and the least used that occurred at all, each with its patches."""

@@ -89,12 +89,13 @@ def legend(axes: Axes, theme: Theme) -> None:
 
 
 def colours(count: int, theme: Theme) -> list[Any]:
-    """Colours for `count` lines that can be told apart."""
+    """Colours for `count` lines that can be told apart, and from the page."""
     import matplotlib
 
     if count <= 2:
         return [theme.accent, theme.second][:count]
-    return list(matplotlib.colormaps["viridis"](torch.linspace(0.15, 0.9, count).numpy()))
+    first, last = (0.35, 1.0) if theme is DARK else (0.1, 0.85)  # viridis goes from dark blue to light yellow
+    return list(matplotlib.colormaps["viridis"](torch.linspace(first, last, count).numpy()))
 
 
 def rank_frequency(usage: Usage, theme: Theme) -> Figure:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizers_vq import distributed
+from tokenizers_vq.devices import channels_last
 from tokenizers_vq.networks.backbones import three_channels
 
 PSNR_CAP = 100.0
@@ -224,7 +225,7 @@ class BackboneFeatures(nn.Module):
 
     def __init__(self, network: Any, layer: str = "head", size: int = 224) -> None:
         super().__init__()
-        self.network, self.layer, self.size = network.eval(), layer, size
+        self.network, self.layer, self.size = channels_last(network.eval()), layer, size
         with torch.no_grad():
             self.dim = self(torch.zeros(1, 3, size, size)).shape[1]
 

@@ -119,6 +119,14 @@ class StreamUsage(NamedTuple):
         return {**numbers, "entropy_unit": "bits", "perplexity_definition": "exp of the entropy of the code histogram"}
 
 
+def stream_name(layout: CodeLayout, stream: int) -> str:
+    """`grid 16x16, level 3`: what tells a stream from the others; `codes` where there is one."""
+    grid, level = divmod(stream, layout.levels)
+    parts = ["grid " + "x".join(map(str, layout.grids[grid]))] if len(layout.grids) > 1 else []
+    parts += [f"level {level + 1}"] if layout.levels > 1 else []
+    return ", ".join(parts) or "codes"
+
+
 class Usage(NamedTuple):
     """Use of all codes of a split."""
 
@@ -129,11 +137,8 @@ class Usage(NamedTuple):
     """H x W of one image"""
 
     def name(self, stream: int) -> str:
-        """`grid 16x16, level 3`: what tells a stream from the others; `codes` where there is one."""
-        grid, level = divmod(stream, self.layout.levels)
-        parts = ["grid " + "x".join(map(str, self.layout.grids[grid]))] if len(self.layout.grids) > 1 else []
-        parts += [f"level {level + 1}"] if self.layout.levels > 1 else []
-        return ", ".join(parts) or "codes"
+        """As `stream_name`."""
+        return stream_name(self.layout, stream)
 
     @property
     def described(self) -> str:

@@ -77,7 +77,8 @@ class LpipsNetwork(Frozen):
         super().__init__()
         import lpips
 
-        state = load_trunk(net, trunk)
+        empty = torch.get_default_device().type == "meta"  # shapes alone are asked for
+        state = {} if empty else load_trunk(net, trunk)
         with warnings.catch_warnings():  # lpips calls torchvision with arguments of old
             warnings.simplefilter("ignore")
             model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
@@ -87,7 +88,9 @@ class LpipsNetwork(Frozen):
             # Heads are linear in the squared differences: averaged over positions first, they cost nothing.
             self.register_buffer(f"head{index}", head.model[-1].weight.detach().flatten())
         try:
-            self.trunk.load_state_dict({k: state[f"features.{k.split('.', 1)[1]}"] for k in self.trunk.state_dict()})
+            if not empty:
+                own = self.trunk.state_dict()
+                self.trunk.load_state_dict({k: state[f"features.{k.split('.', 1)[1]}"] for k in own})
         except (KeyError, RuntimeError):
             raise ValueError(f"{trunk or net}: not the weights of torchvision's {_TORCHVISION[net]}") from None
         self.requires_grad_(False).eval()

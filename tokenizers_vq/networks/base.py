@@ -33,7 +33,7 @@ class Encoder(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.ndim > 1][-1]
 
     def trunk_blocks(self) -> Iterator[nn.Module]:
-        """Modules that compile one by one, in place."""
+        """Modules that compile, or are computed anew in the backward, one by one and in place."""
         yield from ()
 
 
@@ -55,6 +55,8 @@ class Decoder(nn.Module):
     """the last linear map; its `weight` is the last layer of the adaptive weight; stays uncompiled"""
     distribution: Distribution = "pixels"
     """what the output is"""
+    prefixes: bool = False
+    """of codes in a row: it decodes any first ones by themselves"""
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor:
@@ -65,5 +67,5 @@ class Decoder(nn.Module):
         return output if self.distribution == "pixels" else output.chunk(2, dim=1)[0].sigmoid()
 
     def trunk_blocks(self) -> Iterator[nn.Module]:
-        """Modules that compile one by one, in place."""
+        """Modules that compile, or are computed anew in the backward, one by one and in place."""
         yield from ()

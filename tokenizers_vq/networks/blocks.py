@@ -43,6 +43,14 @@ def precise(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return module(x.float())
 
 
+def entered(module: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+    """`precise(module, pixels)`, handed on in autocast's dtype: in float32 all of the first level would mix dtypes."""
+    h = precise(module, pixels)
+    if torch.is_grad_enabled() or not torch.is_autocast_enabled(pixels.device.type):
+        return h
+    return h.to(torch.get_autocast_dtype(pixels.device.type))
+
+
 class Conditioned(nn.Module):
     """A layer that is given the code `(B, D, h, w)` beside the features `(B, C, H, W)`."""
 

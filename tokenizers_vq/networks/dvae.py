@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from tokenizers_vq.config import MOST_LEVELS, Blocks, Config, ConfigError, Multiplier, Size
 from tokenizers_vq.networks.base import Decoder, DecoderFields, Encoder
-from tokenizers_vq.networks.blocks import precise, stride_grid
+from tokenizers_vq.networks.blocks import entered, precise, stride_grid
 
 _BOTTLENECK = 4
 
@@ -112,7 +112,7 @@ class DvaeEncoder(Encoder):
         return stride_grid(height, width, self.stride)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        h = precise(self.conv_in, pixels)
+        h = entered(self.conv_in, pixels)
         for i, level in enumerate(self.levels):
             h = level(F.max_pool2d(h, 2) if i else h)
         return precise(lambda h: self.quant_conv(F.relu(h)), h)

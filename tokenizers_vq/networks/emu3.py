@@ -109,10 +109,10 @@ class Emu3Encoder(VqganEncoder):
         self.frames, latent = config.frames, config.latent_width or dim
         self.time_down = nn.ModuleList(TimeConvolution(latent, latent, 4, stride=2) for _ in range(config.halvings))
         self.time_blocks = nn.Sequential(*(TimeBlock(latent) for _ in range(config.time_blocks)))
-        self.quant_conv = TimeConvolution(latent, dim, side=config.quant_kernel)  # type: ignore[assignment]
+        self.quant_conv = TimeConvolution(latent, dim, side=config.quant_kernel)
 
     def _to_features(self, h: Tensor) -> Tensor:
-        h = self.conv_out(swish(self.norm(self.middle(h))))
+        h = self.conv_out(swish(self.norm(h)))
         h = h[:, :, None].expand(-1, -1, self.frames, -1, -1)
         for layer in self.time_down:
             h = swish(layer(h))
@@ -125,7 +125,7 @@ class Emu3Decoder(VqganDecoder):
     def __init__(self, *, dim: int, channels: int = 3, **fields: Any) -> None:
         config = Emu3DecoderConfig(**fields)
         super().__init__(dim=dim, channels=channels, **config.spatial())
-        self.post_quant_conv = TimeConvolution(dim, dim, side=config.quant_kernel)  # type: ignore[assignment]
+        self.post_quant_conv = TimeConvolution(dim, dim, side=config.quant_kernel)
         self.time_blocks = nn.Sequential(*(TimeBlock(dim) for _ in range(config.time_blocks)))
         self.time_up = nn.ModuleList(TimeConvolution(dim, dim) for _ in range(config.halvings))
 

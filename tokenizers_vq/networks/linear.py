@@ -30,7 +30,7 @@ class Linear(nn.Linear):
 
 
 def use_onednn(network: nn.Module) -> None:
-    """Makes each plain `nn.Linear` inside, those of timm's blocks too, a `Linear`; weights and random state stay."""
+    """Makes each plain `nn.Linear` inside a `Linear`; weights and random state stay."""
     for module in network.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear

@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from tokenizers_vq.config import MOST_LEVELS, Blocks, Config, ConfigError, Multiplier, Size
 from tokenizers_vq.networks.base import Decoder, DecoderFields, Encoder
-from tokenizers_vq.networks.blocks import ResidualBlock, precise, stride_grid, swish
+from tokenizers_vq.networks.blocks import ResidualBlock, entered, precise, stride_grid, swish
 from tokenizers_vq.networks.normalisation import GroupNorm
 
 _EPS = 1e-6
@@ -142,10 +142,10 @@ class Magvit2Encoder(Encoder):
         return stride_grid(height, width, self.stride)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return precise(self._to_features, self.levels(precise(self.conv_in, pixels)))
+        return precise(self._to_features, self.middle(self.levels(entered(self.conv_in, pixels))))
 
     def _to_features(self, h: Tensor) -> Tensor:
-        return self.conv_out(swish(self.norm(self.middle(h))))
+        return self.conv_out(swish(self.norm(h)))
 
     def trunk_blocks(self) -> Iterator[nn.Module]:
         yield from self.levels

@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from tokenizers_vq.config import MOST_LEVELS, Blocks, Config, ConfigError, Multiplier, Size
 from tokenizers_vq.networks.base import Decoder, DecoderFields, Encoder
-from tokenizers_vq.networks.blocks import Upsample, precise, stride_grid, swish
+from tokenizers_vq.networks.blocks import Upsample, entered, precise, stride_grid, swish
 from tokenizers_vq.networks.normalisation import GroupNorm
 
 
@@ -108,13 +108,13 @@ class MaskgitEncoder(Encoder):
         return stride_grid(height, width, self.stride)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        h = precise(self.conv_in, pixels)
+        h = entered(self.conv_in, pixels)
         for i, level in enumerate(self.levels):
             h = level(h if i == 0 else F.avg_pool2d(h, 2))
-        return precise(self._to_features, h)
+        return precise(self._to_features, self.middle(h))
 
     def _to_features(self, h: Tensor) -> Tensor:
-        return self.quant_conv(swish(self.norm(self.middle(h))))
+        return self.quant_conv(swish(self.norm(h)))
 
     def trunk_blocks(self) -> Iterator[nn.Module]:
         yield from self.levels

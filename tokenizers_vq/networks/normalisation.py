@@ -65,7 +65,7 @@ class GroupNorm(nn.GroupNorm):
             x[:, :, ::4, ::4].reshape(batch, self.num_groups, -1), dim=2, keepdim=True, correction=0
         )
         far = mean.square() > 4 * variance
-        if not far.any():
+        if not far.numpy().any():
             return None
         return (mean * far).expand(-1, -1, channels // self.num_groups).reshape(batch, channels, 1, 1)
 

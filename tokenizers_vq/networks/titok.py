@@ -20,6 +20,7 @@ from tokenizers_vq.networks.base import Decoder, DecoderFields, Encoder
 from tokenizers_vq.networks.blocks import precise, stride_grid
 from tokenizers_vq.networks.linear import use_onednn
 from tokenizers_vq.networks.maskgit import MaskgitDecoderConfig
+from tokenizers_vq.networks.transformer import Attention, Block
 
 
 class _TitokConfig(Config):
@@ -55,7 +56,13 @@ class TitokEncoderConfig(_TitokConfig):
         return TitokEncoder(dim=dim, channels=channels, image_size=image_size, **self.arguments())
 
 
-class TitokDecoderConfig(_TitokConfig, DecoderFields):
+class _TitokDecoderConfig(_TitokConfig, DecoderFields):
+    tail_dropout: float = Field(default=0.0, ge=0, le=1)
+    """share of the training batches that lose their last codes, how many is drawn evenly; above 0, any first codes of
+    an image decode by themselves (One-D-Piece, arXiv 2501.10064)"""
+
+
+class TitokDecoderConfig(_TitokDecoderConfig):
     """Single-stage decoder of TiTok, which gives pixels; its sizes need not be the encoder's."""
 
     kind: Literal["titok"] = "titok"
@@ -65,7 +72,7 @@ class TitokDecoderConfig(_TitokConfig, DecoderFields):
         return TitokDecoder(dim=dim, channels=channels, image_size=image_size, **self.arguments())
 
 
-class TitokProxyDecoderConfig(_TitokConfig, DecoderFields):
+class TitokProxyDecoderConfig(_TitokDecoderConfig):
     """Two-stage decoder of TiTok, which predicts another tokenizer's codes and decodes them with that one's decoder."""
 
     kind: Literal["titok_proxy"] = "titok_proxy"
@@ -95,10 +102,6 @@ class _Trunk(nn.Module):
     """A class token, patches and latents with learned positions through pre-norm blocks; `norm` is for the caller."""
 
     def __init__(self, config: _TitokConfig, patches: int) -> None:
-        from timm.models.vision_transformer import Block
-
-        from tokenizers_vq.networks.attention import Attention
-
         super().__init__()
         width = config.width
         # As large as what the patches hold, so that attention tells places apart from the first step on.
@@ -107,18 +110,16 @@ class _Trunk(nn.Module):
         self.latent_positions = nn.Parameter(0.5 * torch.randn(config.tokens, width))
         self.norm_in = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, mlp_ratio=(config.mlp or 4 * width) / width, norm_layer=nn.LayerNorm)
-            for _ in range(config.layers)
+            Block(Attention(width, config.heads), width, config.mlp or 4 * width) for _ in range(config.layers)
         )
-        for block in self.blocks:
-            block.attn = Attention(width, config.heads, qkv_bias=True)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, patches: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
         """`(B, N, width)` and `(B, T, width)` -> the same two."""
         first = self.class_token.to(patches.dtype).expand(patches.shape[0], 1, -1)
         tokens = torch.cat([first, patches], dim=1) + self.positions.to(patches.dtype)
-        tokens = torch.cat([tokens, (latents + self.latent_positions.to(latents.dtype)).to(tokens.dtype)], dim=1)
+        places = self.latent_positions[: latents.shape[1]].to(latents.dtype)
+        tokens = torch.cat([tokens, (latents + places).to(tokens.dtype)], dim=1)
         tokens = self.norm_in(tokens)
         for block in self.blocks:
             tokens = block(tokens)
@@ -178,9 +179,10 @@ class TitokEncoder(Encoder):
 class _MaskDecoder(Decoder):
     """What both decoders share: codes' vectors and mask tokens in, patches out."""
 
-    def __init__(self, config: _TitokConfig, dim: int, image_size: tuple[int, int]) -> None:
+    def __init__(self, config: _TitokDecoderConfig, dim: int, image_size: tuple[int, int]) -> None:
         super().__init__()
-        self.patch, self.tokens = config.patch, config.tokens
+        self.patch, self.tokens, self.tail_dropout = config.patch, config.tokens, config.tail_dropout
+        self.prefixes = config.tail_dropout > 0
         self.patches = stride_grid(*image_size, config.patch)
         self.post_quant_conv = nn.Linear(dim, config.width)
         self.mask_token = nn.Parameter(config.width**-0.5 * torch.randn(1, 1, config.width))
@@ -188,11 +190,15 @@ class _MaskDecoder(Decoder):
 
     def _transform(self, features: Tensor) -> Tensor:
         """`(B, dim, T)` -> `(B, h*w, width)`."""
-        if features.shape[2:] != (self.tokens,):
+        kept = features.shape[2:]
+        if kept != (self.tokens,) and not (self.prefixes and len(kept) == 1 and 1 <= kept[0] < self.tokens):
+            fewer = ", or its first ones" if self.prefixes else ""
             raise ValueError(
-                f"an image has {self.tokens} codes here, got {tuple(features.shape[2:])}: decode what this tokenizer "
-                "encoded, and give encoder and decoder the same `tokens`"
+                f"an image has {self.tokens} codes here{fewer}, got {tuple(kept)}: decode what this tokenizer encoded, "
+                "and give encoder and decoder the same `tokens`"
             )
+        if self.training and self.tail_dropout and float(torch.rand(())) < self.tail_dropout:
+            features = features[:, :, : int(torch.randint(1, self.tokens + 1, ()))]
         latents = self.post_quant_conv(rearrange(features, "b d t -> b t d"))
         count = self.patches[0] * self.patches[1]
         masks = self.mask_token.to(latents.dtype).expand(latents.shape[0], count, -1)

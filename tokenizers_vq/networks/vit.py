@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from tokenizers_vq.config import Blocks, Config, ConfigError, Size
 from tokenizers_vq.networks.base import Decoder, DecoderFields, Encoder
 from tokenizers_vq.networks.blocks import precise, stride_grid
 from tokenizers_vq.networks.linear import use_onednn
+from tokenizers_vq.networks.transformer import Attention, Block, Mlp
 
 
 class _VitConfig(Config):
@@ -90,11 +92,6 @@ class _Trunk(nn.Module):
     """Positions, pre-norm blocks, a last norm, and the tanh feed-forward: `(B, h*w, width)` -> the same."""
 
     def __init__(self, config: _VitConfig, grid: tuple[int, int]) -> None:
-        from timm.layers import Mlp
-        from timm.models.vision_transformer import Block
-
-        from tokenizers_vq.networks.attention import Attention
-
         super().__init__()
         self.grid = grid
         if config.positions == "learned":
@@ -103,24 +100,21 @@ class _Trunk(nn.Module):
         else:
             self.positions = nn.Parameter(sincos_positions(grid, config.width)[None], requires_grad=False)
         inner = config.mlp or 4 * config.width
+        activation = _Tanh if config.activation == "tanh" else nn.GELU
         self.blocks = nn.ModuleList(
             Block(
+                Attention(config.width, config.heads, config.head_width, config.qkv_bias),
                 config.width,
-                1,  # its attention is replaced below
-                mlp_ratio=(inner + 0.5) / config.width,  # it rounds the product down
-                norm_layer=nn.LayerNorm,
-                act_layer=_Tanh if config.activation == "tanh" else nn.GELU,
+                inner,
+                activation,
             )
             for _ in range(config.layers)
         )
-        for block in self.blocks:  # a block passes no head width on, and takes no heads that do not divide the width
-            block.attn = Attention(
-                config.width, config.heads, attn_head_dim=config.head_width, qkv_bias=config.qkv_bias
-            )
-            if not config.projection:
-                block.attn.proj = nn.Identity()  # type: ignore[assignment]
+        if not config.projection:
+            for block in self.blocks:
+                block.attn.proj = nn.Identity()  # type: ignore[union-attr]
         self.norm = nn.LayerNorm(config.width)
-        self.head = Mlp(config.width, inner, act_layer=_Tanh) if config.tanh_head else nn.Identity()
+        self.head = Mlp(config.width, inner, _Tanh) if config.tanh_head else nn.Identity()
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         tokens = tokens + self._positions(grid).to(tokens.dtype)
@@ -135,9 +129,14 @@ class _Trunk(nn.Module):
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         if grid == self.grid:
             return self.positions
-        from timm.layers import resample_abs_pos_embed
+        return _resampled(self.positions, self.grid, grid)
 
-        return resample_abs_pos_embed(self.positions, list(grid), old_size=list(self.grid), num_prefix_tokens=0)
+
+def _resampled(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Positions `(1, N, width)` of one grid, stretched to another (bicubic, antialiased), in their dtype."""
+    plane = rearrange(positions.float(), "b (h w) d -> b d h w", h=old[0])
+    plane = F.interpolate(plane, size=new, mode="bicubic", antialias=True)
+    return rearrange(plane, "b d h w -> b (h w) d").to(positions.dtype)
 
 
 def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
@@ -152,7 +151,7 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
 
 
 def _initialise(network: nn.Module, trunk: _Trunk) -> None:
-    # Blocks begin near the identity, their weights as timm draws them. With Xavier's throughout they would drown what
+    # Blocks begin near the identity, weights of std 0.02. With Xavier's throughout they would drown what
     # the patches say beyond their mean, and the codes learn little else for thousands of steps.
     inner = {*trunk.blocks.modules(), *trunk.head.modules()}
     for module in network.modules():

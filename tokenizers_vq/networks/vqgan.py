@@ -23,6 +23,7 @@ from tokenizers_vq.networks.blocks import (
     ResidualBlock,
     Score,
     Upsample,
+    entered,
     group_norm,
     precise,
     stride_grid,
@@ -50,8 +51,8 @@ class _VqganConfig(Config):
     """heads of every attention"""
     latent_width: Size | None = None
     """channels beside the quantizer, before `quant_conv` and after `post_quant_conv`; null = the code's"""
-    quant_kernel: int = Field(default=1, ge=1, le=64)
-    """side of the convolutions beside the quantizer, `quant_conv` and `post_quant_conv`; odd"""
+    quant_kernel: int = Field(default=1, ge=0, le=64)
+    """side of the convolutions beside the quantizer, `quant_conv` and `post_quant_conv`; odd; 0 = none (Infinity)"""
     groups: Size = 32
     """groups of every GroupNorm; must divide every level's channels"""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -68,8 +69,12 @@ class _VqganConfig(Config):
                 raise ConfigError(("heads",), f"{self.heads} heads do not divide the {width} channels of a level")
         if any(not 0 <= level < len(self.multipliers) for level in self.attention):
             raise ConfigError(("attention",), f"levels run from 0 to {len(self.multipliers) - 1}")
-        if self.quant_kernel % 2 == 0:
+        if self.quant_kernel % 2 == 0 and self.quant_kernel:
             raise ConfigError(("quant_kernel",), f"must be odd to keep the grid, got {self.quant_kernel}")
+        if not self.quant_kernel and self.latent_width is not None:
+            raise ConfigError(
+                ("latent_width",), "is the code's without convolutions beside the quantizer: leave it out"
+            )
         return self
 
     @property
@@ -178,6 +183,11 @@ class SpatialNorm(Conditioned):
         return torch.addcmul(bias, self.norm(x), scale)
 
 
+def _beside_codes(config: _VqganConfig, width_in: int, width: int) -> nn.Module:
+    kernel = config.quant_kernel
+    return nn.Conv2d(width_in, width, kernel, padding=kernel // 2) if kernel else nn.Identity()
+
+
 class VqganEncoder(Encoder):
     """`(B, C, H, W)` pixels -> `(B, dim, H/s, W/s)` features, s = 2^(levels - 1). Fields: `VqganEncoderConfig`."""
 
@@ -197,17 +207,16 @@ class VqganEncoder(Encoder):
         self.middle = layers.middle(widths[-1])
         self.norm = GroupNorm(config.groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], config.latent_width or dim, 3, padding=1)
-        kernel = config.quant_kernel
-        self.quant_conv = nn.Conv2d(config.latent_width or dim, dim, kernel, padding=kernel // 2)
+        self.quant_conv = _beside_codes(config, config.latent_width or dim, dim)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         return stride_grid(height, width, self.stride)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return precise(self._to_features, self.levels(precise(self.conv_in, pixels)))
+        return precise(self._to_features, self.middle(self.levels(entered(self.conv_in, pixels))))
 
     def _to_features(self, h: Tensor) -> Tensor:
-        return self.quant_conv(self.conv_out(swish(self.norm(self.middle(h)))))
+        return self.quant_conv(self.conv_out(swish(self.norm(h))))
 
     def trunk_blocks(self) -> Iterator[nn.Module]:
         yield from self.levels
@@ -225,8 +234,8 @@ class VqganDecoder(Decoder):
         norm: Norm = partial(SpatialNorm, dim) if config.norm == "spatial" else group_norm
         adaptive = partial(AdaptiveConv2d, dim, config.kernels) if config.kernels > 1 else None
         layers = _Layers(config, norm, adaptive, config.attention_score)
-        widths, kernel = config.widths, config.quant_kernel
-        self.post_quant_conv = nn.Conv2d(dim, config.latent_width or dim, kernel, padding=kernel // 2)
+        widths = config.widths
+        self.post_quant_conv = _beside_codes(config, dim, config.latent_width or dim)
         self.conv_in = nn.Conv2d(config.latent_width or dim, widths[-1], 3, padding=1)
         self.middle = layers.middle(widths[-1])
         before = [*widths[1:], widths[-1]]

@@ -84,6 +84,8 @@ class Quantizer(nn.Module):
     """buffers that neither `encode` nor `lookup` reads; left out of the fingerprint"""
     depth: int = 1
     """levels, groups or scales, of which `partial` takes the first and `addend` one"""
+    nested: ClassVar[bool] = False
+    """the first of its levels or scales stand for the whole features, only coarser"""
     straight: bool = False
     """as a book: behind `confine` its estimator is the identity, so that the sum of several levels' is the identity"""
     finer: float | tuple[float, ...] = 1.0

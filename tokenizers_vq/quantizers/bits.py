@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_vq import distributed
+from tokenizers_vq.devices import constant
 
 MOST_BITS = 62
 """of one code, which is int64"""
@@ -27,7 +28,7 @@ def unpack(codes: Tensor, bits: int) -> Tensor:
 
 def _powers(bits: int, like: Tensor) -> Tensor:
     # Arithmetic, since ONNX shifts no signed integers.
-    return torch.tensor([2**i for i in range(bits)], device=like.device)
+    return constant([2**i for i in range(bits)], like.device)
 
 
 def bit_entropies(logits: Tensor, group: int) -> tuple[Tensor, Tensor]:

@@ -164,8 +164,8 @@ class DiveqQuantizer(Quantizer):
             found = kmeans.draw(rows, self.num_codes)
             self.weight.data[: len(found)] = found.to(self.weight.dtype)
         elif self.config.revive_after is not None and not self._warming():
-            dead, vectors = kmeans.replacements(rows, self.age, self.config.revive_after)
-            self.weight.data[dead] = vectors.to(self.weight.dtype)
+            places, vectors = kmeans.replacements(rows, self.age, self.config.revive_after)
+            self.weight.data.copy_(torch.where(places, vectors.to(self.weight.dtype), self.weight))
 
 
 def moved(rows: Tensor, target: Tensor, noise: Tensor | float = 0.0) -> Tensor:

@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from tokenizers_vq.codes import Quantized
 from tokenizers_vq.config import ConfigError
+from tokenizers_vq.devices import constant
 from tokenizers_vq.quantizers.base import QuantizerFields, Remedy, as_given, check_codes, straight_through
 from tokenizers_vq.quantizers.implicit import ImplicitQuantizer
 
@@ -70,11 +71,11 @@ class FsqQuantizer(ImplicitQuantizer):
         self.centre = tuple(0.0 if levels % 2 else -1 / levels for levels in config.levels)
 
     def _levels(self, like: Tensor, dtype: torch.dtype) -> Tensor:
-        return torch.tensor(self.config.levels, device=like.device, dtype=dtype)
+        return constant(self.config.levels, like.device, dtype)
 
     def _radix(self, like: Tensor) -> Tensor:
         places = [math.prod(self.config.levels[:i]) for i in range(self.dim)]
-        return torch.tensor(places, device=like.device, dtype=torch.long)
+        return constant(places, like.device, torch.long)
 
     def bounded(self, rows: Tensor) -> Tensor:
         """`(..., D)` -> `(..., D)` in about [-(L // 2), (L - 1) // 2], where rounding gives the levels."""

@@ -21,18 +21,19 @@ _LEAST = 0.5  # a centre with fewer rows moves away: after four batches without 
 def draw(rows: Tensor, wanted: int) -> Tensor:
     """At most `wanted` rows of the global batch, without repetition: `(N, D)` of each process -> `(n, D)` in all."""
     order = torch.randperm(rows.shape[0] * distributed.world_size())[:wanted]
-    return _gather(rows, distributed.from_first(order.to(rows.device)))
+    return _gather(rows, distributed.from_first(order.to(rows.device, non_blocking=True)))
 
 
 def replacements(rows: Tensor, age: Tensor, after: int) -> tuple[Tensor, Tensor]:
-    """Codes `(n,)` to be moved, and rows of the global batch to move them to, `(n, D)`.
+    """Bool `(K, 1)`, which codes are to be moved, and `(K, D)`, the rows of the global batch that they are moved to.
 
     Those whose `age` `(K,)`, updates without use, is a multiple of `after`; so `age` stays the time since a code was
-    last used, and not since it was moved. Where the batch has too few rows, the rest waits for its next turn.
+    last used, and not since it was moved. Where the batch has too few rows, the rest waits for its next turn. As many
+    are drawn as could be dead: to count those that are, an accelerator would be waited for.
     """
-    dead = torch.nonzero((age > 0) & (age % after == 0)).squeeze(1)
-    vectors = draw(rows, dead.numel()) if dead.numel() else rows[:0]
-    return dead[: len(vectors)], vectors
+    dead = (age > 0) & (age % after == 0)
+    drawn, turn = draw(rows, len(age)), dead.long().cumsum(0) - 1
+    return (dead & (turn < len(drawn)))[:, None], drawn[turn.clamp(0, len(drawn) - 1)]
 
 
 def seed(rows: Tensor, centres: Tensor, *, score: Score) -> Tensor:
@@ -60,7 +61,7 @@ def update(rows: Tensor, centres: Tensor, counts: Tensor, *, score: Score) -> tu
     `cosine` (spherical k-means) takes unit rows and gives unit centres; a past mean counts as if of unit length.
     """
     codes = nearest_codes(rows, centres, score=score)
-    hits = torch.bincount(codes, minlength=len(centres)).to(rows.dtype)
+    hits = torch.zeros_like(centres[:, 0], dtype=rows.dtype).index_add_(0, codes, torch.ones_like(rows[:, 0]))
     sums = distributed.sum(torch.zeros_like(centres).index_add_(0, codes, rows))
     kept = counts * _MEMORY
     total = kept + distributed.sum(hits)

@@ -31,7 +31,7 @@ def launched(x: Tensor, codebook: Tensor, score: Score) -> Tensor:
             longest = torch.maximum(longest, norms.amax())
             for start in range(0, len(x), rows):
                 part = slice(start, start + rows)
-                vectors = as_rows(x[part], centre, score, dtype)
+                vectors = _rows(x[part], centre, score, dtype)
                 length[part] = torch.linalg.vector_norm(vectors[:, :-1], dim=1)
                 scores = vectors @ block
                 best, place = scores.min(1)
@@ -47,6 +47,11 @@ def launched(x: Tensor, codebook: Tensor, score: Score) -> Tensor:
     return codes
 
 
+def _rows(x: Tensor, centre: Tensor | None, score: Score, dtype: torch.dtype) -> Tensor:
+    """`(n, D)` -> `(n, D + 1)`."""
+    return as_rows(x, centre, score, torch.empty(len(x), x.shape[1] + 1, dtype=dtype, device=x.device))
+
+
 def _code_block(codes: Tensor, centre: Tensor | None, score: Score, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`(k, D)` -> what vectors are multiplied by, `(D + 1, k)`, and norms `(k,)`."""
     out = torch.empty(len(codes), codes.shape[1] + 1, dtype=dtype, device=codes.device)
@@ -59,7 +64,7 @@ def _among_near(
 ) -> Tensor:
     """Codes of a few vectors: all that the products do not exclude, each by its own norm, are scored in float64."""
     size, width = codebook.shape
-    vectors = as_rows(x, centre, score, dtype)
+    vectors = _rows(x, centre, score, dtype)
     length = torch.linalg.vector_norm(vectors[:, :-1], dim=1)[:, None]
     bound = torch.full_like(length, torch.inf)
     best = torch.full((len(x),), torch.inf, dtype=wide_dtype(x), device=x.device)

@@ -120,6 +120,8 @@ class MultiscaleQuantizer(BookedQuantizer):
     scale, of several what `joined_stats` makes of them.
     """
 
+    nested = True
+
     def __init__(self, **fields: Any) -> None:
         super().__init__()
         self.config = config = MultiscaleQuantizerConfig(**fields)

@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from tokenizers_vq.codes import CodeLayout, Quantized
 from tokenizers_vq.config import ConfigError
+from tokenizers_vq.devices import constant
 from tokenizers_vq.quantizers.base import (
     Quantizer,
     as_stored,
@@ -97,6 +98,8 @@ class ResidualQuantizer(BookedQuantizer):
     `perplexity` and `usage` are means over levels, `dead` their sum, `oldest` the largest; of a shared book the
     last three are those of its last update.
     """
+
+    nested = True
 
     def __init__(self, **fields: Any) -> None:
         super().__init__()
@@ -193,8 +196,8 @@ class ResidualQuantizer(BookedQuantizer):
         shape = (-1,) + (1,) * (like.ndim - 2)
         scale = torch.ones(self.dim, device=like.device)
         for book in before:
-            scale = scale * torch.tensor(book.finer, device=like.device)
-        centre = torch.tensor(level.centre, device=like.device).expand(self.dim)
+            scale = scale * constant(book.finer, like.device)
+        centre = constant(level.centre, like.device).expand(self.dim)
         return scale.view(shape), centre.view(shape)
 
 

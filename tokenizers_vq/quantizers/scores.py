@@ -63,15 +63,23 @@ def _sum(terms: Tensor) -> Tensor:
     return terms[:, 0]
 
 
-def as_rows(x: Tensor, centre: Tensor | None, score: Score, dtype: torch.dtype) -> Tensor:
-    """`(n, D)` -> `(n, D + 1)` for the product, the last column 1."""
-    vectors = torch.empty(len(x), x.shape[1] + 1, dtype=dtype, device=x.device)
-    vectors[:, -1] = 1
+def as_rows(x: Tensor, centre: Tensor | None, score: Score, out: Tensor) -> Tensor:
+    """`(n, D)` -> `out` `(n, D + 1)` for the product, the last column 1."""
+    out[:, -1] = 1
     if centre is not None:
-        torch.sub(x.to(dtype), centre, out=vectors[:, :-1])
+        torch.sub(x.to(out.dtype), centre, out=out[:, :-1])
     else:
-        vectors[:, :-1] = widened(x, score) if score == "cosine" else x
-    return vectors
+        _fill(out[:, :-1], x, score)
+    return out
+
+
+def _fill(out: Tensor, x: Tensor, score: Score) -> None:
+    """`x` in the dtype of `out`; normalised for `cosine`, a few at a time, as that takes float64."""
+    if score != "cosine":
+        out.copy_(x)
+        return
+    for some, place in zip(x.split(256), out.split(256), strict=True):
+        place.copy_(widened(some, score))
 
 
 def as_weights(codes: Tensor, centre: Tensor | None, score: Score, out: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
@@ -83,7 +91,8 @@ def as_weights(codes: Tensor, centre: Tensor | None, score: Score, out: Tensor, 
     if centre is not None:
         torch.sub(centre, codes.to(out.dtype), out=rows)
     else:
-        torch.neg((widened(codes, score) if score == "cosine" else codes).to(out.dtype), out=rows)
+        _fill(rows, codes, score)
+        rows.neg_()
     norms = torch.linalg.vector_norm(rows, dim=1)
     last.copy_(norms.square().mul_(0.5) if score == "euclidean" else torch.zeros_like(norms))
     return out, norms
@@ -96,15 +105,28 @@ def product_error(
 
     `reduced`: whether the product may be one in TF32 or bfloat16; unset, what the user has allowed on the CPU.
     """
-    reduced = _reduced() if reduced is None else reduced
+    steep, flat = error_terms(reach, width, dtype, score, reduced=reduced)
+    return length * steep + flat
+
+
+def error_terms(
+    reach: Tensor, width: int, dtype: torch.dtype, score: Score, *, reduced: bool | None = None
+) -> tuple[Tensor, Tensor]:
+    """Two numbers for each length of a code: the error is the first times the vector's length, plus the second.
+
+    As columns of the product they make its scores lower bounds: the room for their own rounding is in them.
+    """
+    reduced = allows_reduced() if reduced is None else reduced
     unit = 2.0**-8 if reduced and dtype == torch.float32 else torch.finfo(dtype).eps / 2
-    tiny = torch.finfo(dtype).tiny
-    reach = reach + (width * tiny) ** 0.5  # squares below tiny are lost from norms
-    size = length * reach + reach * reach if score == "euclidean" else length * reach
-    return (width + 8) * (unit * size + tiny * (1 + length + reach))
+    share = (width + 12) * unit
+    share, tiny = share * (1 + share), torch.finfo(dtype).tiny / unit
+    reach = reach + (width * torch.finfo(dtype).tiny) ** 0.5  # squares below tiny are lost from norms
+    flat = tiny * (1 + reach)
+    return share * (reach + tiny), share * (flat + reach * reach if score == "euclidean" else flat)
 
 
-def _reduced() -> bool:
+def allows_reduced() -> bool:
+    """Whether float32 products on the CPU may be ones in TF32 or bfloat16."""
     try:
         allowed = torch.get_float32_matmul_precision() != "highest"
     except RuntimeError:  # it was said in torch's newer way, and is no longer read in the older

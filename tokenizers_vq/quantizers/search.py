@@ -1,7 +1,8 @@
 """Nearest-code search: the codes of a float64 search, at about the price of one float32 matrix product.
 
 A float32 product scores all codes; those that its rounding leaves in doubt are scored again in float64 (`scores`). So
-codes depend on neither blocks, nor batch, nor threads. `blocks` does so on a CPU, `launches` on an accelerator.
+codes depend on neither blocks, nor batch, nor threads. `blocks` does so on a CPU, `launches` on an accelerator; a GPU
+that is fast in float64 scores all codes in it (`fused`), and the host asks it for nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokenizers_vq import checks
 from tokenizers_vq.quantizers.blocks import blocked as _blocked
+from tokenizers_vq.quantizers.fused import fused as _fused
+from tokenizers_vq.quantizers.fused import fuses
 from tokenizers_vq.quantizers.launches import launched as _launched
 from tokenizers_vq.quantizers.scores import Score, normalised, wide_dtype
 
@@ -40,14 +44,19 @@ def nearest_codes(x: Tensor, codebook: Tensor, *, score: Score = "euclidean") ->
         if len(x) == 0:
             return torch.empty(0, dtype=torch.int64, device=x.device)
         check_finite(x, "features to quantize hold")
-        return (_blocked if x.device.type == "cpu" else _launched)(x, codebook, score)
+        if x.device.type == "cpu":
+            return _blocked(x, codebook, score)
+        return (_fused if fuses(x.device) else _launched)(x, codebook, score)
 
 
 def check_finite(x: Tensor, what: str) -> None:
     """Raises `ValueError`, its line headed by `what`, where `x` (any shape but an empty one) has NaN or infinity."""
-    # Unlike isfinite, aminmax makes no copy.
-    if not torch.isfinite(torch.stack(torch.aminmax(x))).all():
+
+    def refuse() -> None:
         raise ValueError(f"{what} NaN or infinite values: lower the learning rate, clip gradients, or train in fp32")
+
+    # Unlike isfinite, aminmax makes no copy.
+    checks.check(torch.isfinite(torch.stack(torch.aminmax(x))).all(), refuse)
 
 
 def _plain(x: Tensor, codebook: Tensor, score: Score) -> Tensor:

@@ -16,7 +16,10 @@ WINDOW = 256
 @torch.no_grad()
 def count(codes: Tensor, num_codes: int) -> Tensor:
     """float32 `(K,)`: how often each code occurs in `codes` (any shape) of all processes."""
-    return distributed.sum(torch.bincount(codes.reshape(-1), minlength=num_codes).float())
+    # Unlike bincount, which asks an accelerator for the largest code.
+    flat = codes.reshape(-1)
+    ones = torch.ones_like(flat, dtype=torch.float32)
+    return distributed.sum(torch.zeros(num_codes, device=codes.device).index_add_(0, flat, ones))
 
 
 def perplexity_of(counts: Tensor) -> Tensor:

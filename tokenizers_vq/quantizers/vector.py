@@ -135,6 +135,15 @@ class VectorQuantizer(Quantizer):
         if config.kmeans_batches:  # models without it keep their keys
             self.register_buffer("kmeans_step", torch.zeros((), dtype=torch.long))
             self.register_buffer("kmeans_counts", torch.zeros(config.num_codes))
+        self._known_step: int | None = None
+        self.register_load_state_dict_post_hook(_forget)
+
+    @property
+    def _fitted(self) -> int:
+        """`kmeans_step`, read once: an accelerator's would be waited for at every step."""
+        if self._known_step is None:
+            self._known_step = int(self.kmeans_step)
+        return self._known_step
 
     def _as_looked_up(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.config.distance == "cosine" else vectors
@@ -181,7 +190,7 @@ class VectorQuantizer(Quantizer):
             weight: Tensor = self.weight
             fitting = False
             if self.training and self.config.kmeans_batches:
-                fitting = int(self.kmeans_step) < self.config.kmeans_batches
+                fitting = self._fitted < self.config.kmeans_batches
             if fitting:
                 self._fit(rows.detach())
                 weight = weight.detach() + 0 * weight  # a gradient of zero, not none, which DDP refuses
@@ -231,24 +240,29 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def _revive(self, rows: Tensor, after: int) -> None:
-        dead, vectors = kmeans.replacements(rows, self.age, after)
-        if dead.numel():
-            self._place(dead, self._as_looked_up(vectors))
+        moved, vectors = kmeans.replacements(rows, self.age, after)
+        self._place(moved, self._as_looked_up(vectors))
 
     @torch.no_grad()
     def _fit(self, rows: Tensor) -> None:
-        rows, first = self._as_looked_up(rows), int(self.kmeans_step) == 0
+        rows, first = self._as_looked_up(rows), self._fitted == 0
         score, counts = self.config.distance, self.kmeans_counts
         centres = kmeans.seed(rows, self.codebook, score=score) if first else self.codebook
         for _ in range(kmeans.ROUNDS if first else 1):
             centres, counts = kmeans.update(rows, centres, self.kmeans_counts, score=score)
-        self._place(slice(None), centres)
+        self._place(torch.ones_like(self.age, dtype=torch.bool)[:, None], centres)
+        self._known_step = self._fitted + 1
         self.kmeans_step += 1
-        last = int(self.kmeans_step) == self.config.kmeans_batches
+        last = self._known_step == self.config.kmeans_batches
         self.kmeans_counts.copy_(torch.zeros_like(counts) if last else counts)
 
-    def _place(self, codes: Tensor | slice, vectors: Tensor) -> None:
-        self.weight.data[codes] = vectors.to(self.weight.dtype)
+    def _place(self, moved: Tensor, vectors: Tensor) -> None:
+        """Codes where `moved`, bool `(K, 1)`, holds become `vectors` `(K, D)`."""
+        self.weight.data.copy_(torch.where(moved, vectors.to(self.weight.dtype), self.weight))
         if self.config.codebook == "ema":
-            self.cluster_size[codes] = 1.0
-            self.cluster_sum[codes] = vectors
+            self.cluster_size.masked_fill_(moved[:, 0], 1.0)
+            self.cluster_sum.copy_(torch.where(moved, vectors.to(self.cluster_sum.dtype), self.cluster_sum))
+
+
+def _forget(quantizer: nn.Module, keys: object) -> None:
+    quantizer._known_step = None  # type: ignore[assignment]  # of another state

@@ -86,6 +86,8 @@ class Server:
         """Codes of a request -> pictures."""
         asked = await self._thread(_parsed, schemas.Decode, _content_type(request), await _body(request))
         self._bounded(len(asked.codes), "codes")
+        if asked.fingerprint not in (None, self.encoder.fingerprint):
+            raise Refused(422, f"fingerprint: these are another tokenizer's codes; here is {self.encoder.fingerprint}")
         rows = await self._thread(self._rows, asked.codes)
         with self.gate.admit(len(rows)):
             images = await self.batcher.submit(DECODE, rows, len(rows))

@@ -91,7 +91,8 @@ class Batcher:
 
     def _chosen(self) -> tuple[list[_Job], bool]:
         """Jobs of the oldest's key, in their order, as many as fit; and whether no more would."""
-        chosen, rows = [], 0
+        chosen: list[_Job] = []
+        rows = 0
         for job in self._waiting:
             if job.key != self._waiting[0].key:
                 continue

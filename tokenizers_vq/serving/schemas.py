@@ -37,6 +37,7 @@ class Decode(_Body):
     """Codes to pictures."""
 
     codes: list[list[Code]] = Field(min_length=1, description="a row an image, flat as the layout orders them")
+    fingerprint: str | None = Field(default=None, description="of their tokenizer; another one's codes are refused")
     format: Format = "png"
 
 

@@ -79,7 +79,8 @@ class Adversary:
         with accelerator.autocast():
             loss = self.config.objective.generator(record)
         at_leaves = gradients.at(loss, record.leaves, last=True)
-        weight = torch.tensor(schedule_value(self.config.weight, record.step), device=output.device)
+        # Filled there: a number that is copied to an accelerator is waited for.
+        weight = torch.full((), schedule_value(self.config.weight, record.step), device=output.device)
         figures: dict[str, Tensor] = {}
         if self.config.adaptive:
             balance, figures = self._balance(output, reconstruction[0], at_leaves[0])

@@ -2,6 +2,9 @@
 
 `checkpoints/N` is everything after step N: tensors as safetensors, all the rest in `checkpoint.json`, which says how
 long each file is and its sha256. Nothing in it is unpickled: a run that comes from a stranger runs nothing.
+
+Of a sharded run (FSDP) every process writes its own parts. Parts are cut along the first dimension, so that any number
+of processes, one among them, can go on from them.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenizers_vq import distributed
-from tokenizers_vq.training.state_dicts import pack, unpack
+from tokenizers_vq.training import sharding
+from tokenizers_vq.training.state_dicts import pack, shards_in, unpack
 from tokenizers_vq.training.tracking import tell
 from tokenizers_vq.writing import naming, remove, sync, write_atomically, write_tensors
 
@@ -67,6 +71,7 @@ class Checkpoints:
             "optimizers": optimizers,
             "state": state,
         }
+        self.sharded = any(sharding.sharded(module) for module in self.roles["modules"].values())
         self.blank = frozenset(self._not_finite())  # measures that begin as NaN
         self.step = 0
         """of the checkpoint that was saved or restored last"""
@@ -82,7 +87,10 @@ class Checkpoints:
 
     def not_finite(self) -> list[str]:
         """Names of weights, averages and buffers that hold NaN or infinity, as they did not at first."""
-        return [name.partition(".")[2] for name in self._not_finite() if name not in self.blank]
+        found = [name.partition(".")[2] for name in self._not_finite() if name not in self.blank]
+        if self.sharded:  # each process knows of its own parts
+            found = list(dict.fromkeys(name for part in sharding.gathered(found) for name in part))
+        return found
 
     def _not_finite(self) -> list[str]:
         return [
@@ -121,6 +129,7 @@ class Checkpoints:
             if damaged:
                 tell(self.accelerator, f"resuming from the older checkpoint {self.folder / str(chosen)}")
             self._fill(self._read(chosen) if found is None else found, chosen)
+            found = None
         if self.accelerator.is_main_process:
             self._drop_older(chosen)  # which a kill may have prevented
         self.step = chosen
@@ -128,32 +137,63 @@ class Checkpoints:
 
     def save(self, step: int) -> None:
         """Write `checkpoints/<step>`; called by all processes. Raises `WriteError`, and the older ones stay."""
-        if self.accelerator.is_main_process:
-            aside = self.folder / f".{step}.partial"
-            with naming(aside):
-                remove(aside)
-                aside.mkdir(parents=True)
-            try:
-                self._write(aside, step)
-                sync(aside)
-                with naming(self.folder / str(step)):
-                    self._put(aside, step)
-            except BaseException:
-                shutil.rmtree(aside, ignore_errors=True)
-                raise
+        aside = self.folder / f".{step}.partial"
+        if self.sharded:
+            self._save_parts(aside, step)
+        elif self.accelerator.is_main_process:
+            self._begin(aside)
+            self._finish(aside, step, lambda: self._write(aside, step))
         self.step = step
         self.accelerator.wait_for_everyone()
 
-    def _write(self, folder: Path, step: int) -> None:
+    def _begin(self, aside: Path) -> None:
+        with naming(aside):
+            remove(aside)
+            aside.mkdir(parents=True)
+
+    def _finish(self, aside: Path, step: int, write: Callable[[], dict[str, Any]]) -> None:
+        """What `write` gives is the index, after which the folder counts."""
+        try:
+            write_atomically(aside / INDEX, json.dumps(write()) + "\n")
+            sync(aside)
+            with naming(self.folder / str(step)):
+                self._put(aside, step)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+
+    def _save_parts(self, aside: Path, step: int) -> None:
+        """Every process writes what it holds, then the first the index. Where one cannot, none goes on."""
+        index: dict[str, Any] | str = {}
+        try:
+            if self.accelerator.is_main_process:
+                self._begin(aside)
+            self.accelerator.wait_for_everyone()
+            index = self._write(aside, step, f".{self.accelerator.process_index}-{self.accelerator.num_processes}")
+        except OSError as error:
+            index = str(error)
+        indices = sharding.gathered(index)
+        if problem := next((one for one in indices if isinstance(one, str)), None):
+            if self.accelerator.is_main_process:
+                shutil.rmtree(aside, ignore_errors=True)
+            raise OSError(problem)
+        if self.accelerator.is_main_process:
+            whole = indices[0]
+            for name, part in whole["parts"].items():
+                part["files"] = [one["parts"][name]["files"][0] for one in indices]
+            self._finish(aside, step, lambda: whole)
+
+    def _write(self, folder: Path, step: int, suffix: str = "") -> dict[str, Any]:
+        """Write this process's files; what the index says of them. `suffix`: of names, where there are several."""
         index: dict[str, Any] = {"step": step, "processes": self.accelerator.num_processes, "parts": {}}
         for role, parts in self.roles.items():
             for number, (name, part) in enumerate(parts.items()):
                 tensors, rest = pack(part.state_dict())
-                path = folder / f"{_STEMS[role]}{f'_{number}' if number else ''}.safetensors"
+                path = folder / f"{_STEMS[role]}{f'_{number}' if number else ''}{suffix}.safetensors"
                 write_tensors(path, tensors)
                 file = {"file": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
-                index["parts"][f"{role}.{name}"] = {**file, "rest": rest}
-        write_atomically(folder / INDEX, json.dumps(index) + "\n")
+                index["parts"][f"{role}.{name}"] = {**({"files": [file]} if suffix else file), "rest": rest}
+        return index
 
     def _put(self, aside: Path, step: int) -> None:
         """Rename, and take older ones away; what bears this step or a later one was damaged and is made again."""
@@ -181,7 +221,11 @@ class Checkpoints:
         """State dicts by part. Raises `DamagedError`."""
         folder = self.folder / str(step)
         pickled = not (folder / INDEX).exists() and any(folder.glob("*.bin"))
-        found = self._read_pickled(folder) if pickled else _read_index(folder, step)
+        # Of as many parts as there are processes, each reads its own; the first looks at all files.
+        own = self.accelerator.process_index if self.sharded else None
+        found = (
+            self._read_pickled(folder) if pickled else _read_index(folder, step, own, self.accelerator.num_processes)
+        )
         for name, state in found.items():
             if not isinstance(state, dict):
                 raise DamagedError(f"{folder} holds no state of {name}")
@@ -219,12 +263,16 @@ class Checkpoints:
             )
         for name, part in self.parts.items():
             try:
-                part.load_state_dict(found[name])
+                sharding.fill(part, found[name], local=self._local(folder))
             except (RuntimeError, ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{folder} does not fit the recipe's {name} ({' '.join(str(error).split())[:200]}): it is of "
                     "another version, so start in another --out"
                 ) from None
+
+    def _local(self, folder: Path) -> bool:
+        """Whether `_read` gives this process's parts alone."""
+        return self.sharded and _parts_in(folder) == self.accelerator.num_processes
 
 
 _STEMS = {"modules": "model", "optimizers": "optimizer", "state": "state"}
@@ -256,27 +304,60 @@ def newest(folder: Path) -> tuple[int, dict[str, Any]] | None:
     return None
 
 
-def _read_index(folder: Path, step: int) -> dict[str, Any]:
-    """State dicts by part, each file held against its length and checksum. Raises `DamagedError`."""
+def _parts_in(folder: Path) -> int:
+    """How many processes' parts a checkpoint is made of; 0 where it is whole."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return len(next(iter(index["parts"].values())).get("files", ()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, StopIteration):
+        return 0
+
+
+def _read_index(folder: Path, step: int, own: int | None = None, world: int = 1) -> dict[str, Any]:
+    """State dicts by part, each file held against its length and checksum. Raises `DamagedError`.
+
+    Parts of several processes are joined; `own`: but for this process of a sharded run of as many, which gets its own.
+    """
     index = _reading(folder / INDEX, lambda path: json.loads(path.read_text(encoding="utf-8")))
     try:
         if index["step"] != step:
             raise DamagedError(f"{folder / INDEX} is of step {index['step']}")
         found = {}
         for name, part in index["parts"].items():
-            path = folder / Path(part["file"]).name
-            if not path.is_file():
-                raise DamagedError(f"{path} is missing")
-            if path.stat().st_size != part["bytes"]:
-                raise DamagedError(f"{path} has {path.stat().st_size} bytes, not {part['bytes']}")
-            if _sha256(path) != part["sha256"]:
-                raise DamagedError(f"{path} is not what was saved: its sha256 differs")
-            found[name] = unpack(part["rest"], _reading(path, load_file))
+            files = part.get("files", [part])
+            alone = own if own is not None and len(files) == world and "files" in part else None
+            read = [
+                _read_file(folder, file, load=alone in (None, number))
+                for number, file in enumerate(files)
+                if alone in (None, 0, number)
+            ]
+            tensors = [one for one in read if one is not None]
+            found[name] = unpack(part["rest"], _joined(tensors, shards_in(part["rest"])))
     except (KeyError, TypeError, AttributeError, IndexError, RecursionError, RuntimeError) as error:
         raise DamagedError(
             f"{folder / INDEX} is not an index of a checkpoint ({type(error).__name__}: {error})"
         ) from None
     return found
+
+
+def _read_file(folder: Path, file: Mapping[str, Any], load: bool) -> dict[str, Tensor] | None:
+    path = folder / Path(file["file"]).name
+    if not path.is_file():
+        raise DamagedError(f"{path} is missing")
+    if path.stat().st_size != file["bytes"]:
+        raise DamagedError(f"{path} has {path.stat().st_size} bytes, not {file['bytes']}")
+    if _sha256(path) != file["sha256"]:
+        raise DamagedError(f"{path} is not what was saved: its sha256 differs")
+    return _reading(path, load_file) if load else None
+
+
+def _joined(parts: list[dict[str, Tensor]], cut: set[str]) -> dict[str, Tensor]:
+    """Tensors by name, of several processes' parts."""
+    if len(parts) == 1:
+        return parts[0]
+    return {
+        name: torch.cat([part[name] for part in parts]) if name in cut else tensor for name, tensor in parts[0].items()
+    }
 
 
 def _reading(path: Path, read: Callable[[Path], Any]) -> Any:
@@ -304,6 +385,7 @@ def _sha256(path: Path) -> str:
 
 
 def _finite(value: Any) -> bool:
+    value = value.to_local() if sharding.is_shard(value) else value
     return not (isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()))
 
 

@@ -25,9 +25,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tokenizers_vq import distributed
+from tokenizers_vq import checks, distributed
 from tokenizers_vq.config import Config, fields_in_steps
 from tokenizers_vq.devices import resolve_device
+from tokenizers_vq.training import sharding
 from tokenizers_vq.training.checkpoint import Checkpoints
 from tokenizers_vq.training.tracking import Log, Progress, Tracker, Watch, check_trackers, tell
 from tokenizers_vq.writing import write_atomically
@@ -58,6 +59,8 @@ class LoopConfig(Config):
     """tensorboard, wandb"""
     compile: bool = False
     """compile the networks' blocks in place (torch.compile)"""
+    gradient_checkpointing: bool = False
+    """blocks are computed anew in the backward pass, which takes less memory and a third more time"""
 
     def logs(self, step: int) -> bool:
         """Whether the figures of this step, 0 = first, are written into the log."""
@@ -79,6 +82,7 @@ AROUND = (
     "image_every",
     "trackers",
     "compile",
+    "gradient_checkpointing",
     "data.workers",
     "warn_usage",
 )
@@ -113,10 +117,10 @@ class Task(Protocol):
         """Called after the optimizers; returns messages for the person."""
 
     def picture(self) -> Tensor | None:
-        """`(3, H, W)` in [-1, 1] for the run's `images/`, or nothing."""
+        """`(3, H, W)` in [-1, 1] for the run's `images/`, or nothing. Asked in the first process, if sharded in all."""
 
     def save(self, folder: Path, step: int) -> None:
-        """Write the trained model into `folder`, each file atomically."""
+        """Write the trained model into `folder`, each file atomically. Called as `picture` is."""
 
 
 class NonFiniteLossError(ValueError):
@@ -135,6 +139,7 @@ def make_accelerator(config: LoopConfig, out: Path, device: str = "auto") -> Acc
     """The Accelerator of a run on `device` (auto, cpu, cuda, mps). Raises `ValueError` for one that is not there."""
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     check_trackers(config.trackers)
+    sharding.take_over()
     AcceleratorState._reset_state()  # it keeps the first precision for good, but a process may train several runs
     return Accelerator(
         mixed_precision={"fp32": "no", "bf16": "bf16"}[config.precision],
@@ -160,17 +165,20 @@ def run(
     """Train `task` to `config.steps` from the newest checkpoint in `out`; returns the last step.
 
     `batches(start, rank, world)` yields this process's micro-batches from optimizer step `start` on. `progress` is
-    called with (steps done, steps of the run) after every step. Raises
-    `NonFiniteLossError` (the last good checkpoint stays), `Interrupted` (a checkpoint was written) and
-    `writing.WriteError`. A run that is at `config.steps` already changes nothing and says so. Whatever is raised, the
-    iterator of `batches` is closed, and its loader processes end.
+    called with (steps done, steps of the run) after every step.
+
+    Raises `NonFiniteLossError` (with the next line of the log at the latest; the last good checkpoint stays),
+    `Interrupted` (a checkpoint was written) and `writing.WriteError`. A run that is at `config.steps` already changes
+    nothing and says so. Whatever is raised, the iterator of `batches` is closed, and its loader processes end.
     """
+    apart = _sharded(task)
     for name, module in task.modules.items():
-        task.modules[name] = accelerator.prepare(module)
+        task.modules[name] = module if apart else accelerator.prepare(module)
     for name, optimizer in task.optimizers.items():
         task.optimizers[name] = accelerator.prepare(optimizer)
     for module in task.state.values():
-        module.to(accelerator.device)
+        if not sharding.sharded(module):
+            module.to(accelerator.device)
 
     checkpoints = Checkpoints(
         out / "checkpoints",
@@ -197,6 +205,16 @@ def run(
             close()
 
 
+def _sharded(task: Task) -> bool:
+    """Whether the task's modules are in shards. Raises `ValueError` for those that were asked to be, and are not."""
+    if sharding.asked() and not all(sharding.sharded(module) for module in task.modules.values()):
+        raise ValueError(
+            f"FSDP shards priors; a {' and a '.join(task.modules)} trains whole in every process: start it with "
+            "`accelerate launch --multi_gpu` (gradient_checkpointing=true and accumulate take less memory)"
+        )
+    return sharding.asked()
+
+
 def _steps(
     task: Task,
     config: LoopConfig,
@@ -208,24 +226,29 @@ def _steps(
     progress: Progress,
 ) -> int:
     step = checkpoints.step
-    with _caught_signals() as caught, progress:
+    with _caught_signals() as caught, progress, checks.together() as noted:
         while step < config.steps:
             try:
-                step = _one_step(task, config, accelerator, stream, step, log, progress)
-                stop = _agreed(caught, accelerator)
-                due = step % config.checkpoint_every == 0 or step == config.steps or stop
+                _one_step(task, config, accelerator, stream, step, log, progress, noted)
+                stop = _agreed(caught, accelerator, config.logs(step))
+                due = (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps or stop
+                pictured = config.image_every and ((step + 1) % config.image_every == 0 or step + 1 == config.steps)
+                if due or pictured:
+                    noted.read(everywhere=True)
+                step += 1
                 if due:
                     _check_weights(checkpoints, step)
             except ValueError as error:
                 log.stopped(step + 1, str(error))
                 raise
-            if config.image_every and (step % config.image_every == 0 or step == config.steps):
-                _picture(task, accelerator, out / "images" / f"{step:07d}.png")
+            if pictured:
+                _picture(task, accelerator, out / "images" / f"{step:07d}.png", checkpoints.sharded)
             if due:
                 # The checkpoint comes last: a run killed before it makes model and picture again, after it has both.
-                if accelerator.is_main_process:
+                if accelerator.is_main_process or checkpoints.sharded:
                     _still_there(out)
-                    task.save(out / "model", step)
+                    with checks.at_once():
+                        task.save(out / "model", step)
                 checkpoints.save(step)
             if stop:
                 accelerator.end_training()
@@ -256,24 +279,28 @@ def _one_step(
     step: int,
     log: Log,
     progress: Progress,
-) -> int:
+    noted: checks.Checks,
+) -> None:
     collected: list[dict[str, Tensor]] = []
     for micro in range(config.accumulate):
         batch = next(stream)
         progress.skipped(batch.get("broken") or {})
         seed_everything(config.seed, accelerator.process_index, step, micro)
-        moved = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        collected.append(task.step(moved, step, accelerator))
+        collected.append(task.step(_moved(batch, accelerator.device), step, accelerator))
     for message in task.after_step(step):
         progress.say(message)
     done = step + 1
     progress.advance(done)
     if config.logs(step):
+        noted.read(everywhere=True)  # with the figures, which are waited for
         names = dict.fromkeys(name for part in collected for name in part)
         figures = {n: torch.stack([part[n].float() for part in collected if n in part]).mean() for n in names}
         log.write(done, _mean_over_processes(figures, accelerator.device), progress.rate)
         progress.show(log.latest)
-    return done
+
+
+def _moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def _mean_over_processes(figures: dict[str, Tensor], device: torch.device) -> dict[str, float]:
@@ -296,13 +323,15 @@ def seed_everything(*parts: int) -> None:
 
 
 def check_finite(step: int, values: dict[str, Tensor]) -> None:
-    """Raises `NonFiniteLossError` in every process where any process holds a non-finite value."""
-    bad = distributed.sum(torch.stack([(~torch.isfinite(value.detach())).any().float() for value in values.values()]))
-    if bad.any():
-        names = [name for name, flag in zip(values, bad.tolist(), strict=True) if flag]
-        raise NonFiniteLossError(
-            f"step {step}: {' and '.join(names)} became NaN or infinite; the last checkpoint is kept. {ADVICE}"
-        )
+    """Raises `NonFiniteLossError` for a non-finite value: in a run in every process, once its checks are read."""
+    good = torch.stack([torch.isfinite(value.detach()).all() for value in values.values()])
+
+    def refuse() -> None:
+        bad = [name for name, flag in zip(values, good.tolist(), strict=True) if not flag]
+        names = " and ".join(bad) or "a value of another process"
+        raise NonFiniteLossError(f"step {step}: {names} became NaN or infinite; the last checkpoint is kept. {ADVICE}")
+
+    checks.check(good.all(), refuse)
 
 
 @contextmanager
@@ -325,10 +354,15 @@ def _caught_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _agreed(caught: list[int], accelerator: Accelerator) -> int:
-    """The signal that any process caught: all of them save and leave at the same step."""
+def _agreed(caught: list[int], accelerator: Accelerator, logged: bool) -> int:
+    """The signal that any process caught: all of them save and leave at the same step.
+
+    Several on accelerators ask each other where the step is logged, and would have to wait otherwise.
+    """
     if accelerator.num_processes == 1:
         return caught[0] if caught else 0
+    if accelerator.device.type != "cpu" and not logged:
+        return 0
     mine = torch.zeros(65, device=accelerator.device)
     if caught:
         mine[caught[0]] = 1
@@ -336,11 +370,12 @@ def _agreed(caught: list[int], accelerator: Accelerator) -> int:
     return int(hits[0]) if len(hits) else 0
 
 
-def _picture(task: Task, accelerator: Accelerator, path: Path) -> None:
-    if not accelerator.is_main_process:
+def _picture(task: Task, accelerator: Accelerator, path: Path, sharded: bool) -> None:
+    if not (accelerator.is_main_process or sharded):
         return
-    picture = task.picture()
-    if picture is not None:
+    with checks.at_once():
+        picture = task.picture()
+    if picture is not None and accelerator.is_main_process:
         from tokenizers_vq import images
 
         buffer = io.BytesIO()

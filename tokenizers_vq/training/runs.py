@@ -112,6 +112,7 @@ def train(
             start=start,
             world=world,
             rank=rank,
+            raw=True,
         )
         say(f"reading {found.about.description}")
         size = None if found.source is None else len(found.source)

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenizers_vq.training.sharding import is_shard
+
 
 def pack(state: Any) -> tuple[dict[str, Tensor], Any]:
     """A nest of dicts, lists, tuples, tensors and plain values as (tensors by name, JSON-able rest).
 
     Tensors are copies on the CPU, contiguous; the rest keeps the strides of those that were not. Raises `TypeError`
-    for anything else, which only a pickle could hold.
+    for anything else, which only a pickle could hold. Of a sharded tensor the part of this process is kept, and marked.
     """
     tensors: dict[str, Tensor] = {}
     return tensors, _pack(state, "", tensors)
@@ -23,6 +25,9 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         while name in tensors or not name:
             name += "_"
+        if is_shard(value):
+            tensors[name] = value.to_local().detach().cpu().contiguous().clone()  # type: ignore[attr-defined]
+            return {"$tensor": name, "$shard": list(value.shape)}
         tensors[name] = torch.empty(value.shape, dtype=value.dtype).copy_(value.detach())
         strides = {} if value.is_contiguous() else {"strides": list(value.stride())}
         return {"$tensor": name, **strides}
@@ -64,3 +69,11 @@ def _laid_out(tensor: Tensor, strides: list[int] | None) -> Tensor:
     if any(dense.stride(dim) != strides[dim] for dim in order if tensor.shape[dim] > 1):
         return tensor  # it had gaps or overlaps, which nothing computes on
     return dense.copy_(tensor)
+
+
+def shards_in(rest: Any) -> set[str]:
+    """Names of the tensors of which `pack` kept a part."""
+    if isinstance(rest, dict):
+        own = {rest["$tensor"]} if "$shard" in rest else set()
+        return own.union(*(shards_in(part) for part in rest.values()))
+    return set().union(*(shards_in(part) for part in rest)) if isinstance(rest, list) else set()

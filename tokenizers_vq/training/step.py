@@ -21,6 +21,7 @@ from tokenizers_vq import distributed
 from tokenizers_vq.batch import Batch
 from tokenizers_vq.config import schedule_value
 from tokenizers_vq.data.told import Told
+from tokenizers_vq.images import from_uint8
 from tokenizers_vq.losses.objectives import adaptive_weight
 from tokenizers_vq.losses.record import Record, levels
 from tokenizers_vq.losses.terms import Term, placed
@@ -31,6 +32,7 @@ from tokenizers_vq.training.gradients import Gradients
 from tokenizers_vq.training.health import looks_at_usage, usage_warning
 from tokenizers_vq.training.loop import check_finite
 from tokenizers_vq.training.recipe import OptimizerConfig, Recipe
+from tokenizers_vq.training.recompute import compute_anew
 
 
 class Terms(NamedTuple):
@@ -65,6 +67,7 @@ class TokenizerTask:
         anneal.check(recipe.anneal, tokenizer, "tokenizer")
         self.state: dict[str, nn.Module] = {}
         self.usage: Tensor | None = None  # the last step's
+        self._asked: tuple[int, Tensor] | None = None  # after how many steps, and the usage then, until it is told
         self.ema: ModelEmaV3 | None = None
         if recipe.ema is not None:
             self.ema = ModelEmaV3(tokenizer, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup, exclude_buffers=True)
@@ -82,6 +85,8 @@ class TokenizerTask:
         self._checked = False
         if recipe.compile:
             compile_in_place(tokenizer)
+        if recipe.gradient_checkpointing:
+            compute_anew(trunk_blocks(tokenizer))
 
     def _keep(self, name: str, parts: Sequence[nn.Module]) -> None:
         """Join the parts to the checkpoint, where they have anything to save."""
@@ -92,6 +97,8 @@ class TokenizerTask:
     def step(self, batch: dict[str, Any], step: int, accelerator: Accelerator) -> dict[str, Tensor]:
         """One micro-batch: one backward through the tokenizer, one through the discriminator."""
         seen = Batch.of(batch)
+        if seen.images.dtype == torch.uint8:  # as it was read: in [-1, 1] here, where it is computed
+            seen = seen._replace(images=from_uint8(seen.images))
         if not self._checked:
             self._check(seen)
         anneal.move(self.recipe.anneal, self.tokenizer, step)
@@ -249,7 +256,10 @@ class TokenizerTask:
             self.ema.update(self.tokenizer, step=step)
         messages = [] if self.adversary is None else self.adversary.start.after_step(step)
         if self.usage is not None and looks_at_usage(self.recipe, step + 1):
-            messages += usage_warning(self.recipe, step + 1, float(self.usage))
+            self._asked = step + 1, self.usage
+        if self._asked is not None and self.recipe.logs(step):
+            messages += usage_warning(self.recipe, self._asked[0], float(self._asked[1]))
+            self._asked = None
         return messages
 
     @property
@@ -296,6 +306,10 @@ def compile_in_place(tokenizer: Tokenizer) -> None:
     # Blocks of one class share a code object, and dynamo counts compilations by code object: past its limit of 8 the
     # rest would run eager with only a warning.
     setattr(limits, name, max(getattr(limits, name), 64))
-    for part in (tokenizer.encoder, tokenizer.decoder):
-        for block in part.trunk_blocks():
-            block.compile()
+    for block in trunk_blocks(tokenizer):
+        block.compile()
+
+
+def trunk_blocks(tokenizer: Tokenizer) -> list[nn.Module]:
+    """The blocks of encoder and decoder."""
+    return [block for part in (tokenizer.encoder, tokenizer.decoder) for block in part.trunk_blocks()]

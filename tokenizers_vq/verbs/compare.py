@@ -11,8 +11,10 @@ from typing_extensions import Unpack
 from tokenizers_vq import evaluation
 from tokenizers_vq.config import nearest
 from tokenizers_vq.data.loading import evaluation_batches
+from tokenizers_vq.encoding import check_keep
 from tokenizers_vq.evaluation import Comparison
 from tokenizers_vq.evaluation.codecs import QUALITIES, TokenizerCodec, pillow_codecs
+from tokenizers_vq.evaluation.kept import Kept
 from tokenizers_vq.verbs.opening import (
     Data,
     Model,
@@ -36,6 +38,7 @@ def compare(
     *,
     size: int = 256,
     codecs: Codecs = ("jpeg", "webp", "avif"),
+    keep: Sequence[int] = (),
     examples: int = 8,
     batch_size: int = 8,
     progress: Progress | None = None,
@@ -44,10 +47,13 @@ def compare(
     """Set tokenizers beside each other and beside image codecs, on the same images of `size` pixels a side.
 
     `models`: as `load` takes them, or tokenizers; a mapping gives them names. `out`: folder for `compare.html`,
-    `compare.json`, `table.md` and the plot; None writes nothing. `codecs`: `Codecs`; () leaves them out. `examples`:
-    images on the page. `progress` is called with (images done, of how many); `options` as of `evaluate`.
+    `compare.json`, `table.md` and the plot; None writes nothing. `codecs`: `Codecs`; () leaves them out. `keep`: rows
+    of each tokenizer with only so many first codes kept, as `CodeLayout.prefix` counts them, which make a curve; those
+    that decode no prefix have none. `examples`: images on the page. `progress` is called with (images done, of how
+    many); `options` as of `evaluate`.
 
-    Raises `ValueError` for no image, an unknown codec, and tokenizers that take other channels or sizes.
+    Raises `ValueError` for no image, an unknown codec, tokenizers that take other channels or sizes, and `keep` that
+    none of them takes.
 
     ```python
     result = tvq.compare({"mine": tok, "old": "runs/old"}, "photos-test/", "compare/", codecs={"jpeg": [5, 20, 50]})
@@ -60,7 +66,7 @@ def compare(
     if not named:
         raise ValueError("nothing to compare: name a tokenizer")
     config = choose_data(data, next(iter(named.values())), **reading)
-    tokenizers = _open(named, size, computing)
+    tokenizers = _with_kept(_open(named, size, computing), keep)
     channels = tokenizers[0].channels
     pillow, left_out = pillow_codecs(qualities, channels)
     batches = evaluation_batches(config, image_size=size, channels=channels, batch_size=batch_size)
@@ -108,6 +114,22 @@ def _open(named: Mapping[str, Model], size: int, computing: Mapping[str, Any]) -
             "compare them one by one"
         )
     return tokenizers
+
+
+def _with_kept(tokenizers: list[TokenizerCodec], keep: Sequence[int]) -> list[TokenizerCodec]:
+    """Each, behind its rows of fewer codes."""
+    if not keep:
+        return tokenizers
+    found = []
+    for codec in tokenizers:
+        most = codec.tokenizer.prefixes
+        for kept in sorted({kept for kept in keep if most}):
+            name = f"{codec.name}, first {kept}"
+            found.append(TokenizerCodec(Kept(codec.tokenizer, kept), name, codec.autocast, family=codec.name))
+        found.append(TokenizerCodec(codec.tokenizer, codec.name, codec.autocast, codec.name) if most else codec)
+    if len(found) == len(tokenizers):
+        check_keep(tokenizers[0].tokenizer, keep[0])
+    return found
 
 
 def _qualities(codecs: Codecs) -> dict[str, Sequence[int]]:

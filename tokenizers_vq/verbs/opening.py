@@ -26,11 +26,11 @@ Data = str | Path | DataConfig
 logger = logging.getLogger(__name__)
 
 
-def open_encoder(model: Model, device: Any = "auto", precision: str = "auto") -> BatchEncoder:
+def open_encoder(model: Model, device: Any = "auto", precision: str = "auto", keep: int | None = None) -> BatchEncoder:
     """The tokenizer on its device, which is logged; `auto` leaves a tokenizer itself where it is."""
     if isinstance(model, Tokenizer) and device == "auto":
         device = model.device
-    encoder = BatchEncoder(model, device=device, precision=precision)
+    encoder = BatchEncoder(model, device=device, precision=precision, keep=keep)
     logger.info("%s on %s, %s", model_name(model), encoder.device, encoder.precision)
     return encoder
 

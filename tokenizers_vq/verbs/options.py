@@ -38,8 +38,8 @@ class Reading(TypedDict, total=False):
     """read without storing or indexing the data"""
     limit: int | None
     """use this many images, evenly spread"""
-    workers: int
-    """threads that load ahead"""
+    workers: int | None
+    """threads that load ahead; None: by the number of cores"""
     on_broken: Literal["skip", "stop"]
     """what to do about an unreadable image: skip it and name it, or stop"""
 

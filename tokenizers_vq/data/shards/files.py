@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,12 @@ from tokenizers_vq.data.transforms import VIEWS
 from tokenizers_vq.text import parse_json
 from tokenizers_vq.writing import naming
 
-_BLOCK = 2**24
 _MOST_RATIO, _SLACK = 1000, 2**26
+_GROUP, _MOST_ROWS = 2**20, 8192
+_REPEATED = 2**20
+
+Span = tuple[int, int | None]
+ALL: Span = (0, None)
 
 
 def shard_name(part: int, parts: int) -> str:
@@ -30,6 +37,11 @@ def code_dtype(layout: CodeLayout) -> Any:
     """The smallest of uint16, uint32 and int64 that holds every code of a layout."""
     largest = max(layout.sizes) - 1
     return next(kind for kind in (np.uint16, np.uint32, np.int64) if largest <= np.iinfo(kind).max)
+
+
+def rows_within(layout: CodeLayout, size: int) -> int:
+    """How many rows have codes of `size` bytes in all: at least one, and no more than a few thousand."""
+    return max(1, min(_MOST_ROWS, size // (layout.length * np.dtype(code_dtype(layout)).itemsize)))
 
 
 def class_column(name: str) -> str:
@@ -54,21 +66,34 @@ def schema(layout: CodeLayout, views: int, captions: bool, classes: Iterable[str
     )
 
 
-def write_shard(path: Path, table: Any, how: dict[str, Any], broken: dict[str, str]) -> None:
-    """Write a table of `schema`, beside its place, then move it there.
+def write_shard(path: Path, tables: Any, how: dict[str, Any], broken: dict[str, str]) -> None:
+    """Write a table of `schema`, or several one behind the other, beside its place, then move it there.
 
-    How its codes were made, and the images of it that could not be read, travel in its metadata: there with the shard,
-    or not at all. Raises `WriteError`.
+    Only a group of rows, about 1 MiB of codes, waits in memory. How the codes were made, and the images that could not
+    be read (`broken`, as it is behind the last table), travel in the metadata: there with the shard, or not at all.
+    Raises `WriteError`.
     """
     import pyarrow.parquet as pq
 
-    described = {"how": how, "broken": broken, "rows": len(table)}
-    metadata = {name: json.dumps(value, ensure_ascii=False) for name, value in described.items()}
-    aside = path.with_name(f".{path.name}.partial")
+    # A name of its own: a worker that was given up for lost may still write the same shard.
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    tables = iter([tables] if hasattr(tables, "schema") else tables)
+    first = next(tables)
+    rows, group = 0, rows_within(CodeLayout.from_dict(how["layout"]), _GROUP)
     with naming(path):
         try:
-            with aside.open("wb") as file:
-                pq.write_table(table.replace_schema_metadata(metadata), file, write_page_checksum=True)
+            with (
+                aside.open("wb") as file,
+                pq.ParquetWriter(file, first.schema.remove_metadata(), write_page_checksum=True) as writer,
+            ):
+                for table in _grouped(chain([first], tables), group):
+                    writer.write_table(table, row_group_size=group)
+                    rows += len(table)
+                described = {"how": how, "broken": broken, "rows": rows}
+                writer.add_key_value_metadata(
+                    {name: json.dumps(value, ensure_ascii=False) for name, value in described.items()}
+                )
+                writer.close()
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(path)
@@ -77,22 +102,46 @@ def write_shard(path: Path, table: Any, how: dict[str, Any], broken: dict[str, s
             raise
 
 
+def _grouped(tables: Iterable[Any], rows: int) -> Iterator[Any]:
+    """The rows of `tables` in tables of `rows` each, the last one with what is left."""
+    import pyarrow as pa
+
+    waiting: list[Any] = []
+    for table in tables:
+        waiting.append(table)
+        while sum(map(len, waiting)) >= rows:
+            whole = pa.concat_tables(waiting)
+            yield whole.slice(0, rows)
+            waiting = [whole.slice(rows)]
+    if waiting and sum(map(len, waiting)):
+        yield pa.concat_tables(waiting)
+
+
 def read_how(path: Path) -> dict[str, Any] | None:
     """How a shard says that it was made, `CodesInfo.how`; None for an older one. Raises `DamagedCodes`."""
     import pyarrow.parquet as pq
 
     with _named(path):
-        metadata = pq.read_schema(path).metadata or {}
+        metadata = pq.read_metadata(path, memory_map=True).metadata or {}
     return _described(path, metadata, "how", dict)
 
 
+def count_rows(path: Path) -> int:
+    """Rows of a shard, by its footer alone. Raises `DamagedCodes`."""
+    import pyarrow.parquet as pq
+
+    with _named(path):
+        return int(pq.read_metadata(path, memory_map=True).num_rows)
+
+
 class ShardFile:
-    """A shard that is there: `rows` of it, what it says of itself, and its columns, each checked when it is read."""
+    """A shard that is there: `rows` of it, what it says of itself, and its columns, each checked when it is read.
+
+    Rows are read by `span`, first and behind the last; unset all.
+    """
 
     def __init__(self, path: Path, info: CodesInfo) -> None:
-        """`info`: of its folder. Raises `DamagedCodes` for a file that is no shard of such a folder, and `ValueError`
-        where it holds codes of another tokenizer.
-        """
+        """`info`: of its folder. Raises `DamagedCodes` for a file that is no shard of such a folder."""
         import pyarrow.parquet as pq
 
         self.path, self.info, self.layout = path, info, CodeLayout.from_dict(info.layout)
@@ -106,7 +155,8 @@ class ShardFile:
             )
             self.columns = self._file.schema_arrow
             self.rows: int = footer.num_rows
-            metadata = dict(self.columns.metadata or {})
+            metadata = dict(footer.metadata or {})
+            self._ends = np.cumsum([footer.row_group(number).num_rows for number in range(footer.num_row_groups)])
         self.how: dict[str, Any] | None = _described(path, metadata, "how", dict)
         """`CodesInfo.how` when it was written; None in older shards"""
         self.broken: dict[str, str] = _described(path, metadata, "broken", dict) or {}
@@ -132,14 +182,6 @@ class ShardFile:
         self._bound("codes", self.rows * (length * lists.value_type.bit_width // 8 + 1))
         if self.rows % self.views:
             raise DamagedCodes(path, f"holds {self.rows} rows, which are not whole images of {self.views} views")
-        prints = self._strings("fingerprint")
-        with _named(path):
-            others = [print_ for print_ in prints.unique().to_pylist() if print_ != self.info.fingerprint]
-        if others:
-            raise ValueError(
-                f"{path} holds codes of another tokenizer ({short(others[0])}) than {INFO} says "
-                f"({short(self.info.fingerprint)}): move it away, then run `tvq encode` again"
-            )
 
     def _bound(self, name: str, unpacked: int) -> None:
         """A few bytes can claim any number of rows: what is unpacked is bounded by what the file weighs."""
@@ -147,48 +189,60 @@ class ShardFile:
         if unpacked > _MOST_RATIO * size + _SLACK:
             raise DamagedCodes(self.path, f"of {size:,} bytes claims {unpacked:,} bytes of '{name}'")
 
-    def codes(self) -> np.ndarray:
+    def codes(self, span: Span = ALL) -> np.ndarray:
         """`(rows, N)` in `code_dtype`.
 
-        Raises `DamagedCodes` for null rows and for codes beyond the layout's sizes.
+        Raises `DamagedCodes` for null rows and for codes beyond the layout's sizes, `ValueError` where they are those
+        of another tokenizer.
         """
-        length = self.layout.length
-        out = np.empty((self.rows, length), code_dtype(self.layout))
-        largest = np.asarray([size - 1 for size in self.layout.sizes])[self.layout.streams().numpy()]
-        first = 0
+        self._check_fingerprint(span)
+        first, last = self._span(span)
+        length, streams = self.layout.length, self.layout.streams().numpy()
+        out = np.empty((last - first, length), code_dtype(self.layout))
+        largest = np.asarray([size - 1 for size in self.layout.sizes])[streams]
+        done = 0
         with _named(self.path):
-            for batch in self._file.iter_batches(max(1, _BLOCK // (8 * length)), columns=["codes"]):
-                column = batch.column(0)
+            for column in self._slices("codes", (first, last)):
                 values = column.flatten()
                 if column.null_count or values.null_count or len(values) != len(column) * length:
                     raise DamagedCodes(self.path, "has rows without codes (null)")
                 block = values.to_numpy().reshape(-1, length)
                 if len(block) and bool((block.min(axis=0) < 0).any() or (block.max(axis=0) > largest).any()):
                     raise DamagedCodes(self.path, f"holds codes beyond its layout's sizes {_few(self.layout.sizes)}")
-                out[first : first + len(block)] = block
-                first += len(block)
-        if first != self.rows:
-            raise DamagedCodes(self.path, f"holds {first} rows of codes, where it says {self.rows}")
+                out[done : done + len(block)] = block
+                done += len(block)
+        if done != len(out):
+            raise DamagedCodes(self.path, f"holds {done} rows of codes, where it says {len(out)}")
         return out
 
-    def keys(self) -> Any:
-        """Names of the images, a `ChunkedArray` of dictionaries of strings. Raises `DamagedCodes` for others."""
-        return self._strings("key")
+    def _check_fingerprint(self, span: Span) -> None:
+        prints = self._strings("fingerprint", span)
+        with _named(self.path):
+            others = [print_ for print_ in prints.unique().to_pylist() if print_ != self.info.fingerprint]
+        if others:
+            raise ValueError(
+                f"{self.path} holds codes of another tokenizer ({short(others[0])}) than {INFO} says "
+                f"({short(self.info.fingerprint)}): move it away, then run `tvq encode` again"
+            )
 
-    def labels(self, column: str | None = None) -> np.ndarray:
+    def keys(self, span: Span = ALL) -> Any:
+        """Names of the images, a `ChunkedArray` of dictionaries of strings. Raises `DamagedCodes` for others."""
+        return self._strings("key", span)
+
+    def labels(self, column: str | None = None, span: Span = ALL) -> np.ndarray:
         """int64 `(rows,)`, -1 for none, of the first column of classes or a further one.
 
         Raises `DamagedCodes` for other types, for nulls and unknown classes.
         """
         names = self.info.label_names if column is None else self.info.class_names[column]
-        labels = self._integers("label" if column is None else class_column(column))
+        labels = self._integers("label" if column is None else class_column(column), span)
         if len(labels) and labels.min() < -1:
             raise DamagedCodes(self.path, f"has the label {labels.min()}, where -1 means none")
         if len(labels) and names is not None and labels.max() >= len(names):
             raise DamagedCodes(self.path, f"has the label {labels.max()}, but {INFO} names {len(names)} classes")
         return labels
 
-    def captions(self) -> Any:
+    def captions(self, span: Span = ALL) -> Any:
         """Captions of the images, a `pyarrow.ChunkedArray` of lists, null or empty for none; None without the column.
 
         Raises `DamagedCodes` for other types.
@@ -197,7 +251,7 @@ class ShardFile:
 
         if self.columns.get_field_index("captions") < 0:
             return None
-        found = self._column("captions")
+        found = self._column("captions", span)
         with _named(self.path):
             lists = found.cast(pa.list_(pa.string()))
             lists.validate(full=True)
@@ -212,34 +266,63 @@ class ShardFile:
         for column in self.info.class_names:
             self.labels(column)
 
-    def check_views(self) -> None:
+    def check_views(self, span: Span = ALL) -> None:
         """Raises `DamagedCodes` where the views of an image do not follow one another, from 0 on."""
         if self.views > 1:
-            numbers = self._integers("view")
-            if not np.array_equal(numbers, np.tile(np.arange(self.views), self.rows // self.views)):
+            first, last = self._span(span)
+            if not np.array_equal(self._integers("view", span), np.arange(first, last) % self.views):
                 raise DamagedCodes(self.path, f"numbers its views otherwise than 0 to {self.views - 1}, image by image")
 
     def __enter__(self) -> ShardFile:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
         self._file.close()
 
-    def _column(self, name: str) -> Any:
+    def _span(self, span: Span) -> tuple[int, int]:
+        return span[0], self.rows if span[1] is None else span[1]
+
+    def _slices(self, name: str, span: tuple[int, int]) -> Iterator[Any]:
+        """Arrays of these rows of a column: only the groups of rows in which they lie are unpacked, bit by bit."""
+        first, last = span
+        starts = np.concatenate([[0], self._ends[:-1]]) if len(self._ends) else self._ends
+        groups = np.nonzero((starts < last) & (self._ends > first))[0].tolist()
+        if not groups or first >= last:
+            return
+        at = int(starts[groups[0]])
+        for batch in self._file.iter_batches(
+            rows_within(self.layout, _GROUP), row_groups=groups, columns=[name], use_threads=False
+        ):
+            column = batch.column(0)
+            low, high = max(first - at, 0), min(last - at, len(column))
+            at += len(column)
+            if low < high:
+                yield column.slice(low, high - low)
+            if at >= last:
+                return
+
+    def _column(self, name: str, span: Span) -> Any:
+        import pyarrow as pa
+
+        first, last = self._span(span)
         with _named(self.path):
-            column = self._file.read(columns=[name]).column(0)
-        if len(column) != self.rows:
-            raise DamagedCodes(self.path, f"holds {len(column)} rows of '{name}', where it says {self.rows}")
+            column = pa.chunked_array(list(self._slices(name, (first, last))), self.columns.field(name).type)
+        if len(column) != last - first:
+            raise DamagedCodes(self.path, f"holds {len(column)} rows of '{name}', where it says {last - first}")
         return column
 
-    def _strings(self, name: str) -> Any:
+    def _strings(self, name: str, span: Span) -> Any:
         import pyarrow as pa
 
         kind = self.columns.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise DamagedCodes(self.path, f"has a column '{name}' of {kind}, not of text")
-        column = self._column(name)
+        column = self._column(name, span)
         if column.null_count:
             raise DamagedCodes(self.path, f"has rows without a '{name}' (null)")
         with _named(self.path):
@@ -248,13 +331,13 @@ class ShardFile:
             self._bound(name, sum(_text_bytes(chunk) for chunk in texts.chunks))
             return texts
 
-    def _integers(self, name: str) -> np.ndarray:
+    def _integers(self, name: str, span: Span) -> np.ndarray:
         import pyarrow as pa
 
         kind = self.columns.field(name).type
         if not pa.types.is_integer(kind):
             raise DamagedCodes(self.path, f"has a column '{name}' of {kind}, not of whole numbers")
-        column = self._column(name)
+        column = self._column(name, span)
         if column.null_count:
             raise DamagedCodes(self.path, f"has rows without a '{name}' (null)")
         with _named(self.path):
@@ -262,15 +345,22 @@ class ShardFile:
 
 
 def _described(path: Path, metadata: dict[bytes, bytes], name: str, kind: type) -> Any:
-    if name.encode() not in metadata:
+    text = metadata.get(name.encode())
+    if text is None:
         return None
     try:
-        described = parse_json(metadata[name.encode()].decode(), MOST_JSON)
+        described = _parsed(text) if len(text) <= _REPEATED else parse_json(text.decode(), MOST_JSON)
     except ValueError as error:
         raise DamagedCodes(path, f"has metadata '{name}' that is {error}") from None
     if not isinstance(described, kind):
         raise DamagedCodes(path, f"has metadata '{name}' that is a {type(described).__name__}")
     return described
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: bytes) -> Any:
+    """All shards of a folder say the same of themselves, with the names of all classes."""
+    return parse_json(text.decode(), MOST_JSON)
 
 
 def _text_bytes(chunk: Any) -> int:

@@ -60,6 +60,15 @@ class RecordInfo(Config):
     blocks: Annotated[tuple[str, ...], Field(max_length=1000)]
 
 
+class LabelsInfo(Config):
+    """What is known of a column of classes without reading it."""
+
+    bare: Count
+    """rows that have no class"""
+    highest: Annotated[int, Field(ge=-1, lt=2**63)]
+    """the highest class that there is, -1 where there is none"""
+
+
 class CodesInfo(Config):
     """What `codes.json` says. Fields of other versions are passed over."""
 
@@ -105,6 +114,10 @@ class CodesInfo(Config):
     """images that all shards hold; None while some are missing"""
     broken: dict[str, str] | None = None
     """images that could not be read: name -> reason"""
+    labels: dict[str, LabelsInfo] | None = None
+    """by the name that a column of classes has in the shards; None in folders of before"""
+    rows: Annotated[tuple[Count, ...], Field(max_length=MOST_SHARDS)] | None = None
+    """rows of each shard, by which a row is found without opening them; None while some are missing"""
 
     @field_validator("layout")
     @classmethod
@@ -133,6 +146,7 @@ class CodesInfo(Config):
         A tokenizer or data folder may be written another way and be the same.
         """
         plain, free = self.to_dict(), {"tokenizer", "source", "folder", "split", "record", "images", "broken"}
+        free |= {"labels", "rows"}
         return {name: value for name, value in plain.items() if name not in free}
 
 

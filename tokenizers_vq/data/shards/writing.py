@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -29,6 +29,7 @@ from tokenizers_vq.data.shards.info import (
     MOST_SHARDS,
     CodesInfo,
     DamagedCodes,
+    LabelsInfo,
     ReadingInfo,
     RecordInfo,
     differences,
@@ -62,10 +63,11 @@ class Encoder(Protocol):
     def encode(self, images: Tensor) -> Tensor: ...
 
 
-class _Job(NamedTuple):
+class Job(NamedTuple):
     """What the shards of one call have in common."""
 
     encoder: Encoder
+    data: DataConfig
     info: CodesInfo
     out: Path
     batch_size: int
@@ -83,17 +85,20 @@ def write_codes(
     rank: int = 0,
     world: int = 1,
     progress: Callable[[int], None] | None = None,
+    elsewhere: Callable[[Job, list[int]], None] | None = None,
 ) -> dict[str, Any]:
     """Encode a split into `out`, going on where an earlier call stopped; returns what `codes.json` says.
 
     Columns: `codes` (fixed-size list of N), `fingerprint`, `key`, `label` (-1 for none), `class.NAME` of each further
     column of classes, `captions` (list of strings) where the images have any. Process `rank` of `world` writes shards
-    rank, rank + world, ...; the one that finds all shards there completes `codes.json` with `images` and `broken` (name
-    -> reason). `shards`: number of files, unset what the folder has, else by the number of images. `views`: one of
-    `transforms.VIEWS`; where they are several, an image's rows follow each other and a column `view` numbers them.
-    `progress` is called with the number of images after every batch. A damaged shard is written anew, as is a damaged
-    `codes.json` whose shards say that they were made as this call makes them. The log says what is read (info) and what
-    was damaged (warning).
+    rank, rank + world, ...; the one that finds all shards there completes `codes.json` with `images`, `broken` (name
+    -> reason), and `rows` and `labels`, by which a folder is opened without reading it. `shards`: number of files,
+    unset what the folder has, else by the number of images. `views`: one of `transforms.VIEWS`; where they are several,
+    an image's rows follow each other and a column `view` numbers them. `progress` is called with the number of images
+    after every batch. A damaged shard is written anew, as is a damaged `codes.json` whose shards say that they were
+    made as this call makes them. `elsewhere` is handed the numbers of the shards that are missing, and has them written
+    by `write_parts` in other processes; unset, this one writes them. The log says what is read (info) and what was
+    damaged (warning).
 
     Raises `ValueError` for unknown views, where `out` holds codes made otherwise, the field named, or another process
     writes them, and what `open_source` raises; `WriteError` where it cannot be written.
@@ -105,16 +110,48 @@ def write_codes(
     with lock(out) if world == 1 else nullcontext():
         if world == 1:
             clear(out)
-        opened = open_stream(data, _PREFER) if data.streaming else open_source(data, _PREFER)
+        opened = open_images(data)
         logger.info("reading %s", opened.about.description)
         info, known = _begin(encoder, data, opened, out, shards, views, world)
-        job = _Job(encoder, info, out, batch_size, progress)
+        job = Job(encoder, data, info, out, batch_size, progress)
         parts = [part for part in range(rank, info.shards, world) if not _is_done(job, part)]
-        size = size_for_views(encoder.image_size, views)
-        sizes: dict[str, Any] = {"image_size": size, "channels": encoder.channels, "batch_size": batch_size}
-        for part, batches in batches_by_part(data, opened, parts=parts, of=info.shards, prefer=_PREFER, **sizes):
-            _write(job, part, batches)
+        if elsewhere is None:
+            write_parts(job, parts, opened)
+        elif parts:
+            elsewhere(job, parts)
         return _complete(out, known, alone=world == 1).to_dict()
+
+
+def open_images(data: DataConfig) -> Source | Stream:
+    """What `write_codes` reads. Raises as `open_source`."""
+    return open_stream(data, _PREFER) if data.streaming else open_source(data, _PREFER)
+
+
+def write_parts(job: Job, parts: Sequence[int], opened: Source | Stream) -> None:
+    """Encode some of the shards, one after the other, each from its own images: whoever does it, it is the same file.
+
+    Raises `ValueError` where the images or the tokenizer are not those of the job.
+    """
+    if job.encoder.fingerprint != job.info.fingerprint:
+        raise ValueError(
+            f"{job.encoder.name} is another tokenizer ({short(job.encoder.fingerprint)}) than the codes of {job.out} "
+            f"are made with ({short(job.info.fingerprint)})"
+        )
+    if job.encoder.precision != job.info.precision:
+        raise ValueError(f"{job.out} holds codes of precision {job.info.precision}, not {job.encoder.precision}")
+    label_names = opened.columns.label_names if isinstance(opened, Stream) else opened.label_names
+    files, known = _files(opened), job.info.record
+    record = identity.record(files, label_names)
+    if known is not None and (other := identity.changed(known.to_dict(), record, files)):
+        raise ValueError(f"{job.data.path} holds other images here than where the encoding began ({other})")
+    size = size_for_views(job.encoder.image_size, job.info.views)
+    sizes: dict[str, Any] = {
+        "image_size": size,
+        "channels": job.encoder.channels,
+        "batch_size": job.batch_size,
+    }
+    for part, batches in batches_by_part(job.data, opened, parts=parts, of=job.info.shards, prefer=_PREFER, **sizes):
+        _write(job, part, batches)
 
 
 def write_rows(out: Path | str, info: CodesInfo, codes: np.ndarray, batch: Batch) -> CodesInfo:
@@ -128,13 +165,13 @@ def write_rows(out: Path | str, info: CodesInfo, codes: np.ndarray, batch: Batch
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: give another --out")
     rows = VIEWS[info.views].rows
-    info = info.replace(shards=1, images=len(codes) // rows, broken={})
+    info = info.replace(shards=1, images=len(codes) // rows, broken={}, rows=None, labels=None)
     columns = schema(CodeLayout.from_dict(info.layout), rows, info.captions, info.class_names)
     table = pa.table(_columns(codes, batch, info, rows), schema=columns)
     with lock(out):
         write_shard(out / shard_name(0, 1), table, info.how(), {})
         write_info(out, info)
-    return info
+        return _complete(out, info, alone=True)
 
 
 def recorded_precision(out: Path | str) -> str | None:
@@ -195,7 +232,7 @@ def _begin(
     before, problem = _found(out)
     if shards is None:
         number = _numbered(out) or (None if before is None else before.shards)
-        shards = number or max(world, -(-(_count(opened) or 1) // IMAGES_A_SHARD))
+        shards = number or min(MOST_SHARDS, max(world, -(-(_count(opened) or 1) // IMAGES_A_SHARD)))
     info = _describe(encoder, data, opened, shards, views)
     if before is not None:
         problem = _differs(out, before, info, opened)
@@ -264,7 +301,7 @@ def _adopt(out: Path, info: CodesInfo, problem: str) -> None:
     logger.warning("%s: %s is written again", problem, INFO)
 
 
-def _is_done(job: _Job, part: int) -> bool:
+def _is_done(job: Job, part: int) -> bool:
     """Whether a shard is there and whole. Raises `ValueError` for one that was made otherwise."""
     path = job.out / shard_name(part, job.info.shards)
     if not path.is_file():
@@ -281,20 +318,22 @@ def _is_done(job: _Job, part: int) -> bool:
     return True
 
 
-def _write(job: _Job, part: int, batches: Batches) -> None:
+def _write(job: Job, part: int, batches: Batches) -> None:
     import pyarrow as pa
 
     encoder, rows = job.encoder, VIEWS[job.info.views].rows
     columns = schema(encoder.layout, rows, job.info.captions, job.info.class_names)
-    tables = []
-    for batch in batches:
-        images = cut_views(batch["images"], encoder.image_size, job.info.views)
-        codes = np.concatenate([encoder.encode(images).numpy() for images in images.split(job.batch_size)])
-        tables.append(pa.table(_columns(codes, batch, job.info, rows), schema=columns))
-        if job.progress is not None:
-            job.progress(len(batch["keys"]))
-    table = pa.concat_tables([columns.empty_table(), *tables])
-    write_shard(job.out / shard_name(part, job.info.shards), table, job.info.how(), batches.broken)
+
+    def tables() -> Iterator[Any]:
+        yield columns.empty_table()
+        for batch in batches:
+            images = cut_views(batch["images"], encoder.image_size, job.info.views)
+            codes = np.concatenate([encoder.encode(images).numpy() for images in images.split(job.batch_size)])
+            yield pa.table(_columns(codes, batch, job.info, rows), schema=columns)
+            if job.progress is not None:
+                job.progress(len(batch["keys"]))
+
+    write_shard(job.out / shard_name(part, job.info.shards), tables(), job.info.how(), batches.broken)
 
 
 def _columns(codes: np.ndarray, batch: Batch, info: CodesInfo, rows: int) -> dict[str, Any]:
@@ -321,8 +360,9 @@ def _columns(codes: np.ndarray, batch: Batch, info: CodesInfo, rows: int) -> dic
 
 
 def _complete(out: Path, info: CodesInfo, alone: bool) -> CodesInfo:
-    """Where all shards are there, `codes.json` with `images` and `broken`."""
-    images, broken = 0, {}
+    """Where all shards are there, `codes.json` with `images`, `broken`, and what a reader need not count."""
+    images, broken, counts = 0, {}, list[int]()
+    labels = dict.fromkeys(("label", *map(class_column, info.class_names)), (0, -1))
     for part in range(info.shards):
         path = out / shard_name(part, info.shards)
         if not path.is_file():  # another process is at it
@@ -331,6 +371,10 @@ def _complete(out: Path, info: CodesInfo, alone: bool) -> CodesInfo:
             with ShardFile(path, info) as shard:
                 images += shard.rows // shard.views
                 broken.update(shard.broken)
+                counts.append(shard.rows)
+                for column, name in zip(labels, (None, *info.class_names), strict=True):
+                    found, (bare, highest) = shard.labels(name), labels[column]
+                    labels[column] = bare + int((found < 0).sum()), max(highest, int(found.max(initial=-1)))
         except DamagedCodes:
             if alone:
                 raise
@@ -338,7 +382,12 @@ def _complete(out: Path, info: CodesInfo, alone: bool) -> CodesInfo:
     if broken and not images:
         name, reason = next(iter(broken.items()))
         raise ValueError(f"{out}: none of {len(broken)} images could be read; the first, {name}: {reason}")
-    whole = info.replace(images=images, broken=broken)
+    whole = info.replace(
+        images=images,
+        broken=broken,
+        rows=tuple(counts),
+        labels={column: LabelsInfo(bare=bare, highest=highest) for column, (bare, highest) in labels.items()},
+    )
     if read_info(out) != whole:
         write_info(out, whole)
     return whole
