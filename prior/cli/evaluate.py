@@ -9,6 +9,8 @@ import typer
 
 from tokenizers_vq.cli import common, groups
 
+MEASURES = "What is measured"
+
 
 def evaluate(
     model: common.Model,
@@ -22,16 +24,31 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder for evaluation.json and evaluation.html")] = None,
     count: Annotated[
-        int, typer.Option(min=6, help="how many samples at most; twice as many real images are read")
+        int,
+        typer.Option(
+            min=6, help="how many samples at most; twice as many real images are read", rich_help_panel=MEASURES
+        ),
     ] = 500,
-    backbone: Annotated[str, typer.Option(help="timm backbone whose features are compared")] = "tf_efficientnet_lite0",
-    layer: Annotated[str, typer.Option(help="layer of that backbone, such as blocks.4")] = "head",
+    backbone: Annotated[
+        str, typer.Option(help="timm backbone whose features are compared", rich_help_panel=MEASURES)
+    ] = "tf_efficientnet_lite0",
+    layer: Annotated[
+        str, typer.Option(help="layer of that backbone, such as blocks.4", rich_help_panel=MEASURES)
+    ] = "head",
     curves: Annotated[
-        bool, typer.Option("--curves", help="also measure samples with other temperatures, top-p and guidance")
+        bool,
+        typer.Option(
+            "--curves",
+            help="also measure samples with other temperatures, top-p and guidance",
+            rich_help_panel=MEASURES,
+        ),
     ] = False,
     training: Annotated[
         str | None,
-        typer.Option(help="images that the prior was trained on, to look for copies; unset: those of the run's codes"),
+        typer.Option(
+            help="images that the prior was trained on, to look for copies; unset: those of the run's codes",
+            rich_help_panel=MEASURES,
+        ),
     ] = None,
     tokenizer: Annotated[
         str | None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import tokenizers_vq as tvq
 from prior.cli import main
 from prior.data import Data
 from prior.evaluation import _copies, evaluate
+from prior.measures import Judge
 from prior.scoring import own_recipe
 from tests.prior.conftest import NAMES, SMALL
 from tokenizers_vq.data import DataConfig
@@ -23,6 +25,12 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str
     with pytest.raises(SystemExit) as stop:
         main([str(argument) for argument in arguments])
     return (int(stop.value.code or 0), *capfd.readouterr())
+
+
+@pytest.fixture(autouse=True)
+def _small_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of 16 px need not be judged at 224."""
+    monkeypatch.setattr("prior.evaluation.Judge", partial(Judge, size=64))
 
 
 @pytest.fixture(scope="module")
