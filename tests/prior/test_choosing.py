@@ -181,7 +181,7 @@ def test_the_command(tokenizer: Path, tok: Tokenizer, tmp_path: Path, capsys: py
         (("--judge", "discriminator"), "--best-of and --judge go together"),
         (
             ("--best-of", "2", "--judge", "classifier:tf_efficientnet_lite0", "--judge-classes", "a"),
-            "no list of numbers",
+            "not a list of numbers",
         ),
         (("--best-of", "2", "--judge", "classifier:tf_efficientnet_lite0"), "knows 1000 classes, the prior 3"),
     ):

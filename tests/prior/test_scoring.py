@@ -78,7 +78,7 @@ def test_bits_of_a_code_add_up_to_it(name: str) -> None:
 
 
 def test_codes_that_are_no_bits_are_not_scored_by_bit() -> None:
-    with pytest.raises(ValueError, match="codes of 11 are no bits"):
+    with pytest.raises(ValueError, match="codes of 11 are not bits"):
         Tally(by_name("gpt, grid").build(), by_bit=True)
 
 

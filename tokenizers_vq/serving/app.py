@@ -121,7 +121,7 @@ class Server:
 
     def _bounded(self, count: int, name: str) -> None:
         if count > self.limits.batch:
-            raise Refused(413, f"{name}: {count} images are asked for at once; {self.limits.batch} are the most here")
+            raise Refused(413, f"{name}: {count} images in one request; at most {self.limits.batch} are allowed")
 
     async def _pictures(
         self, request: Request, images: Tensor, form: str, more: Mapping[str, Any] | None = None
@@ -225,7 +225,7 @@ def _answer_in_one_line(app: FastAPI, limits: Limits) -> None:
 
     def invalid(request: Request, error: Any) -> Response:
         if isinstance(error, TooLarge):
-            error = f"{error.name}: {error.what}; pictures of {limits.pixels:,} pixels are the most here"
+            error = f"{error.name}: {error.what}; at most {limits.pixels:,} pixels are allowed"
             return JSONResponse({"error": error}, 413)
         return JSONResponse({"error": " ".join(str(error).split())[:500]}, 422)
 
