@@ -27,7 +27,8 @@ from prior.model import Prior
 from prior.models import load
 from prior.scoring import own_recipe
 from tokenizers_vq.data import DataConfig
-from tokenizers_vq.data.loading import Batches, evaluation_batches
+from tokenizers_vq.data.batches import Batches
+from tokenizers_vq.data.loading import evaluation_batches
 from tokenizers_vq.devices import resolve_device
 from tokenizers_vq.evaluation.measures import few_images, lpips_network
 from tokenizers_vq.losses.perceptual import find_trunk

@@ -59,10 +59,7 @@ class TokenizerFields(Config):
     def _check(self) -> Self:
         output = getattr(self, "decoder").output  # noqa: B009  (every kind of tokenizer declares its own)
         if output == "logit_laplace" and not 0 < self.pixels.low < self.pixels.high < 1:
-            raise ConfigError(
-                ("pixels",),
-                "a logit-Laplace decoder needs pixels inside (0, 1): give pixels.low=0.1 and pixels.high=0.9",
-            )
+            raise ConfigError(("pixels",), "a logit-Laplace decoder needs pixels inside (0, 1): low=0.1, high=0.9")
         return self
 
     @property

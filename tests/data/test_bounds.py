@@ -92,8 +92,8 @@ def test_a_stream_holds_one_picture_at_a_time(tmp_path: Path, monkeypatch) -> No
         events.append("cut")
         return augment(*arguments)
 
-    decode = loading._decode
-    monkeypatch.setattr(loading, "_decode", decoded)
+    decode = loading.decode
+    monkeypatch.setattr(loading, "decode", decoded)
     monkeypatch.setattr(loading, "augment", cut)
     batch = next(iter(training_batches(config, image_size=16, channels=3, batch_size=3)))
     held = most = 0

@@ -6,7 +6,7 @@ import atexit
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import cache, partial
 from itertools import chain, count, islice
@@ -17,110 +17,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from tokenizers_vq import images
-from tokenizers_vq.data import identity
 from tokenizers_vq.data.ahead import ahead
-from tokenizers_vq.data.columns import Columns, Item, Unreadable
-from tokenizers_vq.data.files import readable
+from tokenizers_vq.data.batches import Batch, Batches, decode, nothing_readable, stack
+from tokenizers_vq.data.columns import Item
 from tokenizers_vq.data.order import MicroBatches, micro_batch_size
 from tokenizers_vq.data.sources import Chosen, DataConfig, Source, Stream, open_source, open_stream
 from tokenizers_vq.data.transforms import augment
 from tokenizers_vq.resizing import resize_center_crop
 
 Size = int | tuple[int, int] | None
-Batch = dict[str, Any]
-
-
-class Batches:
-    """Iterable of batch dicts: `images` float32 `(b, C, H, W)` in [-1, 1], `keys` a list of b names, `labels` int64
-    `(b,)` with -1 for none, `captions` a list of b tuples of texts (None where the data have none at all), `classes` a
-    list of b tuples of numbers, one a further column of classes, `broken` what could not be read on the way to this
-    batch, name -> reason.
-
-    `broken` collects the same over all batches so far; `source` is what is read (None for a stream), `about` says in
-    words what that is, `label_names` are the classes' names by number where they have any. A training iterator never
-    ends; close it (`iter(batches).close()`) and its loader processes end. Raises `images.BrokenImage` where `on_broken`
-    is stop, `ValueError` where `whole` data hold no image that can be read.
-    """
-
-    def __init__(
-        self, loader: Callable[[], Iterable[Batch]], config: DataConfig, opened: Source | Stream, whole: bool = False
-    ) -> None:
-        self.loader, self.config, self.opened, self.whole = loader, config, opened, whole
-        self.source: Source | None = None if isinstance(opened, Stream) else opened
-        self.about = opened.about
-        self.label_names = opened.columns.label_names if isinstance(opened, Stream) else opened.label_names
-        self.broken: dict[str, str] = {}
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of all columns, where the data is a table."""
-        opened = self.opened.source if isinstance(self.opened, Chosen) else self.opened
-        columns: Columns | None = getattr(opened, "columns", None)
-        return () if columns is None else columns.names
-
-    def record(self) -> dict[str, Any]:
-        """What tells these data from others: size, folder, split, and `identity.record` of the files."""
-        about = {"source": self.about.description, "folder": self.about.folder, "split": self.about.split}
-        return {**about, **identity.record(self.files(), self.label_names)}
-
-    def files(self) -> list[tuple[str, str]]:
-        """Name and path of every file that is read, in order."""
-        return self.opened.files if isinstance(self.opened, Stream) else self.opened.files()
-
-    def __iter__(self) -> Iterator[Batch]:
-        pending: dict[str, str] = {}
-        anything = False
-        for batch in self.loader():  # held by the loop alone: its processes end with the loop, however that is left
-            if "error" in batch:  # raised here: a loader process would wrap it in its traceback
-                raise batch["error"]
-            pending.update(batch["broken"])
-            self.broken.update(batch["broken"])
-            if pending and self.config.on_broken == "stop":
-                raise images.BrokenImage(*next(iter(pending.items())))
-            if batch["keys"]:
-                if batch["captions"] is not None:  # pinning memory makes lists of tuples
-                    batch["captions"] = [tuple(texts) for texts in batch["captions"]]
-                batch["broken"], pending, anything = pending, {}, True
-                yield batch
-        if self.whole and self.broken and not anything:
-            raise _nothing_readable(self.config, self.broken)
-
-
-def _nothing_readable(config: DataConfig, broken: dict[str, str]) -> ValueError:
-    name, reason = next(iter(broken.items()))
-    return ValueError(f"{readable(config.path)}: no image can be read; the first, {name}: {reason}")
-
-
-def _decode(item: Item, channels: int, config: DataConfig) -> Tensor | str:
-    """`(C, h, w)` as `images.decode` gives it, or why it could not be read."""
-    if isinstance(item.image, Unreadable):
-        return item.image.reason
-    try:
-        return images.decode(item.image, channels, item.key, config.range, config.max_pixels or images.MAX_PIXELS)
-    except images.BrokenImage as error:
-        return error.reason
-    except OSError as error:
-        return str(error)
-
-
-def _stack(
-    views: Sequence[Tensor], items: Sequence[Item], broken: dict[str, str], captions: bool, raw: bool = False
-) -> Batch:
-    stacked = torch.empty(0)
-    if views and all(view.dtype == torch.uint8 for view in views):
-        stacked = torch.stack(list(views))
-        stacked = stacked if raw else images.from_uint8(stacked)
-    elif views:
-        stacked = torch.stack([view if view.is_floating_point() else images.from_uint8(view) for view in views])
-    return {
-        "images": stacked,
-        "keys": [item.key for item in items],
-        "labels": torch.tensor([item.label for item in items], dtype=torch.int64),
-        "captions": [item.captions for item in items] if captions else None,
-        "classes": [item.classes for item in items],
-        "broken": broken,
-    }
 
 
 class TrainingSet(Dataset):
@@ -146,17 +51,17 @@ class TrainingSet(Dataset):
             image: Tensor | str = ""
             for tried in range(len(self.source)):
                 item = self.source.items([(index + tried) % len(self.source)])[0] if tried else items[slot]
-                image = _decode(item, self.channels, self.config)
+                image = decode(item, self.channels, self.config)
                 if isinstance(image, Tensor):
                     break
                 broken[item.key] = image
                 if self.config.on_broken == "stop":
-                    return _stack([], [], broken, False)
+                    return stack([], [], broken, False)
             if not isinstance(image, Tensor):
-                raise _nothing_readable(self.config, broken)
+                raise nothing_readable(self.config, broken)
             items[slot] = item
             views.append(augment(image, self.config, self.size, f"{self.seed}/{epoch}/{index}"))
-        return _stack(views, items, broken, self.source.has_captions, self.raw)
+        return stack(views, items, broken, self.source.has_captions, self.raw)
 
 
 class TrainingStream(IterableDataset):
@@ -202,23 +107,23 @@ class TrainingStream(IterableDataset):
         views: list[Tensor] = []
         good: list[Item] = []
         for item in items:  # one at a time: a batch of large images would not fit into memory
-            image = _decode(item, self.channels, self.config)
+            image = decode(item, self.channels, self.config)
             if isinstance(image, Tensor):
                 views.append(augment(image, self.config, self.size, keys[len(good)]))
                 good.append(item)
             else:
                 broken[item.key] = image
         if broken and self.config.on_broken == "stop":
-            return _stack([], [], broken, False)
+            return stack([], [], broken, False)
         if not good:
             name, reason = next(iter(broken.items()))
             raise ValueError(f"{self.config.path}: a whole batch cannot be read; its first, {name}: {reason}")
         for slot in range(len(good), self.batch):
-            image = _decode(good[slot % len(good)], self.channels, self.config)
+            image = decode(good[slot % len(good)], self.channels, self.config)
             assert isinstance(image, Tensor)
             views.append(augment(image, self.config, self.size, keys[slot]))
         filled = [good[slot % len(good)] for slot in range(self.batch)]
-        return _stack(views, filled, broken, self.columns.captions is not None, self.raw)
+        return stack(views, filled, broken, self.columns.captions is not None, self.raw)
 
 
 def _endless(stream: Any, config: DataConfig, seed: int, consumer: int, consumers: int) -> Iterator[Any]:
@@ -322,13 +227,13 @@ def _evaluation_batch(items: Sequence[Item], size: Size, channels: int, config: 
     views: list[Tensor] = []
     broken: dict[str, str] = {}
     for item in items:
-        image = _decode(item, channels, config)
+        image = decode(item, channels, config)
         if isinstance(image, str):
             broken[item.key] = image
             continue
         kept.append(item)
         views.append(image if size is None else resize_center_crop(image, size))
-    return _stack(views, kept, broken, captions)
+    return stack(views, kept, broken, captions)
 
 
 def evaluation_batches(

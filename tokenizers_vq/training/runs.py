@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tokenizers_vq.config import ConfigError, parse, read_yaml
 from tokenizers_vq.data import identity
-from tokenizers_vq.data.loading import Batches, evaluation_batches, training_batches
+from tokenizers_vq.data.batches import Batches
+from tokenizers_vq.data.loading import evaluation_batches, training_batches
 from tokenizers_vq.data.sources import Stream, open_source, open_stream
 from tokenizers_vq.devices import channels_last, processes
 from tokenizers_vq.discriminators import saved

@@ -9,8 +9,8 @@ from typing import Any
 
 from tokenizers_vq.config import parse, read_yaml
 from tokenizers_vq.data import DataConfig
+from tokenizers_vq.data.batches import Batches
 from tokenizers_vq.data.columns import NONE
-from tokenizers_vq.data.loading import Batches
 from tokenizers_vq.data.sources import open_source
 from tokenizers_vq.data.splits import NoSplitError
 from tokenizers_vq.data.transforms import PREPROCESSING
