@@ -89,7 +89,8 @@ def seeds() -> tuple[Seed, ...]:
         if weights.is_dir():
             config = weights / "config.json" if config is None else config
         files = sorted(weights.glob("diffusion*.safetensors")) if weights.is_dir() else [weights]
-        tensors = {key: tensor for file in files for key, tensor in read_tensors(file, "state_dict", "model").items()}
+        read = [read_tensors(file, "state_dict", "model", "ema", "vae") for file in files]
+        tensors = {key: tensor for part in read for key, tensor in part.items()}
         made.append(Seed(case.split("/")[0], tensors, read_config(config)))
     return (*made, *_priors())
 
