@@ -106,9 +106,9 @@ def served(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             process.wait(120)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Headless Chromium."""
+    """Headless Chromium; closed with the module, since the loop it runs in would refuse any other in this thread."""
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if importlib.util.find_spec("playwright") is None or found is None:
         missing("needs Chromium and playwright to look at a page")
