@@ -148,6 +148,8 @@ def test_images_of_other_sizes_are_taken_or_refused_by_name() -> None:
         var.encode(wide)
     coarse_first = var.encode(torch.rand(1, 3, 16, 24) * 2 - 1)
     assert [part.shape for part in coarse_first] == [(1, 1, 1), (1, 2, 2), (1, 2, 3)]
-    for wrong in (coarse_first[-1], coarse_first[:-1], tuple(part[0] for part in coarse_first)):
+    first_scales = var.decode_features(var.quantizer.partial(coarse_first, 2))
+    assert torch.equal(var.decode(coarse_first[:-1]), first_scales.clamp(-1, 1))
+    for wrong in (coarse_first[-1], coarse_first[1:], tuple(part[0] for part in coarse_first)):
         with pytest.raises(ValueError, match="codes must be"):
             var.decode(wrong)
