@@ -10,6 +10,7 @@ foresee. A random network accepts nearly all, as its codes hardly depend on each
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import time
 
@@ -45,8 +46,23 @@ def main() -> None:
     torch.set_num_threads(1)
     model = network(given.layers, given.dim, given.tokens) if given.layers else prior.load(given.model)
     said: list[str] = []
-    autoregressive.logger.setLevel("INFO")
-    autoregressive.logger.addFilter(lambda record: said.append(record.getMessage()) or False)
+
+    def hear(record: logging.LogRecord) -> bool:
+        said.append(record.getMessage())
+        return False
+
+    before = autoregressive.logger.level
+    autoregressive.logger.setLevel(logging.INFO)
+    autoregressive.logger.addFilter(hear)
+    try:
+        measure(model, given, said)
+    finally:
+        autoregressive.logger.removeFilter(hear)
+        autoregressive.logger.setLevel(before)
+
+
+def measure(model: Prior, given: argparse.Namespace, said: list[str]) -> None:
+    """Print a line a setting; `said` is what the sampler logs."""
     print("guidance | top-p | window | codes a pass | processor s an image | speed-up")
     for guidance in given.guidance:
         for top_p in given.top_p:
