@@ -164,16 +164,21 @@ class Checkpoints:
 
     def _save_parts(self, aside: Path, step: int) -> None:
         """Every process writes what it holds, then the first the index. Where one cannot, none goes on."""
-        index: dict[str, Any] | str = {}
+        index: dict[str, Any] | str = ""
         try:
             if self.accelerator.is_main_process:
                 self._begin(aside)
-            self.accelerator.wait_for_everyone()
-            index = self._write(aside, step, f".{self.accelerator.process_index}-{self.accelerator.num_processes}")
         except OSError as error:
             index = str(error)
+        # None writes, nor waits for the others, where there is no folder to write to.
+        if not (problem := next(filter(None, sharding.gathered(index)), "")):
+            try:
+                suffix = f".{self.accelerator.process_index}-{self.accelerator.num_processes}"
+                index = self._write(aside, step, suffix)
+            except OSError as error:
+                index = str(error)
         indices = sharding.gathered(index)
-        if problem := next((one for one in indices if isinstance(one, str)), None):
+        if problem := problem or next((one for one in indices if isinstance(one, str)), ""):
             if self.accelerator.is_main_process:
                 shutil.rmtree(aside, ignore_errors=True)
             raise OSError(problem)
