@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prior.cli import options
 from tokenizers_vq.cli import common
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-WHAT, HOW = "What is drawn", "How it is drawn"
 
 
 def inpaint(
@@ -34,37 +32,36 @@ def inpaint(
     out: Annotated[
         Path, typer.Option(help="X.png for one sheet of what was given and drawn, or a folder for separate pictures")
     ] = ...,  # type: ignore[assignment]
-    count: Annotated[int, typer.Option(min=1, help="how many ways to fill it in", rich_help_panel=WHAT)] = 4,
+    count: Annotated[int, typer.Option(min=1, help="how many ways to fill it in", rich_help_panel=options.WHAT)] = 4,
     classes: Annotated[
         str | None,
         typer.Option(
-            "--class", help="class of the picture, for a prior that takes classes; unset: none", rich_help_panel=WHAT
+            "--class",
+            help="class of the picture, for a prior that takes classes; unset: none",
+            rich_help_panel=options.WHAT,
         ),
     ] = None,
     text: Annotated[
-        str | None, typer.Option(help="what the picture shows, for a prior that takes a text", rich_help_panel=WHAT)
+        str | None,
+        typer.Option(help="what the picture shows, for a prior that takes a text", rich_help_panel=options.WHAT),
     ] = None,
     ring: Annotated[
         int | None,
         typer.Option(
             min=0,
             help="how many codes around the masked ones are drawn too; unset: as many as see masked pixels",
-            rich_help_panel=WHAT,
+            rich_help_panel=options.WHAT,
         ),
     ] = None,
     keep_pixels: Annotated[
-        bool, typer.Option("--keep-pixels", help="keep the picture's own pixels outside the mask", rich_help_panel=WHAT)
-    ] = False,
-    temperature: Annotated[
-        float, typer.Option(help="below 1: safer, above 1: wilder; 0: always the likeliest code", rich_help_panel=HOW)
-    ] = 1.0,
-    guidance: Annotated[
-        float,
+        bool,
         typer.Option(
-            help="follow the class or text more closely (classifier-free guidance); 1 = off", rich_help_panel=HOW
+            "--keep-pixels", help="keep the picture's own pixels outside the mask", rich_help_panel=options.WHAT
         ),
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="the same seed gives the same images", rich_help_panel=HOW)] = 0,
+    ] = False,
+    temperature: options.Temperature = 1.0,
+    guidance: options.Guidance = 1.0,
+    seed: options.Seed = 0,
     tokenizer: Annotated[
         str | None,
         typer.Option(metavar="RUN|MODEL", help="the tokenizer, if it has moved; only the one of the prior itself fits"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from prior.cli import options
 from prior.cli.opening import Opened, open_priors
 from tokenizers_vq.cli import common
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from prior.sampling import Sampler
 
 
-WHAT, HOW, CHOICE = "What is drawn", "How it is drawn", "The best of several"
+CHOICE = "The best of several"
 
 
 def sample(
@@ -41,11 +42,11 @@ def sample(
         typer.Option(
             metavar="ROWSxCOLUMNS",
             help="rows x columns of the grid, and so how many images; unset: 4x8",
-            rich_help_panel=WHAT,
+            rich_help_panel=options.WHAT,
         ),
     ] = None,
     count: Annotated[
-        int | None, typer.Option(min=1, help="how many images, in place of --grid", rich_help_panel=WHAT)
+        int | None, typer.Option(min=1, help="how many images, in place of --grid", rich_help_panel=options.WHAT)
     ] = None,
     classes: Annotated[
         list[str] | None,
@@ -53,36 +54,34 @@ def sample(
             "--classes",
             "--class",
             help="classes by number or name, such as 0,3,cat, one after the other in the grid; unset: all",
-            rich_help_panel=WHAT,
+            rich_help_panel=options.WHAT,
         ),
     ] = None,
     text: Annotated[
         list[str] | None,
         typer.Option(
-            help="what to draw, for a prior that takes a text; may be given several times", rich_help_panel=WHAT
+            help="what to draw, for a prior that takes a text; may be given several times", rich_help_panel=options.WHAT
         ),
     ] = None,
-    temperature: Annotated[
-        float, typer.Option(help="below 1: safer, above 1: wilder; 0: always the likeliest code", rich_help_panel=HOW)
-    ] = 1.0,
-    top_k: Annotated[int | None, typer.Option(help="draw only from the k likeliest codes", rich_help_panel=HOW)] = None,
+    temperature: options.Temperature = 1.0,
+    top_k: Annotated[
+        int | None, typer.Option(help="draw only from the k likeliest codes", rich_help_panel=options.HOW)
+    ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help="draw only from the likeliest codes whose probabilities add up to p", rich_help_panel=HOW),
+        typer.Option(
+            help="draw only from the likeliest codes whose probabilities add up to p", rich_help_panel=options.HOW
+        ),
     ] = None,
     min_p: Annotated[
         float | None,
         typer.Option(
-            help="draw only codes that are at least this many times as likely as the likeliest", rich_help_panel=HOW
+            help="draw only codes that are at least this many times as likely as the likeliest",
+            rich_help_panel=options.HOW,
         ),
     ] = None,
-    guidance: Annotated[
-        float,
-        typer.Option(
-            help="follow the class or text more closely (classifier-free guidance); 1 = off", rich_help_panel=HOW
-        ),
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="the same seed gives the same images", rich_help_panel=HOW)] = 0,
+    guidance: options.Guidance = 1.0,
+    seed: options.Seed = 0,
     best_of: Annotated[
         int,
         typer.Option(min=1, help="draw this many candidates for each image and keep the best", rich_help_panel=CHOICE),

@@ -42,17 +42,7 @@ def look_tab(models: Models) -> None:
                 label="drag the line", type="pil", format="png", elem_id="look-slider", elem_classes="shown"
             )
     with gr.Column(visible=False) as rest:
-        gallery = gr.Gallery(
-            label="click one to see it at the right of the line",
-            columns=5,
-            height="auto",
-            format="png",
-            allow_preview=False,
-            interactive=False,
-            buttons=[],
-            elem_id="look-gallery",
-            elem_classes="shown",
-        )
+        gallery = _gallery()
         codes = CodesPart(models, state)
 
     def show(path: str | None, side: int, name: str) -> list[Any]:
@@ -81,6 +71,20 @@ def look_tab(models: Models) -> None:
     for field in (left, right):
         field.input(one_line(_slide), **slide)
     gallery.select(one_line(_choose), state, right, show_progress="hidden", **private).then(one_line(_slide), **slide)
+
+
+def _gallery() -> gr.Gallery:
+    return gr.Gallery(
+        label="click one to see it at the right of the line",
+        columns=5,
+        height="auto",
+        format="png",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+        elem_id="look-gallery",
+        elem_classes="shown",
+    )
 
 
 def _slide(found: Look | None, left: str | None, right: str | None) -> Any:
